@@ -1,0 +1,86 @@
+"""A migration: the request, and the record that every tool reads (field names are stable, see DESIGN)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Strategy(StrEnum):
+    STOP_AND_COPY = "stop-and-copy"
+    PRE_COPY = "pre-copy"
+    HYBRID = "hybrid"
+
+
+class Outcome(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    ROLLED_BACK = "rolled-back"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DRY_RUN = "dry-run"
+
+
+class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_downtime_ms`, `deadline_ms` and `bandwidth_bps` 0 mean: no limit asked for."""
+
+    id: str
+    service: str
+    destination: str
+    strategy: Strategy = Strategy.HYBRID
+    max_downtime_ms: float = 0.0
+    deadline_ms: float = 0.0
+    bandwidth_bps: float = 0.0
+    max_rounds: int = 0
+    dry_run: bool = False
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    start_ms: float
+    duration_ms: float
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    n: int
+    dirty_pages: int
+    bytes_sent: int
+    duration_ms: float
+
+
+class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One migration, whole. Times in ms, sizes in bytes. `outage_*`, `lost`, `resets` and `state_ok` are
+    measured by a client outside and are null when nobody measured."""
+
+    id: str
+    service: str
+    source: str
+    destination: str
+    strategy: str
+    outcome: Outcome
+    workload: str = ""
+    reason: str = ""
+    error: str = ""
+    error_code: str = ""
+    started_unix_s: float = 0.0
+    total_ms: float = 0.0
+    freeze_ms: float = 0.0
+    outage_udp_ms: float | None = None
+    outage_tcp_ms: float | None = None
+    lost: int | None = None
+    resets: int | None = None
+    state_ok: bool | None = None
+    rss_bytes: int = 0
+    bytes_sent: int = 0
+    phases: tuple[Phase, ...] = ()
+    rounds: tuple[Round, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of news from a running migration: the phase it is in, and how far (0..1, -1 = unknown)."""
+
+    migration: str
+    phase: str
+    detail: str = ""
+    fraction: float = -1.0

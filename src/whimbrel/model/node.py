@@ -1,0 +1,50 @@
+"""Nodes: where services run, and gateways that lead users to them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Role(StrEnum):
+    EDGE = "edge"
+    GATEWAY = "gateway"
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node's agent listens (`host`, `port`), and `overlay_host`, its VXLAN tunnel end (an IPv4 address)."""
+
+    name: str
+    role: Role
+    host: str
+    port: int
+    overlay_host: str
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What must agree between two nodes before a container can cross."""
+
+    whimbrel: str
+    machine: str
+    kernel: str
+    criu: str
+    runc: str
+    cpu_features: tuple[str, ...] = ()
+    write_protect_tracking: bool = False
+    lazy_pages: bool = False
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    cpus: int
+    load_1min: float
+    memory_total_bytes: int
+    memory_available_bytes: int
+    disk_available_bytes: int
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    endpoint: Endpoint
+    capabilities: Capabilities
+    resources: Resources
+    services: tuple[str, ...] = ()

@@ -1,0 +1,67 @@
+"""A service: what was asked for, and what runs."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+from whimbrel.model.errors import BadInput
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked for; travels with the service from node to node.
+
+    `image` is ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]`` or ``rootfs:DIR``. `address` is the service's
+    IPv4 address on the overlay, with prefix length (``10.77.1.1/16``); `ports` are ``N/tcp`` or ``N/udp``.
+    `memory_limit_bytes` 0 means no limit.
+    """
+
+    name: str
+    image: str
+    address: str
+    ports: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    memory_limit_bytes: int = 0
+    workload: str = ""
+
+    def __post_init__(self) -> None:
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise BadInput(
+                f"service name {self.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end"
+            )
+        for port in self.ports:
+            if not re.fullmatch(r"[0-9]{1,5}/(tcp|udp)", port) or not 0 < int(port.split("/")[0]) < 65536:
+                raise BadInput(f"port {port!r} is not valid: write N/tcp or N/udp with N from 1 to 65535")
+
+
+class ServiceState(StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+    MIGRATING = "migrating"
+    STOPPED = "stopped"
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs: one service on one node, at one moment. `image_digest` names the unpacked base image."""
+
+    spec: ServiceSpec
+    node: str
+    state: ServiceState
+    pid: int
+    mac: str
+    image_digest: str
+    rss_bytes: int = 0
+    processes: int = 0
+    started_unix_s: float = 0.0
+    migrations: int = 0
+
+
+class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+    exit_code: int
+    stdout: str
+    stderr: str

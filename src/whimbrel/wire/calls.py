@@ -1,0 +1,167 @@
+"""The calls that an agent answers. Each is a frozen struct whose `reply` names the type of its answer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+from whimbrel.model.migration import MigrationRecord, MigrationRequest
+from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources
+from whimbrel.model.service import ExecResult, ServiceSpec, ServiceStatus
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True, tag_field="call"):
+    reply: ClassVar[Any] = None
+
+
+class GetNode(Call, tag="node"):
+    reply: ClassVar[Any] = NodeStatus
+
+
+class SetPeers(Call, tag="peers"):
+    """All nodes of the region: the agent joins them by VXLAN and forgets the ones that are gone."""
+
+    peers: tuple[Endpoint, ...]
+
+
+# --- services ---------------------------------------------------------------------------------------------
+class RunService(Call, tag="service.run"):
+    spec: ServiceSpec
+    reply: ClassVar[Any] = ServiceStatus
+
+
+class ListServices(Call, tag="service.list"):
+    reply: ClassVar[Any] = tuple[ServiceStatus, ...]
+
+
+class InspectService(Call, tag="service.inspect"):
+    name: str
+    reply: ClassVar[Any] = ServiceStatus
+
+
+class RemoveService(Call, tag="service.remove"):
+    name: str
+
+
+class ServiceLogs(Call, tag="service.logs"):
+    """The last `tail_bytes` of the service's output, from all nodes it ran on."""
+
+    name: str
+    tail_bytes: int = 65536
+    reply: ClassVar[Any] = str
+
+
+class ExecInService(Call, tag="service.exec"):
+    name: str
+    argv: tuple[str, ...]
+    reply: ClassVar[Any] = ExecResult
+
+
+# --- migration, source side -------------------------------------------------------------------------------
+class Migrate(Call, tag="migrate"):
+    """Answered when the migration is over; `Progress` events meanwhile."""
+
+    request: MigrationRequest
+    destination: Endpoint
+    gateways: tuple[Endpoint, ...]
+    reply: ClassVar[Any] = MigrationRecord
+
+
+class CancelMigration(Call, tag="migrate.cancel"):
+    """Answers False when the migration is past its commit or unknown."""
+
+    id: str
+    reply: ClassVar[Any] = bool
+
+
+# --- migration, destination side --------------------------------------------------------------------------
+class OfferMigration(Call, tag="incoming.offer"):
+    """May this service come? Answers with what the source compares; raises Refused with the reason if not."""
+
+    spec: ServiceSpec
+    rss_bytes: int
+    image_digest: str
+    reply: ClassVar[Any] = "OfferReply"
+
+
+class OfferReply(msgspec.Struct, frozen=True, kw_only=True):
+    capabilities: Capabilities
+    resources: Resources
+    has_image: bool
+
+
+class PrepareIncoming(Call, tag="incoming.prepare"):
+    """Make everything ready (image, root file system, network, runtime record) and open the page channel."""
+
+    id: str
+    service: ServiceStatus
+    strategy: str
+    source_host: str
+    runc_config: bytes
+    reply: ClassVar[Any] = "IncomingReady"
+
+
+class IncomingReady(msgspec.Struct, frozen=True, kw_only=True):
+    """`page_port`: TCP port of the page channel; `token`: what the source must say first there."""
+
+    page_port: int
+    token: str
+
+
+class AbortIncoming(Call, tag="incoming.abort"):
+    """Undo PrepareIncoming, whatever of it happened. Safe to repeat; after the commit it answers False."""
+
+    id: str
+    reply: ClassVar[Any] = bool
+
+
+class FinishIncoming(Call, tag="incoming.finish"):
+    """Wait until all pages are local, then adopt the service."""
+
+    id: str
+    reply: ClassVar[Any] = ServiceStatus
+
+
+# --- holding packets at a gateway -------------------------------------------------------------------------
+class PrepareHold(Call, tag="hold.prepare"):
+    """Make room for the packets of one address: queue size and retry times; changes no traffic."""
+
+    address: str
+
+
+class Hold(Call, tag="hold.on"):
+    """From the answer on, packets for `address` wait here until the address is announced or released."""
+
+    address: str
+
+
+class Release(Call, tag="hold.off"):
+    """Let packets for `address` go to `mac` now."""
+
+    address: str
+    mac: str
+
+
+OfferMigration.reply = OfferReply
+PrepareIncoming.reply = IncomingReady
+
+AnyCall = (
+    GetNode
+    | SetPeers
+    | RunService
+    | ListServices
+    | InspectService
+    | RemoveService
+    | ServiceLogs
+    | ExecInService
+    | Migrate
+    | CancelMigration
+    | OfferMigration
+    | PrepareIncoming
+    | AbortIncoming
+    | FinishIncoming
+    | PrepareHold
+    | Hold
+    | Release
+)

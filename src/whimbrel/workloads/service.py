@@ -1,0 +1,170 @@
+"""The stateful service of the demo, the tests and the benchmark; runs inside the container, stdlib only.
+
+One port number, two protocols:
+
+* UDP: every datagram is sent back unchanged (clients number theirs).
+* TCP: one line per request. ``count`` answers ``<requests so far> <writes so far>``; ``digest`` pauses
+  the writer and answers ``<writes> <crc32 of all memory>``.
+
+Memory is ``--memory-mb`` of private anonymous pages. Write number *w* (from 1) fills the page
+``page_of(w)`` with the 64-bit word ``w << 24 | page`` repeated 512 times, so whoever knows *w* can compute
+what every byte must be, from outside (``expected_digest``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import selectors
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+
+PAGE_BYTES = 4096
+WORDS_PER_PAGE = PAGE_BYTES // 8
+STRIDE = 7919  # a prime: the walk visits every page before it repeats and never in address order
+TICK_S = 0.01
+
+
+def page_of(write: int, pages: int) -> int:
+    """Page index that write number `write` (from 1) fills."""
+    return (write * STRIDE) % pages
+
+
+def page_bytes(write: int, page: int) -> bytes:
+    """The 4096 bytes that write number `write` leaves in page number `page`."""
+    return struct.pack("<Q", (write << 24) | page) * WORDS_PER_PAGE
+
+
+def usable_pages(memory_mb: int) -> int:
+    """Number of pages for a size, made coprime to the stride so that the walk covers all of them."""
+    pages = memory_mb * (1 << 20) // PAGE_BYTES
+    return pages - 1 if pages % STRIDE == 0 else pages
+
+
+def expected_digest(writes: int, memory_mb: int) -> int:
+    """CRC-32 that the memory must have after `writes` writes (0 = the initial fill, which is write 0)."""
+    pages = usable_pages(memory_mb)
+    last = [0] * pages
+    for write in range(max(1, writes - pages + 1), writes + 1):
+        last[page_of(write, pages)] = write
+    crc = 0
+    for page in range(pages):
+        crc = zlib.crc32(page_bytes(last[page], page), crc)
+    return crc
+
+
+class Memory:
+    """The pattern; one writer thread, and a lock that makes `digest` see a moment between two writes."""
+
+    def __init__(self, memory_mb: int) -> None:
+        self.pages = usable_pages(memory_mb)
+        self.lock = threading.Lock()
+        self.writes = 0
+        self.map = mmap.mmap(-1, memory_mb << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for page in range(self.pages):
+            self.map[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = page_bytes(0, page)
+
+    def write_next(self) -> None:
+        with self.lock:
+            write = self.writes + 1
+            page = page_of(write, self.pages)
+            self.map[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = page_bytes(write, page)
+            self.writes = write
+
+    def digest(self) -> tuple[int, int]:
+        with self.lock, memoryview(self.map) as view:
+            return self.writes, zlib.crc32(view[: self.pages * PAGE_BYTES])
+
+
+def dirty_forever(memory: Memory, pages_per_s: float) -> None:
+    """Write at a steady rate; after a pause it goes on at the rate and does not catch up."""
+    owed = 0.0
+    before = time.monotonic()
+    while True:
+        time.sleep(TICK_S)
+        now = time.monotonic()
+        owed = min(owed + (now - before) * pages_per_s, pages_per_s * 10 * TICK_S)
+        before = now
+        while owed >= 1.0:
+            memory.write_next()
+            owed -= 1.0
+
+
+class Server:
+    """UDP echo and line-based TCP on one port, one thread, one selector."""
+
+    def __init__(self, port: int, memory: Memory) -> None:
+        self.memory = memory
+        self.requests = 0
+        self.selector = selectors.DefaultSelector()
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("0.0.0.0", port))
+        self.tcp = socket.create_server(("0.0.0.0", port), backlog=64)
+        for sock in (self.udp, self.tcp):
+            sock.setblocking(False)
+        self.selector.register(self.udp, selectors.EVENT_READ, self.on_datagrams)
+        self.selector.register(self.tcp, selectors.EVENT_READ, self.on_connection)
+
+    def on_datagrams(self, _: socket.socket) -> None:
+        while True:
+            try:
+                data, peer = self.udp.recvfrom(2048)
+            except BlockingIOError:
+                return
+            self.udp.sendto(data, peer)
+
+    def on_connection(self, listener: socket.socket) -> None:
+        conn, _ = listener.accept()
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.selector.register(conn, selectors.EVENT_READ, self.on_request)
+
+    def on_request(self, conn: socket.socket) -> None:
+        try:
+            data = conn.recv(4096)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.selector.unregister(conn)
+            conn.close()
+            return
+        for line in data.split(b"\n"):
+            if line:
+                conn.sendall(self.answer(line.strip()))
+
+    def answer(self, request: bytes) -> bytes:
+        if request == b"digest":
+            writes, crc = self.memory.digest()
+            return b"%d %d\n" % (writes, crc)
+        if request == b"count":
+            self.requests += 1
+            return b"%d %d\n" % (self.requests, self.memory.writes)
+        return b"unknown request\n"
+
+    def serve(self) -> None:
+        while True:
+            for key, _ in self.selector.select():
+                key.data(key.fileobj)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "7000")))
+    parser.add_argument("--memory-mb", type=int, default=int(os.environ.get("MEMORY_MB", "200")))
+    parser.add_argument("--dirty-pages-per-s", type=float, default=float(os.environ.get("DIRTY_PAGES_PER_S", "500")))
+    args = parser.parse_args()
+    memory = Memory(args.memory_mb)
+    if args.dirty_pages_per_s > 0:
+        threading.Thread(target=dirty_forever, args=(memory, args.dirty_pages_per_s), daemon=True).start()
+    server = Server(args.port, memory)
+    print(f"serving on port {args.port} with {args.memory_mb} MB, pid {os.getpid()}", flush=True)
+    sys.stdout.flush()
+    server.serve()
+
+
+if __name__ == "__main__":
+    main()
