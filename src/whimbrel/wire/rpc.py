@@ -60,6 +60,12 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     sock = writer.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A machine that vanished says no goodbye: let the kernel find out, within about ten seconds.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
     write_frame(writer, HELLO, PROTOCOL, __version__, FEATURES)
     kind, protocol, version, features, *_ = await read_frame(reader)
     if kind != HELLO or protocol != PROTOCOL:
@@ -104,7 +110,7 @@ class RpcServer:
                 answer = asyncio.create_task(self._answer(writer, call_id, body))
                 calls.add(answer)
                 answer.add_done_callback(calls.discard)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
             pass  # the caller left; what it started goes on, it can ask for the outcome later
         except (WhimbrelError, ValueError, msgspec.DecodeError) as error:
             log.warning("connection refused", error=str(error))
@@ -171,6 +177,11 @@ class Peer:
             self._writer = writer
             self._reading = asyncio.create_task(self._read(reader, writer))
 
+    async def wait_lost(self) -> None:
+        """Return when the present connection is gone; at once when there is none."""
+        if self._reading is not None:
+            await asyncio.wait([self._reading])
+
     async def close(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
@@ -194,8 +205,8 @@ class Peer:
                     future.set_result(rest[0])
                 elif kind == ERROR:
                     future.set_exception(error_from_wire(rest[0], rest[1]))
-        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, WhimbrelError, ValueError):
-            pass
+        except (asyncio.IncompleteReadError, OSError, WhimbrelError, ValueError):
+            pass  # OSError: reset, timed out, or no route any more
         finally:
             writer.close()
             for future, _ in self._waiting.values():

@@ -4,7 +4,8 @@ One port number, two protocols:
 
 * UDP: every datagram is sent back unchanged (clients number theirs).
 * TCP: one line per request. ``count`` answers ``<requests so far> <writes so far>``; ``digest`` pauses
-  the writer and answers ``<writes> <crc32 of all memory>``.
+  the writer and answers ``<writes> <crc32 of all memory>`` (from a thread of its own, so that the other
+  users are served meanwhile).
 
 Memory is ``--memory-mb`` of private anonymous pages. Write number *w* (from 1) fills the page
 ``page_of(w)`` with the 64-bit word ``w << 24 | page`` repeated 512 times, so whoever knows *w* can compute
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import mmap
 import os
+import select
 import selectors
 import socket
 import struct
@@ -28,6 +30,8 @@ PAGE_BYTES = 4096
 WORDS_PER_PAGE = PAGE_BYTES // 8
 STRIDE = 7919  # a prime: the walk visits every page before it repeats and never in address order
 TICK_S = 0.01
+DATAGRAMS_PER_TURN = 64  # so that a burst of datagrams does not keep the TCP users waiting
+MAX_LINE_BYTES = 4096
 
 
 def page_of(write: int, pages: int) -> int:
@@ -101,6 +105,7 @@ class Server:
     def __init__(self, port: int, memory: Memory) -> None:
         self.memory = memory
         self.requests = 0
+        self.partial: dict[socket.socket, bytes] = {}
         self.selector = selectors.DefaultSelector()
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind(("0.0.0.0", port))
@@ -111,39 +116,63 @@ class Server:
         self.selector.register(self.tcp, selectors.EVENT_READ, self.on_connection)
 
     def on_datagrams(self, _: socket.socket) -> None:
-        while True:
+        for _turn in range(DATAGRAMS_PER_TURN):
             try:
                 data, peer = self.udp.recvfrom(2048)
             except BlockingIOError:
                 return
-            self.udp.sendto(data, peer)
+            self.echo(data, peer)
+
+    def echo(self, data: bytes, peer: tuple[str, int]) -> None:
+        """Send back; a full send buffer (the way to the user is being resolved) is waited for, not lost."""
+        for _attempt in range(10):
+            try:
+                self.udp.sendto(data, peer)
+                return
+            except BlockingIOError:
+                select.select([], [self.udp], [], 0.1)
+            except OSError:
+                return  # no way to this user: the user asks again, the others are served on
 
     def on_connection(self, listener: socket.socket) -> None:
-        conn, _ = listener.accept()
+        try:
+            conn, _ = listener.accept()
+        except OSError:
+            return  # the user left between the handshake and here
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.partial[conn] = b""
         self.selector.register(conn, selectors.EVENT_READ, self.on_request)
 
     def on_request(self, conn: socket.socket) -> None:
+        """Answer every whole line; the connection ends when the user left or sends a line without end."""
         try:
             data = conn.recv(4096)
-        except ConnectionError:
-            data = b""
-        if not data:
-            self.selector.unregister(conn)
-            conn.close()
-            return
-        for line in data.split(b"\n"):
-            if line:
-                conn.sendall(self.answer(line.strip()))
+            *lines, rest = (self.partial[conn] + data).split(b"\n")
+            if data and len(rest) <= MAX_LINE_BYTES:
+                self.partial[conn] = rest
+                for line in lines:
+                    self.answer(conn, line.strip())
+                return
+        except OSError:
+            pass
+        self.selector.unregister(conn)
+        del self.partial[conn]
+        conn.close()
 
-    def answer(self, request: bytes) -> bytes:
-        if request == b"digest":
-            writes, crc = self.memory.digest()
-            return b"%d %d\n" % (writes, crc)
+    def answer(self, conn: socket.socket, request: bytes) -> None:
         if request == b"count":
             self.requests += 1
-            return b"%d %d\n" % (self.requests, self.memory.writes)
-        return b"unknown request\n"
+            conn.sendall(b"%d %d\n" % (self.requests, self.memory.writes))
+        elif request == b"digest":
+            threading.Thread(target=self.answer_digest, args=(conn,), daemon=True).start()
+        else:
+            conn.sendall(b"unknown request\n")
+
+    def answer_digest(self, conn: socket.socket) -> None:
+        try:
+            conn.sendall(b"%d %d\n" % self.memory.digest())
+        except OSError:
+            return  # the user did not wait for the answer
 
     def serve(self) -> None:
         while True:
@@ -155,8 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "7000")))
     parser.add_argument("--memory-mb", type=int, default=int(os.environ.get("MEMORY_MB", "200")))
-    parser.add_argument("--dirty-pages-per-s", type=float, default=float(os.environ.get("DIRTY_PAGES_PER_S", "500")))
+    parser.add_argument(
+        "--dirty-pages-per-s", type=float, default=float(os.environ.get("DIRTY_PAGES_PER_S", "500"))
+    )
     args = parser.parse_args()
+    if args.memory_mb < 1:
+        parser.error("--memory-mb must be at least 1")
     memory = Memory(args.memory_mb)
     if args.dirty_pages_per_s > 0:
         threading.Thread(target=dirty_forever, args=(memory, args.dirty_pages_per_s), daemon=True).start()

@@ -1,0 +1,41 @@
+# Everything a person types here. `make` alone prints the list.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
+		printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+setup: ## tools, CRIU and the Python environment (needs root; quick when all is there)
+	@$(PYTHON) scripts/setup
+
+demo: setup ## move a running container between two edge nodes and watch its clients
+	@$(BIN)/whimbrel demo
+
+test: setup ## all tests (ARGS="-k name" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## style, types and the rules on which part may import which
+	$(BIN)/ruff check . scripts/setup
+	$(BIN)/ruff format --check . scripts/setup
+	$(BIN)/mypy
+	MYPYPATH=scripts $(BIN)/mypy scripts/setup scripts/provision
+	$(BIN)/lint-imports
+
+format: setup ## apply the style
+	$(BIN)/ruff check --fix . scripts/setup
+	$(BIN)/ruff format . scripts/setup
+
+bench: setup ## measure downtime and loss (ARGS are passed on)
+	@$(BIN)/whimbrel bench $(ARGS)
+
+lock: ## resolve requirements.lock anew (ARGS=--upgrade for the newest versions)
+	@$(PYTHON) scripts/setup --lock $(ARGS)
+
+clean: ## remove what can be made again (the private CRIU stays)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist out
+	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Steps of `scripts/setup`: what a machine needs before Whimbrel runs on it. Standard library only."""

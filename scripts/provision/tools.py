@@ -1,0 +1,65 @@
+"""Programs that Whimbrel calls, installed from the distribution where they are missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+from provision.shell import SEARCH_PATH, CommandError, SetupError, Step, run
+
+# We look for the commands, not for the packages: a runc that came with another engine will do, and
+# installing Debian's beside it would even remove that engine (their packages conflict).
+PACKAGE_OF_COMMAND = {
+    "dpkg-deb": "dpkg",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "make": "make",
+    "nft": "nftables",
+    "rsync": "rsync",
+    "runc": "runc",
+    "skopeo": "skopeo",
+    "tar": "tar",
+    "umoci": "umoci",
+}
+LOCK_WAIT_S = 300
+
+
+def missing_packages() -> list[str]:
+    """Names of the packages that have to be installed."""
+    missing = [
+        package
+        for command, package in PACKAGE_OF_COMMAND.items()
+        if shutil.which(command, path=SEARCH_PATH) is None
+    ]
+    # Debian splits the part of `venv` that puts pip into the environment off into a package of its own.
+    if importlib.util.find_spec("ensurepip") is None:
+        missing.append("python3-venv")
+    return missing
+
+
+def ensure(step: Step) -> None:
+    """Install what is missing; touches neither the network nor apt's lists when nothing is."""
+    packages = missing_packages()
+    if not packages:
+        step.outcome = f"all {len(PACKAGE_OF_COMMAND)} tools are here"
+        return
+    if shutil.which("apt-get", path=SEARCH_PATH) is None:
+        raise SetupError(
+            f"missing: {', '.join(packages)}, and no apt-get to install them", "install them by hand"
+        )
+    env = {"DEBIAN_FRONTEND": "noninteractive"}
+    lock_wait = f"DPkg::Lock::Timeout={LOCK_WAIT_S}"
+    try:
+        step.doing("apt-get update")
+        run(["apt-get", "update", "-q", "-o", lock_wait], env=env)
+        step.doing(f"installing {' '.join(packages)}")
+        run(["apt-get", "install", "-qy", "--no-install-recommends", "-o", lock_wait, *packages], env=env)
+    except CommandError as error:
+        raise SetupError(str(error), f"repair apt, or run `apt-get install {' '.join(packages)}`") from error
+    still = missing_packages()
+    if still:
+        raise SetupError(
+            f"still missing after the installation: {', '.join(still)}",
+            "put them on PATH; a Python that lacks ensurepip needs its own venv package",
+        )
+    step.outcome = f"installed {' '.join(packages)}"

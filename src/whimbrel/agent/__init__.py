@@ -1,0 +1,1 @@
+"""The only privileged code: one process per node that carries out what the controller asks."""

@@ -1,0 +1,246 @@
+"""The destination's side of migrations: offers, preparations, and what becomes of them.
+
+The work itself is done by `whimbrel.migrate.receive`, a process of its own that survives this agent once the
+migration is committed. Its file ``committed`` in the work folder is the destination's word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from whimbrel.agent.config import AgentConfig
+from whimbrel.agent.inventory import collect_capabilities, collect_resources
+from whimbrel.agent.services import ServiceHost
+from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.model.errors import BadInput, Conflict, StepFailed
+from whimbrel.model.service import ServiceStatus
+from whimbrel.model.units import PAGE_BYTES
+from whimbrel.runtime.logger import open_log
+from whimbrel.runtime.spec import cgroup_path
+from whimbrel.storage.layer import Layer
+from whimbrel.wire import calls
+from whimbrel.wire.rpc import EmitEvent, Handler
+
+log = structlog.get_logger()
+WORKER_START_S = 20.0
+COMMIT_WORD_S = 5.0
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """What a restarted agent must know of an incoming migration."""
+
+    migration: str
+    service: ServiceStatus
+    worker_pid: int
+    worker_start: int
+
+
+@dataclass
+class Arrival:
+    """One incoming migration; `events` come from the worker."""
+
+    ticket: Ticket
+    work_dir: Path
+    worker: asyncio.subprocess.Process
+    reading: asyncio.Task[None]
+    running: asyncio.Event
+    ended: asyncio.Event
+    pid: int = 0
+    error: str = ""
+
+    @property
+    def committed(self) -> bool:
+        return (self.work_dir / "committed").exists()
+
+
+class Incoming:
+    def __init__(self, config: AgentConfig, host: ServiceHost, run_dir: Path) -> None:
+        self._config = config
+        self._host = host
+        self._run_dir = run_dir
+        self._arrivals: dict[str, Arrival] = {}
+
+    def handlers(self) -> dict[type[calls.Call], Handler]:
+        return {
+            calls.OfferMigration: self.offer,
+            calls.PrepareIncoming: self.prepare,
+            calls.AbortIncoming: self.abort,
+            calls.FinishIncoming: self.finish,
+        }
+
+    async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
+        self._host.refuse_taken(call.spec)
+        capabilities, resources = await asyncio.gather(
+            asyncio.to_thread(collect_capabilities), asyncio.to_thread(collect_resources, self._config.directory)
+        )
+        return calls.OfferReply(
+            capabilities=capabilities, resources=resources, has_image=self._host.images.has(call.image_digest)
+        )
+
+    async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
+        """Layer, network, runc's placeholder, and the worker with CRIU ready; undone whole on any failure."""
+        name = call.service.spec.name
+        if call.id in self._arrivals:
+            raise Conflict(f"migration {call.id} has been prepared already")
+        async with contextlib.AsyncExitStack() as undo:
+            await self._host.prepare_incoming(call.service)
+            undo.push_async_callback(self._host.discard, name)
+            work_dir = self._run_dir / f"incoming-{call.id}"
+            work_dir.mkdir()
+            undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
+            arrival, port, token = await self._start_worker(call, work_dir)
+            undo.push_async_callback(self._stop_worker, arrival)
+            (work_dir / "ticket.json").write_bytes(msgspec.json.encode(arrival.ticket))
+            self._arrivals[call.id] = arrival
+            undo.pop_all()
+        return calls.IncomingReady(page_port=port, token=token)
+
+    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, int, str]:
+        name = call.service.spec.name
+        directory = self._config.directory / "services" / name
+        layer = Layer(directory)
+        token = secrets.token_hex(16)
+        output_fd = await asyncio.to_thread(open_log, directory / "logs", self._config.name)
+        try:
+            order = ReceiveOrder(
+                service=name,
+                token=token,
+                listen_host=self._config.host,
+                work_dir=str(work_dir),
+                criu_run_dir=str(self._run_dir),
+                rootfs=str(layer.rootfs),
+                upper_dir=str(layer.upper),
+                shm_dir=str(layer.shm),
+                netns=str(self._config.directory / "netns" / name),
+                netns_dir=str(self._config.directory / "netns"),
+                cgroup_path=cgroup_path(self._config.name, name),
+                runc_root=str(self._run_dir / "runc"),
+                expected_pages=call.service.rss_bytes // PAGE_BYTES,
+                stdout_fd=output_fd,
+                stderr_fd=output_fd,
+            )
+            with (work_dir / "worker.log").open("ab") as errors:
+                worker = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "whimbrel.migrate.receive",
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
+                    pass_fds=[output_fd], start_new_session=True, cwd="/",
+                )  # fmt: skip
+        finally:
+            os.close(output_fd)
+        assert worker.stdin is not None
+        worker.stdin.write(msgspec.json.encode(order) + b"\n")
+        ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        ticket = Ticket(
+            migration=call.id, service=call.service, worker_pid=worker.pid, worker_start=_start_ticks(worker.pid)
+        )
+        arrival = Arrival(ticket, work_dir, worker, None, asyncio.Event(), asyncio.Event())  # type: ignore[arg-type]
+        arrival.reading = asyncio.create_task(self._read_events(arrival, ready))
+        try:
+            async with asyncio.timeout(WORKER_START_S):
+                port = await ready
+        except TimeoutError:
+            await self._stop_worker(arrival)
+            raise StepFailed(f"the receiving process on {self._config.name} did not start") from None
+        return arrival, port, token
+
+    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[int]) -> None:
+        assert arrival.worker.stdout is not None
+        try:
+            async for line in arrival.worker.stdout:
+                event: dict[str, Any] = msgspec.json.decode(line)
+                kind = event["event"]
+                if kind == "listening" and not ready.done():
+                    ready.set_result(event["port"])
+                elif kind == "running":
+                    arrival.pid = event["pid"]
+                    arrival.running.set()
+                elif kind == "failed":
+                    arrival.error = event["error"]
+                log.info("incoming", id=arrival.ticket.migration, **event)
+        finally:
+            await arrival.worker.wait()
+            if not ready.done():
+                ready.set_exception(StepFailed(f"the receiving process ended: {arrival.error or 'see its log'}"))
+            arrival.running.set()
+            arrival.ended.set()
+            if not arrival.committed and arrival.ticket.migration in self._arrivals:
+                await self._undo(arrival)
+
+    async def abort(self, call: calls.AbortIncoming, _: EmitEvent) -> bool:
+        """True when it is certain that the service does not and will not run here."""
+        arrival = self._arrivals.get(call.id)
+        if arrival is None:
+            return not (self._run_dir / f"incoming-{call.id}" / "committed").exists()
+        if not arrival.committed:
+            await self._stop_worker(arrival)
+        if arrival.committed:
+            return False
+        await self._undo(arrival)
+        return True
+
+    async def finish(self, call: calls.FinishIncoming, _: EmitEvent) -> ServiceStatus:
+        arrival = self._arrivals.get(call.id)
+        if arrival is None:
+            raise BadInput(f"there is no incoming migration {call.id} on {self._config.name}")
+        await arrival.running.wait()
+        if not arrival.committed:
+            raise StepFailed(f"the service does not run on {self._config.name}: {arrival.error}")
+        await arrival.ended.wait()
+        status = await self._host.adopt_incoming(arrival.ticket.service, arrival.pid)
+        self._forget(arrival)
+        return status
+
+    async def _stop_worker(self, arrival: Arrival) -> None:
+        """Closing its standard input makes it undo what it did and end, unless it has committed."""
+        assert arrival.worker.stdin is not None
+        arrival.worker.stdin.close()
+        try:
+            async with asyncio.timeout(COMMIT_WORD_S):
+                while not arrival.committed and arrival.worker.returncode is None:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            arrival.worker.kill()
+
+    async def _undo(self, arrival: Arrival) -> None:
+        if self._arrivals.pop(arrival.ticket.migration, None) is not None:
+            await self._host.discard(arrival.ticket.service.spec.name)
+            shutil.rmtree(arrival.work_dir, ignore_errors=True)
+
+    def _forget(self, arrival: Arrival) -> None:
+        self._arrivals.pop(arrival.ticket.migration, None)
+        shutil.rmtree(arrival.work_dir, ignore_errors=True)
+
+    async def settle_leftovers(self) -> None:
+        """After a restart: adopt what has committed, remove the rest (its worker died with the last agent)."""
+        for work_dir in sorted(self._run_dir.glob("incoming-*")):
+            path = work_dir / "ticket.json"
+            if path.exists():
+                ticket = msgspec.json.decode(path.read_bytes(), type=Ticket)
+                while _start_ticks(ticket.worker_pid) == ticket.worker_start:
+                    await asyncio.sleep(0.05)  # it fills pages still, or is just about to undo
+                name = ticket.service.spec.name
+                if (work_dir / "committed").exists():
+                    await self._host.adopt_incoming(ticket.service, self._host.restored_pid(name))
+                    log.warning("adopted a service whose migration outlived the agent", service=name)
+                else:
+                    await self._host.discard(name)
+            shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process was started (clock ticks since boot); 0 when there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError):
+        return 0

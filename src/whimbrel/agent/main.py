@@ -1,0 +1,134 @@
+"""`whimbrel agent`: put the parts of one node together and answer calls until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import structlog
+
+from whimbrel.agent.config import AgentConfig, load_config
+from whimbrel.agent.incoming import Incoming
+from whimbrel.agent.inventory import collect_capabilities, collect_resources
+from whimbrel.agent.outgoing import Outgoing
+from whimbrel.agent.services import ServiceHost
+from whimbrel.checkpoint.kerndat import ensure_cache
+from whimbrel.model.errors import Refused
+from whimbrel.model.node import NodeStatus, Role
+from whimbrel.network.hold import HoldTable
+from whimbrel.network.overlay import Overlay
+from whimbrel.network.port import ServicePort
+from whimbrel.wire import calls
+from whimbrel.wire.rpc import EmitEvent, Handler, RpcServer
+
+log = structlog.get_logger()
+
+
+def mount_run_dir(directory: Path) -> Path:
+    """The node's tmpfs for work files: page images there cost no disk, and CRIU keeps its feature cache."""
+    run_dir = directory / "run"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not os.path.ismount(run_dir):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "whimbrel", str(run_dir)], check=True)
+    return run_dir
+
+
+class Agent:
+    """One node. Edges run services; gateways hold packets; both are on the overlay."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.overlay = Overlay(config.endpoint, config.bridge_address or None)
+        self.holds = HoldTable() if config.role is Role.GATEWAY else None
+        self.services: ServiceHost | None = None
+        self.outgoing: Outgoing | None = None
+        self.incoming: Incoming | None = None
+
+    async def start(self) -> None:
+        config = self.config
+        config.directory.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(self.overlay.up)
+        if config.role is Role.EDGE:
+            run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
+            await asyncio.to_thread(ensure_cache, run_dir)
+            port = ServicePort(config.directory / "netns")
+            self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway)
+            self.incoming = Incoming(config, self.services, run_dir)
+            self.outgoing = Outgoing(config, self.services, port, run_dir)
+            await self.services.load()
+            await self.incoming.settle_leftovers()
+            self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
+
+    async def stop(self) -> None:
+        """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
+        if self.holds is not None:
+            await asyncio.to_thread(self.holds.restore)
+
+    def handlers(self) -> dict[type[calls.Call], Handler]:
+        table: dict[type[calls.Call], Handler] = {calls.GetNode: self._node, calls.SetPeers: self._set_peers}
+        if self.services is not None and self.outgoing is not None and self.incoming is not None:
+            table.update(self.services.handlers())
+            table.update(self.incoming.handlers())
+            table[calls.Migrate] = self.outgoing.migrate
+            table[calls.CancelMigration] = self.outgoing.cancel
+        if self.holds is not None:
+            table[calls.PrepareHold] = self._prepare_hold
+            table[calls.Hold] = self._hold
+            table[calls.Release] = self._release
+        return table
+
+    async def _node(self, _: calls.GetNode, emit: EmitEvent) -> NodeStatus:
+        capabilities, resources = await asyncio.gather(
+            asyncio.to_thread(collect_capabilities), asyncio.to_thread(collect_resources, self.config.directory)
+        )
+        services = tuple(self.services.names()) if self.services is not None else ()
+        return NodeStatus(
+            endpoint=self.config.endpoint, capabilities=capabilities, resources=resources, services=services
+        )
+
+    async def _set_peers(self, call: calls.SetPeers, _: EmitEvent) -> None:
+        await asyncio.to_thread(self.overlay.set_peers, call.peers)
+
+    async def _prepare_hold(self, call: calls.PrepareHold, _: EmitEvent) -> None:
+        assert self.holds is not None
+        await asyncio.to_thread(self.holds.prepare, call.address)
+
+    async def _hold(self, call: calls.Hold, _: EmitEvent) -> None:
+        assert self.holds is not None
+        self.holds.hold(call.address)  # well under 1 ms: a thread would cost more than it saves
+
+    async def _release(self, call: calls.Release, _: EmitEvent) -> None:
+        assert self.holds is not None
+        self.holds.release(call.address, call.mac)
+
+
+async def serve(config: AgentConfig) -> int:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    agent = Agent(config)
+    await agent.start()
+    server = RpcServer(agent.handlers())
+    try:
+        await server.start(config.host, config.port)
+    except OSError as error:
+        raise Refused(f"cannot listen on {config.host}:{config.port}: {error.strerror}; is an agent running already?") from None
+    log.info("agent ready", node=config.name, role=config.role, host=config.host, port=config.port)
+    await stopped.wait()
+    await server.close()
+    await agent.stop()
+    return 0
+
+
+def run(config_path: Path) -> int:
+    """Run the agent of a node until SIGTERM. Raises BadInput, Refused."""
+    if os.geteuid() != 0:
+        raise Refused("the agent must run as root: it freezes and restores other processes")
+    with contextlib.suppress(KeyboardInterrupt):
+        return asyncio.run(serve(load_config(config_path)))
+    return 130

@@ -1,0 +1,133 @@
+"""The source's side of migrations: at most one per service at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from whimbrel.agent.config import AgentConfig
+from whimbrel.agent.inventory import collect_capabilities
+from whimbrel.agent.services import ServiceHost
+from whimbrel.checkpoint.kerndat import ensure_cache
+from whimbrel.checkpoint.undumpable import undumpable
+from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.migrate.run import Migration, Node, migrate
+from whimbrel.migrate.source import Source
+from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
+from whimbrel.model.migration import MigrationRecord
+from whimbrel.model.node import Endpoint
+from whimbrel.model.service import ServiceState
+from whimbrel.network.port import ServicePort
+from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.runtime.spec import cgroup_path
+from whimbrel.storage.layer import Layer
+from whimbrel.wire.calls import AbortIncoming, CancelMigration, Migrate, Release
+from whimbrel.wire.rpc import EmitEvent, Peer
+
+log = structlog.get_logger()
+
+
+class Outgoing:
+    """Answers `Migrate` and `CancelMigration`; after a restart settles what the last agent left half-done."""
+
+    def __init__(self, config: AgentConfig, host: ServiceHost, port: ServicePort, run_dir: Path) -> None:
+        self._config = config
+        self._host = host
+        self._port = port
+        self._run_dir = run_dir
+        self._journal = Journal(run_dir / "journal")
+        self._running: dict[str, Migration | None] = {}
+
+    async def migrate(self, call: Migrate, emit: EmitEvent) -> MigrationRecord:
+        request = call.request
+        status = await self._host.inspect(request.service)
+        if request.service in self._running:
+            raise Conflict(
+                f"{request.service} is being migrated already: wait for it (`whimbrel migration ls`) or cancel it"
+            )
+        if call.destination.name == self._config.name:
+            raise BadInput(f"{request.service} runs on {self._config.name} already: choose another node")
+        if status.state is not ServiceState.RUNNING:
+            raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
+        self._running[request.service] = None
+        try:
+            problem = await asyncio.to_thread(undumpable, status.pid)
+            if problem is not None:
+                raise Refused(f"{request.service} cannot be migrated: {problem}")
+            job = Migration(
+                request=request,
+                source=self._source(status.spec.name, status),
+                node=Node(self._config.endpoint, await asyncio.to_thread(collect_capabilities), self._port, self._journal),
+                destination=call.destination,
+                gateways=call.gateways,
+                emit=emit,
+                send_logs=lambda peer: self._host.send_logs(request.service, peer),
+                discard=lambda: self._host.discard(request.service),
+            )
+            self._running[request.service] = job
+            log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)
+            record = await migrate(job)
+            log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
+                     error=record.error)  # fmt: skip
+            return record
+        finally:
+            del self._running[request.service]
+
+    def _source(self, name: str, status: Any) -> Source:
+        return Source(
+            status=status,
+            layer=Layer(self._config.directory / "services" / name),
+            cgroup=Cgroup(cgroup_path(self._config.name, name)),
+            run_dir=self._run_dir,
+            holes=ensure_cache(self._run_dir),
+        )
+
+    async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
+        for job in self._running.values():
+            if job is not None and job.request.id == call.id:
+                return job.cancel()
+        return False
+
+    async def settle_leftovers(self) -> None:
+        """After a restart: what had not been committed runs on here, what had been is removed."""
+        for entry in self._journal.entries():
+            if entry.side == "source":
+                await self._settle(entry)
+
+    async def _settle(self, entry: Entry) -> None:
+        cgroup = Cgroup(cgroup_path(self._config.name, entry.service))
+        committed = entry.step == "committed"
+        if entry.step == "deciding" and entry.peer is not None:
+            committed = not await _ask_until_answered(entry.peer, entry.migration)
+        if committed:
+            await asyncio.to_thread(cgroup.kill_frozen)
+            await self._host.discard(entry.service)
+        else:
+            cgroup.thaw()
+            status = await self._host.inspect(entry.service)
+            await asyncio.to_thread(self._port.open, entry.service)
+            await asyncio.to_thread(self._port.announce, entry.service)
+            await asyncio.gather(*(_release(gateway, status) for gateway in entry.gateways))
+        self._journal.clear(entry.migration, "source")
+        log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, committed=committed)
+
+
+async def _ask_until_answered(endpoint: Endpoint, migration: str) -> bool:
+    """Did the destination give up? Only it knows; the service stays frozen until it says."""
+    while True:
+        try:
+            async with Peer(endpoint.name, endpoint.host, endpoint.port) as peer:
+                return bool(await peer.call(AbortIncoming(id=migration), timeout_s=5))
+        except Unreachable:
+            await asyncio.sleep(0.5)
+
+
+async def _release(gateway: Endpoint, status: Any) -> None:
+    try:
+        async with Peer(gateway.name, gateway.host, gateway.port) as peer:
+            await peer.call(Release(address=status.spec.address.split("/")[0], mac=status.mac), timeout_s=2)
+    except WhimbrelError as error:
+        log.warning("a gateway was not told to release", gateway=gateway.name, error=str(error))

@@ -1,0 +1,140 @@
+"""The image files that Whimbrel reads and writes itself: inventory, memory maps, page maps.
+
+A CRIU image is two little-endian magic words, then entries, each a 32-bit length and a protobuf message.
+
+**Holes instead of pages.** A lazy dump still pushes every page through pipes: 100 ms a GB, inside the freeze.
+CRIU leaves a hole where an earlier dump ("parent") holds the page and the page is not soft-dirty. We give it a
+parent that claims to hold all of the address space. Then it writes only *which* pages exist, whatever the memory
+size, and the contents are ours to carry. Where the kernel tracks soft-dirty bits they must be cleared once
+the tree is frozen; where it does not, they read as clean.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from whimbrel.checkpoint import criu_pb2 as pb
+from whimbrel.model.errors import StepFailed
+from whimbrel.model.units import PAGE_BYTES
+
+COMMON_MAGIC = 0x54564319
+INVENTORY_MAGIC = 0x58313116
+PAGEMAP_MAGIC = 0x56084025
+MM_MAGIC = 0x57492820
+RAW_PAGES_MAGIC = 0
+
+PE_PARENT, PE_LAZY, PE_PRESENT = 1, 2, 4
+MAP_PRIVATE, MAP_ANONYMOUS, MAP_LOCKED, MAP_HUGETLB = 0x02, 0x20, 0x2000, 0x40000
+MAP_GROWSDOWN = 0x0100
+AREA_VSYSCALL, AREA_VDSO, AREA_VVAR = 1 << 2, 1 << 3, 1 << 12
+
+ADDRESS_SPACE_PAGES = (1 << 47) // PAGE_BYTES
+FAR_FUTURE_US = 1 << 62  # the parent claims to be younger than every process, so no pid looks reused
+
+Ranges = npt.NDArray[np.uint64]
+"""Shape (n, 2): start and end address in bytes, page-aligned, ascending, not overlapping."""
+
+
+def _write(path: Path, magic: int, entries: Iterable[bytes]) -> None:
+    parts = [struct.pack("<II", COMMON_MAGIC, magic)]
+    for entry in entries:
+        parts.append(struct.pack("<I", len(entry)))
+        parts.append(entry)
+    path.write_bytes(b"".join(parts))
+
+
+def _read(path: Path, magic: int) -> Iterator[bytes]:
+    data = path.read_bytes()
+    if len(data) < 8 or struct.unpack_from("<II", data) != (COMMON_MAGIC, magic):
+        raise StepFailed(f"{path.name} is not the CRIU image it should be")
+    at = 8
+    while at < len(data):
+        (size,) = struct.unpack_from("<I", data, at)
+        if at + 4 + size > len(data):
+            raise StepFailed(f"{path.name} is cut short")
+        yield data[at + 4 : at + 4 + size]
+        at += 4 + size
+
+
+def write_parent(directory: Path, ns_pids: Iterable[int]) -> None:
+    """Write the parent dump that claims to hold every page of the given processes (pids inside the container)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    inventory = pb.Inventory(img_version=2, fdinfo_per_id=True, ns_per_id=True, dump_uptime=FAR_FUTURE_US)
+    body = (
+        inventory.SerializeToString()
+    )  # the inventory alone has no common magic: it tells the format's version
+    (directory / "inventory.img").write_bytes(struct.pack("<II", INVENTORY_MAGIC, len(body)) + body)
+    everything = pb.PagemapEntry(
+        vaddr=0, compat_nr_pages=0, flags=PE_PRESENT, nr_pages=ADDRESS_SPACE_PAGES
+    ).SerializeToString()
+    for pages_id, ns_pid in enumerate(ns_pids, start=1):
+        head = pb.PagemapHead(pages_id=pages_id).SerializeToString()
+        _write(directory / f"pagemap-{ns_pid}.img", PAGEMAP_MAGIC, [head, everything])
+        (directory / f"pages-{pages_id}.img").write_bytes(b"")
+
+
+@dataclass(frozen=True)
+class Pagemap:
+    """Which pages of one process exist: `ranges` with the PE_* flags of each, and the number of its pages file."""
+
+    ns_pid: int
+    pages_id: int
+    ranges: Ranges
+    flags: npt.NDArray[np.uint32]
+
+
+def pagemap_pids(images: Path) -> list[int]:
+    """The processes (pids inside the container) that a dump in `images` holds page maps of."""
+    return sorted(int(path.stem.removeprefix("pagemap-")) for path in images.glob("pagemap-[0-9]*.img"))
+
+
+def read_pagemap(images: Path, ns_pid: int) -> Pagemap:
+    entries = _read(images / f"pagemap-{ns_pid}.img", PAGEMAP_MAGIC)
+    head = pb.PagemapHead.FromString(next(entries))
+    ranges, flags = [], []
+    for raw in entries:
+        entry = pb.PagemapEntry.FromString(raw)
+        pages = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
+        ranges.append((entry.vaddr, entry.vaddr + pages * PAGE_BYTES))
+        flags.append(
+            entry.flags if entry.HasField("flags") else (PE_PARENT if entry.in_parent else PE_PRESENT)
+        )
+    return Pagemap(
+        ns_pid, head.pages_id, np.array(ranges, np.uint64).reshape(-1, 2), np.array(flags, np.uint32)
+    )
+
+
+def write_pagemap(images: Path, pagemap: Pagemap) -> None:
+    def entries() -> Iterator[bytes]:
+        yield pb.PagemapHead(pages_id=pagemap.pages_id).SerializeToString()
+        for (start, end), flags in zip(pagemap.ranges.tolist(), pagemap.flags.tolist(), strict=True):
+            pages = (end - start) // PAGE_BYTES
+            yield pb.PagemapEntry(
+                vaddr=start, compat_nr_pages=min(pages, 0xFFFFFFFF), flags=flags, nr_pages=pages
+            ).SerializeToString()
+
+    _write(images / f"pagemap-{pagemap.ns_pid}.img", PAGEMAP_MAGIC, entries())
+
+
+def lazy_ranges(images: Path, ns_pid: int) -> Ranges:
+    """Mappings whose pages may arrive after the restore: private, anonymous, not locked, no stack that grows.
+
+    The same condition as CRIU's own ``vma_entry_can_be_lazy``, so that it registers a userfaultfd on them; of
+    stacks it keeps the page at the stack pointer, we keep the whole.
+    """
+    mm = pb.MmEntry.FromString(next(_read(images / f"mm-{ns_pid}.img", MM_MAGIC)))
+    chosen = [
+        (vma.start, vma.end)
+        for vma in mm.vmas
+        if vma.flags & MAP_ANONYMOUS
+        and vma.flags & MAP_PRIVATE
+        and not vma.flags & (MAP_LOCKED | MAP_HUGETLB | MAP_GROWSDOWN)
+        and not vma.status & (AREA_VDSO | AREA_VVAR | AREA_VSYSCALL)
+    ]
+    return np.array(chosen, np.uint64).reshape(-1, 2)

@@ -1,0 +1,175 @@
+"""One CRIU worker process (``criu swrk``) and its RPC.
+
+A worker is started ahead of time, so that neither process start nor feature detection falls into the freeze.
+It runs in the network namespace of the container (then CRIU has no network namespace to carry: declared
+external it would still mount a sysfs for it, 24-35 ms) and in a private mount namespace where /run is a tmpfs
+of ours (CRIU keeps its feature cache only on a tmpfs: 30-40 ms).
+
+All calls block; run them in a thread. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from whimbrel.checkpoint import criu_pb2 as pb
+from whimbrel.model.errors import StepFailed
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+def _go_on(success: bool) -> bytes:
+    return bytes(pb.Request(type=pb.NOTIFY, notify_success=success).SerializeToString())
+
+
+def criu_path() -> str:
+    """The CRIU to run: $WHIMBREL_CRIU, else the private one that setup unpacked, else the one on PATH."""
+    chosen = os.environ.get("WHIMBREL_CRIU")
+    if chosen:
+        return chosen
+    prefix = Path(os.environ.get("WHIMBREL_PREFIX", "/opt/whimbrel")) / "bin/criu"
+    return str(prefix) if prefix.exists() else "criu"
+
+
+def prepare_run_dir(run_dir: Path) -> Path:
+    """A directory on the node's tmpfs that workers see as /run; shared, so the feature cache is made once."""
+    directory = run_dir / "criu-run"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+class CriuWorker:
+    """A ``criu swrk`` process, waiting for its one request.
+
+    `netns` is a path to a network namespace; `cgroup_procs` are ``cgroup.procs`` files to join first (at a
+    restore, so that the restored tasks are born in the container's cgroups); `pass_fds` stay open in it under
+    the same numbers. The worker dies with the thread that constructs this object: construct it in a thread
+    that lives as long as the agent, so that an agent's death frees a frozen source at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        netns: Path,
+        run_dir: Path,
+        cgroup_procs: Sequence[Path] = (),
+        pass_fds: Sequence[int] = (),
+        die_with_parent: bool = True,
+    ) -> None:
+        self._pending: pb.Reply | None = None
+        self._what = ""
+        self.restored_pid = 0
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        private_run = prepare_run_dir(run_dir)
+        join = "".join(f"echo $$ > {shlex.quote(str(path))}; " for path in cgroup_procs)
+        script = (
+            f"{join}mount --bind {shlex.quote(str(private_run))} /run && "
+            f"exec {shlex.quote(criu_path())} swrk {theirs.fileno()}"
+        )
+        death = ["setpriv", "--pdeathsig", "KILL"] if die_with_parent else []
+        argv = [*death, "nsenter", f"--net={netns}", "unshare", "--mount", "--propagation", "private"]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*argv, "sh", "-c", script],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), *pass_fds],
+                cwd="/",
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def warm_up(self) -> tuple[int, ...]:
+        """Ask for the version and keep the worker: it then has loaded everything. Returns (major, minor, sublevel)."""
+        request = pb.Request(type=pb.VERSION, keep_open=True)
+        reply = self._exchange(request.SerializeToString())
+        version = pb.Version.FromString(reply.version)
+        return version.major_number, version.minor_number, version.sublevel
+
+    def detect_features(self) -> pb.Features:
+        """Make CRIU probe this kernel (and write its cache). Ends the worker's request."""
+        ask = pb.Features(mem_track=True, lazy_pages=True)
+        reply = self._exchange(
+            pb.Request(type=pb.FEATURE_CHECK, features=ask, keep_open=True).SerializeToString()
+        )
+        return reply.features
+
+    def begin_dump(self, opts: pb.Options) -> None:
+        """Start a dump; it pauses at CRIU's first point, ``pre-dump``: nothing is frozen yet."""
+        self._what = "checkpoint"
+        self._pending = self._exchange(pb.Request(type=pb.DUMP, opts=opts).SerializeToString())
+
+    def begin_restore(self, opts: pb.Options) -> None:
+        """Start a restore; it pauses at CRIU's first point, ``pre-restore``."""
+        self._what = "restore"
+        self._pending = self._exchange(pb.Request(type=pb.RESTORE, opts=opts).SerializeToString())
+
+    def advance(self, point: str | None) -> None:
+        """Go on to a later point of CRIU's (it pauses there again), or to the end with None.
+
+        A dump passes ``pre-dump``, ``query-ext-files`` (the tree is frozen) and ``post-dump`` (all images are
+        written); a restore ``post-restore`` and ``pre-resume`` (all is done but the first instruction).
+        Raises StepFailed with CRIU's reason.
+        """
+        while self._pending is not None and self._pending.type == pb.NOTIFY:
+            if self._pending.notify.script == point:
+                return
+            self._pending = self._exchange(_go_on(True))
+        reply = self._pending
+        if reply is None or not reply.success:
+            reason = (
+                "" if reply is None else reply.message or (os.strerror(reply.errno) if reply.errno else "")
+            )
+            raise StepFailed(f"CRIU's {self._what} failed: {reason.strip() or 'see its log'}")
+        if point is not None:
+            raise StepFailed(f"CRIU's {self._what} ended before {point}")
+        self.restored_pid = int(reply.restore.pid) if reply.HasField("restore") else 0
+
+    def give_up(self) -> None:
+        """At a pause: tell CRIU to undo what it did so far, as far as it can; `kill` does the rest."""
+        with contextlib.suppress(OSError):
+            self._sock.send(_go_on(False))
+
+    def wait(self, *, timeout_s: float) -> bool:
+        """Wait until the worker has said its last word (its reply) or is gone; False after the time."""
+        self._sock.settimeout(timeout_s)
+        try:
+            return self._sock.recv(MAX_MESSAGE_BYTES) is not None
+        except OSError:
+            return False
+        finally:
+            self._sock.settimeout(None)
+
+    def _exchange(self, message: bytes) -> pb.Reply:
+        try:
+            self._sock.send(message)
+            data = self._sock.recv(MAX_MESSAGE_BYTES)
+        except OSError as error:
+            raise StepFailed(f"CRIU went away: {error}") from error
+        if not data:
+            raise StepFailed(f"CRIU went away (exit code {self._process.poll()})")
+        reply: pb.Reply = pb.Reply.FromString(data)
+        return reply
+
+    def kill(self) -> None:
+        """End the worker now; a tree that it holds frozen runs on. Safe to repeat."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._sock.close()
+
+    def interrupt(self) -> None:
+        """Like kill, but callable from another thread while a request is under way there."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)

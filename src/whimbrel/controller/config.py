@@ -1,0 +1,153 @@
+"""The controller's configuration: one TOML file, checked whole before anything starts.
+
+    listen = "unix:/run/whimbrel/controller.sock"     # or "tcp:127.0.0.1:8077"
+    state_dir = "/var/lib/whimbrel/controller"
+    address_pool = "10.77.1.0/16"                     # services without an address get one from here upwards
+
+    [[nodes]]
+    name = "edge-1"
+    role = "edge"                                     # or "gateway"
+    host = "192.0.2.11"                               # where its agent listens
+    port = 7700
+    overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from whimbrel.model.errors import BadInput
+from whimbrel.model.node import Endpoint
+from whimbrel.model.service import NAME_PATTERN
+
+DEFAULT_CONFIG = Path("/etc/whimbrel/controller.toml")
+DEFAULT_LISTEN = "unix:/run/whimbrel/controller.sock"
+MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its final zero
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the API listens: a UNIX socket (`path`), or TCP (`host`, `port`) when `path` is empty."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Nobody but this host's users can reach it. The API has no log-in of its own."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_listen(text: str) -> Listen:
+    """Read ``unix:PATH`` or ``tcp:HOST:PORT`` (an IPv6 host in brackets). Raises BadInput."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest.startswith("/"):
+        if len(rest.encode()) > MAX_SOCKET_PATH_BYTES:
+            raise BadInput(f"socket path {rest!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes: choose a shorter one")
+        return Listen(path=rest)
+    host, _, port = rest.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if kind == "tcp" and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536:
+        return Listen(host=host, port=int(port))
+    raise BadInput(f"{text!r} is no controller address: write unix:/PATH or tcp:HOST:PORT")
+
+
+class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    listen: Listen
+    state_dir: Path
+    nodes: tuple[Endpoint, ...]
+    address_pool: ipaddress.IPv4Interface = ipaddress.IPv4Interface("10.77.1.0/16")
+
+    def gateways(self) -> tuple[Endpoint, ...]:
+        return tuple(node for node in self.nodes if node.role == "gateway")
+
+
+class _NodeEntry(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    nodes: tuple[_NodeEntry, ...]
+    listen: str = DEFAULT_LISTEN
+    state_dir: str = "/var/lib/whimbrel/controller"
+    address_pool: str = "10.77.1.0/16"
+
+
+def load(path: Path) -> ControllerConfig:
+    """Read and check a configuration file. Raises BadInput that names the file, the entry and the way out."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"there is no controller configuration at {path}: write one (docs/cli.md shows how) or name it with --config"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
+    try:
+        return parse(text)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def parse(text: str) -> ControllerConfig:
+    """The same for the text of a file. Raises BadInput."""
+    try:
+        entries = msgspec.convert(tomllib.loads(text), _File)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise BadInput(f"not a controller configuration: {error}") from error
+    state_dir = Path(entries.state_dir)
+    if not state_dir.is_absolute():
+        raise BadInput(f"state_dir {entries.state_dir!r} is not an absolute path")
+    nodes = tuple(Endpoint(**msgspec.structs.asdict(entry)) for entry in entries.nodes)
+    _check_nodes(nodes)
+    try:
+        pool = ipaddress.IPv4Interface(entries.address_pool)
+    except ValueError as error:
+        raise BadInput(f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16") from error
+    if not 8 <= pool.network.prefixlen <= 30:
+        raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
+    return ControllerConfig(
+        listen=parse_listen(entries.listen), state_dir=state_dir, nodes=nodes, address_pool=pool
+    )
+
+
+def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:
+    if not nodes:
+        raise BadInput("no node is named: add at least one [[nodes]] entry")
+    names: set[str] = set()
+    places: dict[tuple[str, int], str] = {}
+    tunnels: dict[str, str] = {}
+    for node in nodes:
+        if not NAME_PATTERN.fullmatch(node.name):
+            raise BadInput(f"node name {node.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end")
+        if node.name in names:
+            raise BadInput(f"node {node.name} is named twice: names are unique in a region")
+        names.add(node.name)
+        if not node.host or not 0 < node.port < 65536:
+            raise BadInput(f"node {node.name}: {node.host!r}:{node.port} is no place: give host and port 1 to 65535")
+        try:
+            ipaddress.IPv4Address(node.overlay_host)
+        except ValueError as error:
+            raise BadInput(f"node {node.name}: overlay_host {node.overlay_host!r} is not an IPv4 address") from error
+        for what, key, known in (
+            ("the agent's address", f"{node.host}:{node.port}", places.get((node.host, node.port))),
+            ("overlay_host", node.overlay_host, tunnels.get(node.overlay_host)),
+        ):
+            if known:
+                raise BadInput(f"nodes {known} and {node.name} have the same {what} {key}: each needs its own")
+        places[node.host, node.port] = node.name
+        tunnels[node.overlay_host] = node.name

@@ -1,0 +1,43 @@
+"""What the API answers beside the values of `model`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from whimbrel.model.migration import MigrationRecord, Progress
+from whimbrel.model.node import Capabilities, Resources, Role
+from whimbrel.model.service import ServiceStatus
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as the controller sees it now. When its agent does not answer, `up` is false and `error` says why."""
+
+    name: str
+    role: Role
+    host: str
+    port: int
+    overlay_host: str
+    up: bool
+    error: str = ""
+    services: tuple[str, ...] = ()
+    capabilities: Capabilities | None = None
+    resources: Resources | None = None
+
+
+class ServiceList(msgspec.Struct, frozen=True, kw_only=True):
+    """All services of the region; `unreachable` names the edge nodes whose services are therefore missing."""
+
+    services: tuple[ServiceStatus, ...]
+    unreachable: tuple[str, ...] = ()
+
+
+class Logs(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    text: str
+
+
+class MigrationEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a migration's event stream: progress, or at the end the record; neither means: still there."""
+
+    progress: Progress | None = None
+    record: MigrationRecord | None = None

@@ -1,0 +1,197 @@
+"""`lab up`, `lab down`, `lab status`, and a way into a node's namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import msgspec
+
+from whimbrel.lab import cleanup, processes
+from whimbrel.lab.build import build
+from whimbrel.lab.config import DEFAULT_LAB_DIR, controller_socket, write_configs
+from whimbrel.lab.topology import (
+    CONTROLLER,
+    NAMESPACE_DIR,
+    ROUTER,
+    Gateway,
+    Topology,
+    load,
+    node_address,
+    router_address,
+)
+from whimbrel.model.errors import Conflict, Refused
+from whimbrel.network import netns
+
+STATE_FILE = "lab.json"
+DEFAULT_PREFIX = "wl-"
+Report = Callable[[str], None]
+
+
+class LabNode(msgspec.Struct, frozen=True, kw_only=True):
+    """`role` is router, controller, edge, gateway or user; `address` on the underlay (a user's: in the access
+    network). `pid` 0 and `alive` False: its process does not run; router and users have none and are alive
+    when their namespace is there."""
+
+    name: str
+    role: str
+    namespace: str
+    address: str
+    overlay_address: str = ""
+    pid: int = 0
+    alive: bool = False
+
+
+class LabStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """`up`: every node is alive. `present`: something of a lab is there, whole or not."""
+
+    up: bool
+    present: bool
+    directory: str
+    topology: str = ""
+    controller: str = ""
+    nodes: tuple[LabNode, ...] = ()
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+def lab_up(
+    topology: Path | None = None, progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR
+) -> LabStatus:
+    """Bring up a lab and wait until its agents and its controller answer. What a dead lab left is removed first;
+    what a failure or Ctrl-C leaves half-made is removed too. Raises BadInput, Conflict, Refused or StepFailed."""
+    plan = load(topology)
+    if os.geteuid() != 0:
+        raise Refused("a lab needs root for its network namespaces: run it with sudo")
+    with _locked(lab_dir):
+        _make_way(plan, progress, lab_dir)
+        try:
+            cleanup.mark(lab_dir)
+            (lab_dir / STATE_FILE).write_bytes(msgspec.json.encode(plan))
+            build(plan)
+            progress(f"{len(plan.namespaces)} network namespaces linked")
+            write_configs(plan, lab_dir)
+            for process in processes.lab_processes(plan, lab_dir):
+                processes.start(process)
+            processes.wait_until_ready(plan, lab_dir, progress)
+        except BaseException:
+            _sweep(plan, lab_dir)
+            raise
+        return lab_status(lab_dir=lab_dir)
+
+
+def lab_down(progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR) -> None:
+    """Remove the lab and all that its nodes run, half-made or dead as it may be. Safe to repeat."""
+    if os.geteuid() != 0:
+        raise Refused("removing a lab needs root: run it with sudo")
+    with _locked(lab_dir):
+        removed = _sweep(_saved(lab_dir), lab_dir)
+    for line in removed:
+        progress(f"removed {line}")
+    if not removed:
+        progress("no lab is up, nothing to remove")
+
+
+def lab_status(*, lab_dir: Path = DEFAULT_LAB_DIR) -> LabStatus:
+    """What is there; never raises for a lab that is down or broken."""
+    plan = _saved(lab_dir)
+    if plan is None:
+        leftovers = NAMESPACE_DIR.is_dir() and any(NAMESPACE_DIR.glob(f"{DEFAULT_PREFIX}*"))
+        return LabStatus(up=False, present=leftovers or lab_dir.exists(), directory=str(lab_dir))
+    nodes = tuple(_nodes(plan, lab_dir))
+    return LabStatus(
+        up=all(node.alive for node in nodes),
+        present=True,
+        directory=str(lab_dir),
+        topology=plan.name,
+        controller=f"unix:{controller_socket(lab_dir)}",
+        nodes=nodes,
+    )
+
+
+def run_in(node: str, *, lab_dir: Path = DEFAULT_LAB_DIR) -> AbstractContextManager[None]:
+    """The calling thread is in the node's network namespace inside the block: sockets and processes made there
+    stay there. Do not await inside. Raises BadInput for an unknown node, Refused without a lab."""
+    return netns.entered(node_namespace(node, lab_dir=lab_dir))
+
+
+def node_namespace(node: str, *, lab_dir: Path = DEFAULT_LAB_DIR) -> Path:
+    """The namespace file of a node (for `network.netns.call` and `enter`)."""
+    plan = _saved(lab_dir)
+    if plan is None:
+        raise Refused("no lab is up: run `whimbrel lab up`")
+    return plan.namespace_path(node)
+
+
+def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
+    def node(
+        name: str, role: str, address: str, overlay_address: str = "", pid_file: Path | None = None
+    ) -> LabNode:
+        path = plan.namespace_path(name)
+        pid = processes.read_pid(pid_file) if pid_file else 0
+        return LabNode(name=name, role=role, namespace=path.name, address=address, overlay_address=overlay_address,
+                       pid=pid, alive=bool(pid) if pid_file else path.exists())  # fmt: skip
+
+    yield node(ROUTER, "router", str(router_address(plan.controller_subnet)))
+    address = str(node_address(plan.controller_subnet))
+    yield node(CONTROLLER, "controller", address, pid_file=lab_dir / "controller.pid")
+    for site in plan.sites:
+        overlay_address = site.overlay_address if isinstance(site, Gateway) else ""
+        endpoint = plan.endpoint(site)
+        yield node(
+            site.name, endpoint.role.value, endpoint.host, overlay_address, lab_dir / site.name / "agent.pid"
+        )
+    for user in plan.users:
+        yield node(user.name, "user", str(plan.user_address(user, plan.gateway(user.attached[0]))))
+
+
+def _saved(lab_dir: Path) -> Topology | None:
+    """The topology of the lab that is or was up; None when there is none or its file is damaged."""
+    try:
+        return msgspec.json.decode((lab_dir / STATE_FILE).read_bytes(), type=Topology)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _make_way(plan: Topology, progress: Report, lab_dir: Path) -> None:
+    status = lab_status(lab_dir=lab_dir)
+    running = [node.name for node in status.nodes if node.pid]
+    if status.up:
+        raise Conflict(
+            f"a lab is up already (topology {status.topology}): use it, or run `whimbrel lab down` first"
+        )
+    if running:
+        raise Conflict(
+            f"a lab is half up ({', '.join(running)} of topology {status.topology} run): run `whimbrel lab down` first"
+        )
+    for earlier in (_saved(lab_dir), plan):
+        for line in _sweep(earlier, lab_dir):
+            progress(f"removed from an earlier lab: {line}")
+
+
+def _sweep(plan: Topology | None, lab_dir: Path) -> list[str]:
+    if plan is None:
+        return cleanup.sweep(lab_dir, DEFAULT_PREFIX)
+    return cleanup.sweep(lab_dir, plan.prefix, [site.name for site in plan.sites])
+
+
+@contextlib.contextmanager
+def _locked(lab_dir: Path) -> Iterator[None]:
+    """One `up` or `down` at a time. The lock is on the parent directory: the lab's own comes and goes."""
+    lab_dir.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(lab_dir.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Conflict(
+            "another `whimbrel lab up` or `down` is at work: wait until it has finished"
+        ) from error
+    finally:
+        os.close(fd)

@@ -1,0 +1,76 @@
+"""The configuration files that the lab writes for its agents and its controller."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from whimbrel.lab.topology import Edge, Gateway, Topology
+
+DEFAULT_LAB_DIR = Path("/var/lib/whimbrel/lab")
+
+
+def controller_socket(lab_dir: Path) -> Path:
+    return lab_dir / "controller.sock"
+
+
+def agent_config(lab_dir: Path, site: str) -> Path:
+    return lab_dir / site / "agent.toml"
+
+
+def controller_config(lab_dir: Path) -> Path:
+    return lab_dir / "controller.toml"
+
+
+def write_configs(topology: Topology, lab_dir: Path) -> None:
+    for site in topology.sites:
+        path = agent_config(lab_dir, site.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_agent_text(topology, site, path.parent))
+    controller_config(lab_dir).write_text(_controller_text(topology, lab_dir))
+
+
+def _agent_text(topology: Topology, site: Edge | Gateway, state_dir: Path) -> str:
+    endpoint = topology.endpoint(site)
+    values: dict[str, str | int] = {
+        "name": endpoint.name,
+        "role": endpoint.role.value,
+        "host": endpoint.host,
+        "port": endpoint.port,
+        "overlay_host": endpoint.overlay_host,
+        "state_dir": str(state_dir),
+        "overlay_gateway": topology.gateways[0].overlay_address,
+    }
+    if isinstance(site, Gateway):
+        values["bridge_address"] = topology.bridge_address(site)
+    return _lines(values)
+
+
+def _controller_text(topology: Topology, lab_dir: Path) -> str:
+    overlay = IPv4Network(topology.overlay_subnet)
+    first = overlay[min(256, overlay.num_addresses // 2)]
+    text = _lines(
+        {
+            "listen": f"unix:{controller_socket(lab_dir)}",
+            "state_dir": str(lab_dir / "controller"),
+            "address_pool": f"{first}/{overlay.prefixlen}",
+        }
+    )
+    for site in topology.sites:
+        endpoint = topology.endpoint(site)
+        text += "\n[[nodes]]\n" + _lines(
+            {
+                "name": endpoint.name,
+                "role": endpoint.role.value,
+                "host": endpoint.host,
+                "port": endpoint.port,
+                "overlay_host": endpoint.overlay_host,
+            }
+        )
+    return text
+
+
+def _lines(values: dict[str, str | int]) -> str:
+    """TOML keys; a JSON string without escapes beyond the basic ones is a TOML string too."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

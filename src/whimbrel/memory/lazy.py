@@ -1,0 +1,230 @@
+"""Pages into a restored process that already runs: faults are answered first, the rest is filled meanwhile.
+
+CRIU hands over one userfaultfd per process (missing mode) with the events fork, remap, remove and unmap.
+A `LazySpace` is what one address space still lacks. Faults are served by one thread and the fill by another:
+a fault that waited behind the fill would stall the program page by page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import struct
+import threading
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from whimbrel.memory.store import Pages
+from whimbrel.model.units import PAGE_BYTES
+
+_COPY, _ZEROPAGE, _WAKE = 0xC028AA03, 0xC020AA04, 0x8010AA02
+_MESSAGE_BYTES = 32
+_PAGEFAULT, _FORK, _REMAP, _REMOVE, _UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
+FILL_CHUNK_PAGES = 256
+FAULT_AROUND_PAGES = 8
+
+
+class LazySpace:
+    """What one address space still lacks: `pages[i]` (page number) comes from `slots[i]` of the store."""
+
+    def __init__(self, uffd: int, pages: Pages, slots: npt.NDArray[np.int64], store_address: int) -> None:
+        self.uffd = uffd
+        self._pages, self._slots = pages, slots
+        self._store = store_address
+        self.lock = threading.Lock()
+        self.faults = 0
+        self.gone = False
+
+    def _copy(self, page: int, slot: int, count: int) -> int:
+        """UFFDIO_COPY of `count` pages; returns the pages that are done with, 0 when the kernel asks to wait."""
+        done = 0
+        while done < count:
+            argument = bytearray(struct.pack(
+                "<QQQQq", (page + done) * PAGE_BYTES, self._store + (slot + done) * PAGE_BYTES,
+                (count - done) * PAGE_BYTES, 0, 0,
+            ))  # fmt: skip
+            try:
+                fcntl.ioctl(self.uffd, _COPY, argument)
+                return count
+            except OSError as error:
+                copied = max(0, struct.unpack_from("<q", argument, 32)[0]) // PAGE_BYTES
+                done += copied
+                if copied:
+                    continue
+                if error.errno == errno.EEXIST:
+                    done += 1
+                elif error.errno == errno.ENOENT:  # unmapped meanwhile; its event is on the way
+                    done += 1
+                elif error.errno == errno.ESRCH:
+                    self.gone = True
+                    return count
+                else:  # EAGAIN: an event waits to be read before the layout is certain again
+                    return done
+        return done
+
+    def _wake(self, page: int) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.uffd, _WAKE, struct.pack("<QQ", page * PAGE_BYTES, PAGE_BYTES))
+
+    def serve_fault(self, address: int) -> None:
+        """Place the page at `address` (and its close followers); a page that never existed becomes zeros."""
+        page = address // PAGE_BYTES
+        self.faults += 1
+        at = int(np.searchsorted(self._pages, np.uint64(page)))
+        if at < len(self._pages) and int(self._pages[at]) == page:
+            count = 1
+            limit = min(FAULT_AROUND_PAGES, len(self._pages) - at)
+            while (
+                count < limit
+                and int(self._pages[at + count]) == page + count
+                and int(self._slots[at + count]) == int(self._slots[at]) + count
+            ):
+                count += 1
+            if self._copy(page, int(self._slots[at]), count) == 0:
+                return  # EAGAIN: the thread faults again after the event was read
+            self._wake(page)
+            return
+        argument = bytearray(struct.pack("<QQQq", page * PAGE_BYTES, PAGE_BYTES, 0, 0))
+        try:
+            fcntl.ioctl(self.uffd, _ZEROPAGE, argument)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                self.gone = True
+            self._wake(page)
+
+    def runs(self) -> npt.NDArray[np.int64]:
+        """Shape (n, 3): first index, page number and length of runs contiguous in both memory and store."""
+        if len(self._pages) == 0:
+            return np.empty((0, 3), np.int64)
+        pages = self._pages.astype(np.int64)
+        breaks = np.flatnonzero((np.diff(pages) != 1) | (np.diff(self._slots) != 1)) + 1
+        starts = np.concatenate(([0], breaks))
+        lengths = np.diff(np.concatenate((starts, [len(pages)])))
+        return np.stack([starts, pages[starts], lengths], axis=1)
+
+    def fill(self, stop: threading.Event) -> int:
+        """Place everything that is still lacking; returns the bytes placed. Yields the lock between chunks."""
+        placed = 0
+        done = 0
+        while done < len(self._pages) and not stop.is_set() and not self.gone:
+            with self.lock:
+                if done >= len(self._pages):
+                    break
+                window = slice(done, done + FILL_CHUNK_PAGES)
+                pages = self._pages[window].astype(np.int64)
+                slots = self._slots[window]
+                cut = np.flatnonzero((np.diff(pages) != 1) | (np.diff(slots) != 1))
+                count = int(cut[0]) + 1 if len(cut) else len(pages)
+                layout = self._pages
+                moved = self._copy(int(pages[0]), int(slots[0]), count)
+                if layout is self._pages:
+                    done += moved
+                else:
+                    done = 0
+            placed += moved * PAGE_BYTES
+            if moved == 0:
+                time.sleep(0.0005)
+        return placed
+
+    def moved(self, source: int, target: int, length: int) -> None:
+        """mremap: what lay at [source, source+length) is now wanted at `target`."""
+        first, last = source // PAGE_BYTES, (source + length) // PAGE_BYTES
+        inside = (self._pages >= first) & (self._pages < last)
+        shift = target // PAGE_BYTES - first
+        pages = self._pages.astype(np.int64)
+        pages[inside] += shift
+        order = np.argsort(pages, kind="stable")
+        self._pages, self._slots = pages[order].astype(np.uint64), self._slots[order]
+
+    def dropped(self, start: int, end: int) -> None:
+        """Unmapped or given back: the range reads as zeros from now on."""
+        keep = (self._pages < start // PAGE_BYTES) | (self._pages >= end // PAGE_BYTES)
+        self._pages, self._slots = self._pages[keep], self._slots[keep]
+
+    def forked(self, uffd: int) -> LazySpace:
+        """A child lacks what its parent lacks."""
+        return LazySpace(uffd, self._pages.copy(), self._slots.copy(), self._store)
+
+
+class LazyServer:
+    """Serves the faults of all address spaces of one container until all of them are whole."""
+
+    def __init__(self) -> None:
+        self._spaces: dict[int, LazySpace] = {}
+        self._poll = select.epoll()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
+        self._new: list[LazySpace] = []
+
+    def add(self, space: LazySpace) -> None:
+        self._spaces[space.uffd] = space
+        self._poll.register(space.uffd, select.EPOLLIN)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def faults(self) -> int:
+        return sum(space.faults for space in self._spaces.values())
+
+    def fill_all(self) -> int:
+        """Fill every address space, the ones that forks add meanwhile too. Returns bytes placed."""
+        placed = 0
+        filled: set[int] = set()
+        while len(filled) < len(self._spaces):
+            for uffd, space in list(self._spaces.items()):
+                if uffd not in filled:
+                    placed += space.fill(self._stop)
+                    filled.add(uffd)
+        return placed
+
+    def stop(self) -> None:
+        """Close every userfaultfd: what is not mapped by now reads as zeros, so only call it when whole."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=2)
+        for uffd in self._spaces:
+            os.close(uffd)
+        self._spaces.clear()
+        self._poll.close()
+
+    def _serve(self) -> None:
+        while not self._stop.is_set():
+            for uffd, events in self._poll.poll(timeout=0.05):
+                space = self._spaces[uffd]
+                if events & ~select.EPOLLIN or space.gone:
+                    self._poll.unregister(uffd)  # the process has exited
+                    space.gone = True
+                    continue
+                try:
+                    messages = os.read(uffd, 64 * _MESSAGE_BYTES)
+                except BlockingIOError:
+                    continue
+                for at in range(0, len(messages), _MESSAGE_BYTES):
+                    self._handle(space, messages[at : at + _MESSAGE_BYTES])
+
+    def _handle(self, space: LazySpace, message: bytes) -> None:
+        event = message[0]
+        if event == _PAGEFAULT:
+            space.serve_fault(struct.unpack_from("<Q", message, 16)[0])
+            return
+        # Reading the event let the program go on; the lock makes the fill see the new layout or wait.
+        with space.lock:
+            if event == _REMAP:
+                space.moved(*struct.unpack_from("<QQQ", message, 8))
+            elif event in (_REMOVE, _UNMAP):
+                space.dropped(*struct.unpack_from("<QQ", message, 8))
+            elif event == _FORK:
+                child = space.forked(struct.unpack_from("<I", message, 8)[0])
+                self.add(child)
+
+
+def address_of(buffer: memoryview) -> int:
+    """The address of a writable buffer in this process."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

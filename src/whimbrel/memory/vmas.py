@@ -1,0 +1,137 @@
+"""A process's mappings, and which of them cross by us.
+
+The page channel carries exactly what CRIU leaves out of a lazy dump (`vma_entry_can_be_lazy`): private
+anonymous mappings, heap and stack among them, that are neither locked nor huge-TLB nor the kernel's own.
+Everything else is in CRIU's images.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges
+
+# Names that /proc/PID/maps gives to mappings without a file; the rest ([heap], [stack], [anon:x], "") is memory.
+_KERNEL_NAMES = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[vectors]", b"[sigpage]",
+                           b"[uprobes]"))  # fmt: skip
+_NO_DEVICE = b"00:00"
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One mapping, `[start, end)` in bytes. `locked`, `huge_tlb`, `droppable` and `registered` (held by some
+    userfaultfd's write-protect) are known only when read with `flags=True`."""
+
+    start: int
+    end: int
+    perms: str
+    name: str
+    anonymous: bool
+    private: bool
+    locked: bool = False
+    huge_tlb: bool = False
+    droppable: bool = False
+    registered: bool = False
+
+
+def trackable(vma: Vma) -> bool:
+    """Does this mapping cross by us? CRIU's own condition; memory without any permission counts, its pages
+    may have been written before."""
+    return vma.anonymous and vma.private and not (vma.locked or vma.huge_tlb or vma.droppable)
+
+
+def read_proc(directory_fd: int, name: str) -> bytes:
+    """A whole file below an open /proc/PID. A process that is gone raises ProcessLookupError."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, f"{name}: the process is gone") from error
+    try:
+        parts = []
+        while part := os.read(fd, 1 << 18):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def _is_memory(fields: list[bytes]) -> bool:
+    """Of one line of maps, split: no file behind it, and not the kernel's."""
+    if fields[4] != b"0" or fields[3] != _NO_DEVICE:
+        return False
+    return len(fields) == 5 or (fields[5].startswith(b"[") and fields[5].rstrip(b"\n") not in _KERNEL_NAMES)
+
+
+def _parse(fields: list[bytes], flags: bytes = b"") -> Vma:
+    start, end = fields[0].split(b"-")
+    has = frozenset(flags.split())
+    return Vma(
+        start=int(start, 16),
+        end=int(end, 16),
+        perms=fields[1].decode(),
+        name=fields[5].rstrip(b"\n").decode(errors="replace") if len(fields) > 5 else "",
+        anonymous=_is_memory(fields),
+        private=fields[1][3:4] == b"p",
+        locked=b"lo" in has,
+        huge_tlb=b"ht" in has,
+        droppable=b"dp" in has,
+        registered=b"uw" in has,
+    )
+
+
+def read_vmas(pid: int, *, flags: bool = False) -> list[Vma]:
+    """All mappings of a process, in order of address. `flags` reads smaps instead, which walks every page
+    (milliseconds). Raises ProcessLookupError when the process is gone."""
+    directory = open_proc(pid)
+    try:
+        return parse_smaps(read_proc(directory, "smaps")) if flags else parse_maps(read_proc(directory, "maps"))
+    finally:
+        os.close(directory)
+
+
+def open_proc(pid: int) -> int:
+    """/proc/PID, open: it stays with this very process, whoever gets the number later."""
+    try:
+        return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, f"process {pid} does not exist") from error
+
+
+def parse_maps(text: bytes) -> list[Vma]:
+    return [_parse(line.split(None, 5)) for line in text.splitlines()]
+
+
+def parse_smaps(text: bytes) -> list[Vma]:
+    found = []
+    fields: list[bytes] = []
+    for line in text.splitlines():
+        if line.startswith(b"VmFlags:"):
+            found.append(_parse(fields, line[8:]))
+        elif b"-" in line.split(b" ", 1)[0]:
+            fields = line.split(None, 5)
+    return found
+
+
+def trackable_ranges(directory_fd: int, *, locked: bool) -> Ranges:
+    """What crosses by us in the process behind an open /proc/PID (see `trackable`), one row per mapping.
+
+    The hot path of every scan: maps alone, without objects. Only a process that has `locked` memory (VmLck
+    in its status) needs the slow smaps to tell which. Without it a droppable mapping is included: it cannot be
+    told apart, and sending it too does no harm.
+    """
+    if locked:
+        return as_ranges(
+            (vma.start, vma.end) for vma in parse_smaps(read_proc(directory_fd, "smaps")) if trackable(vma)
+        )
+    rows: list[int] = []
+    for line in read_proc(directory_fd, "maps").splitlines():
+        # Most lines are files: telling them by the text is several times cheaper than splitting each.
+        if b" 00:00 0" not in line:
+            continue
+        fields = line.split(None, 5)
+        if fields[1][3] == 0x70 and _is_memory(fields):  # 'p'
+            start, end = fields[0].split(b"-")
+            rows.append(int(start, 16))
+            rows.append(int(end, 16))
+    return as_ranges(zip(rows[::2], rows[1::2], strict=True)) if rows else EMPTY

@@ -1,0 +1,190 @@
+"""The bulk connection of one migration, source to destination: pages, files, images, and the commit.
+
+Frame: 24 bytes little-endian ``<B3xIQQ``: kind, number, ranges, payload bytes; then the payload. The peer is
+treated as hostile: lengths are bounded before anything is allocated, and the first frame must carry the token
+that the destination's agent gave to the source's.
+
+    HELLO    token                                  source says who it is
+    PAGES    number = pid in the container; `ranges` pairs of (start, end) as uint64, then their bytes
+    ROUND    number = round; answered by ACK        everything up to here is in the store
+    FILES    a tar of changed files of the writable layer; answered by ACK
+    IMAGES   msgpack {name: bytes}                  what CRIU wrote
+    RESTORE  msgpack RestoreOrder
+    READY    destination: restored, not yet running
+    GO       source: committed; run
+    RUNNING  destination: runs (before the first packet is let in)
+    FILLED   msgpack FillReport                     all pages are local
+    ABORT    text                                   either side gives up (only before GO)
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable
+from enum import IntEnum
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from whimbrel.model.errors import ProtocolMismatch, StepFailed, Unreachable
+
+HEADER = struct.Struct("<B3xIQQ")
+MAX_PAYLOAD_BYTES = 1 << 34
+MAX_RANGES = 1 << 20
+CHUNK_BYTES = 1 << 20
+_LINK_WATCH = (
+    (socket.TCP_KEEPIDLE, 1),
+    (socket.TCP_KEEPINTVL, 1),
+    (socket.TCP_KEEPCNT, 2),
+    (socket.TCP_USER_TIMEOUT, 2000),
+)
+Ranges = npt.NDArray[np.uint64]
+
+
+class Kind(IntEnum):
+    HELLO = 1
+    PAGES = 2
+    ROUND = 3
+    FILES = 4
+    IMAGES = 5
+    RESTORE = 6
+    READY = 7
+    GO = 8
+    RUNNING = 9
+    FILLED = 10
+    ABORT = 11
+    ACK = 12
+
+
+class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2."""
+
+    lazy: bool
+    stdio: dict[str, int]
+    eager_recent_pages: int
+
+
+class FillReport(msgspec.Struct, frozen=True, kw_only=True):
+    faults: int
+    faults_before_resume: int
+    fill_ms: float
+    filled_bytes: int
+    eager_pages: int
+
+
+class PageChannel:
+    """Frames over one TCP socket. Blocking; `sent_bytes` counts what left this side, headers too."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A link that dies without a word must not keep a container frozen.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _LINK_WATCH:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        self.sock = sock
+        self.sent_bytes = 0
+        self._pace_bps = 0.0
+        self._paced_until = 0.0
+
+    @classmethod
+    def connect(cls, host: str, port: int, token: str, *, timeout_s: float = 3.0) -> PageChannel:
+        try:
+            sock = socket.create_connection((host, port), timeout=timeout_s)
+        except OSError as error:
+            raise Unreachable(
+                f"the page channel of the destination at {host}:{port} does not answer: {error}"
+            ) from error
+        sock.settimeout(None)
+        channel = cls(sock)
+        channel.send(Kind.HELLO, payload=token.encode())
+        return channel
+
+    def limit(self, bandwidth_bps: float) -> None:
+        """From now on send no faster than this (bits per second; 0 = as fast as it goes)."""
+        self._pace_bps = bandwidth_bps
+        self._paced_until = time.monotonic()
+
+    def _pace(self, size_bytes: int) -> None:
+        if self._pace_bps <= 0:
+            return
+        now = time.monotonic()
+        self._paced_until = max(self._paced_until, now - 0.01) + size_bytes * 8 / self._pace_bps
+        if self._paced_until > now:
+            time.sleep(self._paced_until - now)
+
+    def send(
+        self, kind: Kind, number: int = 0, payload: bytes | memoryview = b"", *, ranges: int = 0
+    ) -> None:
+        header = HEADER.pack(kind, number, ranges, len(payload))
+        try:
+            if len(payload) <= CHUNK_BYTES:
+                self.sock.sendall(header + bytes(payload))
+            else:
+                self.sock.sendall(header)
+                self.sock.sendall(payload)
+        except OSError as error:
+            raise StepFailed(f"the link to the other side broke while sending: {error}") from error
+        self.sent_bytes += HEADER.size + len(payload)
+
+    def send_pages(self, ns_pid: int, ranges: Ranges, contents: memoryview) -> None:
+        """One PAGES frame: byte ranges of shape (n, 2) and their contents, in order."""
+        raw = np.ascontiguousarray(ranges, np.uint64).tobytes()
+        self._pace(len(raw) + len(contents))
+        try:
+            header = HEADER.pack(Kind.PAGES, ns_pid, len(ranges), len(raw) + len(contents))
+            self.sock.sendall(header + raw, socket.MSG_MORE)
+            self.sock.sendall(contents)
+        except OSError as error:
+            raise StepFailed(f"the link to the destination broke while pages crossed: {error}") from error
+        self.sent_bytes += HEADER.size + len(raw) + len(contents)
+
+    def receive_exactly(self, view: memoryview) -> None:
+        while len(view):
+            try:
+                count = self.sock.recv_into(view, len(view), socket.MSG_WAITALL)
+            except OSError as error:
+                raise StepFailed(f"the link to the other side broke: {error}") from error
+            if count == 0:
+                raise StepFailed("the other side closed the connection")
+            view = view[count:]
+
+    def receive_header(self) -> tuple[Kind, int, int, int]:
+        """Returns (kind, number, ranges, payload bytes). Raises ProtocolMismatch on nonsense."""
+        raw = bytearray(HEADER.size)
+        self.receive_exactly(memoryview(raw))
+        kind, number, ranges, size = HEADER.unpack(raw)
+        if size > MAX_PAYLOAD_BYTES or ranges > MAX_RANGES or kind not in Kind._value2member_map_:
+            raise ProtocolMismatch("the other side of the page channel does not speak our protocol")
+        return Kind(kind), number, ranges, size
+
+    def receive_payload(self, size: int) -> bytes:
+        payload = bytearray(size)
+        self.receive_exactly(memoryview(payload))
+        return bytes(payload)
+
+    def expect(self, wanted: Kind, *, number: int | None = None) -> bytes:
+        """Wait for one kind of frame; ABORT and anything else raise StepFailed with the other side's words."""
+        kind, got, _, size = self.receive_header()
+        payload = self.receive_payload(size)
+        if kind is Kind.ABORT:
+            raise StepFailed(payload.decode(errors="replace"))
+        if kind is not wanted or (number is not None and got != number):
+            raise ProtocolMismatch(f"{kind.name} {got} where {wanted.name} was due")
+        return payload
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def shutdown(self) -> None:
+        """Wake whoever waits on this socket in another thread; then `close`."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+
+ReadPages = Callable[[int, Ranges, memoryview], Ranges]
+"""(pid, ranges, buffer) -> the ranges that were read, their contents in order at the start of `buffer`."""

@@ -1,0 +1,310 @@
+"""The destination's half of one migration: a process of its own, started by the agent.
+
+It takes the pages, restores, opens the network, and serves the remaining pages. It is not part of the agent so
+that an agent that dies after the commit takes no pages with it. Before the commit it dies with the agent (its
+standard input ends), with the source (the page channel ends) or by ABORT, and takes the half-restored tree along.
+
+Run as ``python -m whimbrel.migrate.receive``; the first line on stdin is a `ReceiveOrder`, events go to stdout as
+JSON lines: ``listening``, ``running``, ``filled``, ``failed``.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import hmac
+import io
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from whimbrel.checkpoint import criu_pb2 as pb
+from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
+from whimbrel.memory.store import PageStore, pages_of
+from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
+from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
+from whimbrel.model.units import PAGE_BYTES
+from whimbrel.network.port import ServicePort
+from whimbrel.network.udp_buffers import widen
+from whimbrel.runtime.adopt import adopt
+from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.runtime.spec import SHM_EXTERNAL
+from whimbrel.storage.archive import apply
+
+RESTORE_FINISHED = 0x52535446
+SOURCE_SILENCE_S = 60.0
+WIDE_BUFFERS_S = 2.0
+
+
+class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the worker needs; paths are the destination's own."""
+
+    service: str
+    token: str
+    listen_host: str
+    work_dir: str
+    criu_run_dir: str
+    rootfs: str
+    upper_dir: str
+    shm_dir: str
+    netns: str
+    netns_dir: str
+    cgroup_path: str
+    runc_root: str
+    expected_pages: int
+    stdout_fd: int
+    stderr_fd: int
+
+
+def say(event: str, **fields: object) -> None:
+    """Tell the agent; an agent that is gone is no reason to stop."""
+    with contextlib.suppress(OSError):
+        os.write(1, msgspec.json.encode({"event": event, "at_s": time.time(), **fields}) + b"\n")
+
+
+class Receiver:
+    def __init__(self, order: ReceiveOrder) -> None:
+        self.order = order
+        self.work = Path(order.work_dir)
+        self.images = self.work / "images"
+        self.images.mkdir(parents=True, exist_ok=True)
+        self.store = PageStore(order.expected_pages)
+        self.cgroup = Cgroup(order.cgroup_path)
+        self.committed = False
+        self._aborted = False
+        self._gate = threading.Lock()
+        self.lazy = LazyServer()
+        self.criu: CriuWorker | None = None
+        self.port = ServicePort(Path(order.netns_dir))
+        self.port.info(order.service)  # opens its sockets: none of that in the freeze
+
+    # --- before the freeze: pages and files ---------------------------------------------------------------
+    def accept(self) -> PageChannel:
+        listener = socket.create_server((self.order.listen_host, 0))
+        listener.settimeout(SOURCE_SILENCE_S)
+        say("listening", port=listener.getsockname()[1])
+        sock, _ = listener.accept()
+        listener.close()
+        sock.settimeout(SOURCE_SILENCE_S)
+        channel = PageChannel(sock)
+        if not hmac.compare_digest(channel.expect(Kind.HELLO), self.order.token.encode()):
+            raise ProtocolMismatch("whoever connected to the page channel does not know its token")
+        sock.settimeout(None)
+        return channel
+
+    def take(self, channel: PageChannel) -> RestoreOrder:
+        """Store what comes until the order to restore."""
+        round_number = 0
+        while True:
+            kind, number, ranges, size = channel.receive_header()
+            if kind is Kind.PAGES:
+                self._take_pages(channel, number, ranges, size, recent=round_number > 0)
+                continue
+            payload = channel.receive_payload(size)
+            if kind is Kind.ROUND:
+                round_number += 1
+                channel.send(Kind.ACK, number)
+            elif kind is Kind.FILES:
+                self._take_files(number, payload)
+            elif kind is Kind.IMAGES:
+                self._take_images(payload)
+            elif kind is Kind.RESTORE:
+                return msgspec.msgpack.decode(payload, type=RestoreOrder)
+            elif kind is Kind.ABORT:
+                raise StepFailed(payload.decode(errors="replace"))
+            else:
+                raise ProtocolMismatch(f"{kind.name} is not due here")
+
+    def _take_pages(self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool) -> None:
+        raw = bytearray(count * 16)
+        channel.receive_exactly(memoryview(raw))
+        pages = pages_of(np.frombuffer(raw, np.uint64).reshape(-1, 2))
+        if len(pages) * PAGE_BYTES != size - len(raw):
+            raise ProtocolMismatch("a frame of pages has another length than its ranges")
+        with self.store.room_for(len(pages)) as window:
+            channel.receive_exactly(window)
+        self.store.commit(ns_pid, pages, recent=recent)
+
+    def _take_files(self, number: int, archive: bytes) -> None:
+        """`number` 0 is the writable layer, 1 the container's /dev/shm."""
+        roots = (self.order.upper_dir, self.order.shm_dir)
+        if number >= len(roots):
+            raise ProtocolMismatch(f"there is no place for files number {number}")
+        apply(Path(roots[number]), io.BytesIO(archive))
+
+    def _take_images(self, payload: bytes) -> None:
+        for name, content in msgspec.msgpack.decode(payload, type=dict[str, bytes]).items():
+            if "/" in name or name.startswith("."):
+                raise ProtocolMismatch(f"{name!r} is no name of an image")
+            (self.images / name).write_bytes(content)
+
+    # --- the freeze: restore ------------------------------------------------------------------------------
+    def start_criu(self) -> None:
+        """Ready before the freeze; the restored tasks are born in the container's control groups."""
+        images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+        self.images_fd = images_fd
+        self.criu = CriuWorker(
+            netns=Path(self.order.netns),
+            run_dir=Path(self.order.criu_run_dir),
+            cgroup_procs=self.cgroup.procs_files(),
+            pass_fds=[images_fd, self.order.stdout_fd, self.order.stderr_fd],
+        )
+        self.criu.warm_up()
+
+    def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
+        """Restore up to the moment before the first instruction, agree with the source, let it run."""
+        assert self.criu is not None
+        later, eager_pages = settle(
+            self.images, self.store, lazy=order.lazy, recent_pages=order.eager_recent_pages
+        )
+        self.eager_pages = eager_pages
+        opts = pb.Options(
+            images_dir_fd=self.images_fd,
+            tcp_established=True,
+            file_locks=True,
+            link_remap=True,
+            manage_cgroups_mode=pb.CG_IGNORE,
+            network_lock=pb.LOCK_SKIP,
+            notify_scripts=True,
+            log_level=1,
+            log_file="restore.log",
+            root=self.order.rootfs,
+            lazy_pages=order.lazy,
+            external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
+        )
+        fds = {1: self.order.stdout_fd, 2: self.order.stderr_fd}
+        for name, stream in order.stdio.items():
+            opts.inherit_fd.add(key=name, fd=fds[stream])
+        handover = self._listen_for_faults(later) if order.lazy else None
+        self.criu.begin_restore(opts)
+        self.criu.advance("pre-resume")
+        if handover is not None:
+            handover.join()
+        pids = self.cgroup.pids()
+        narrow = widen(pids)
+        threading.Timer(WIDE_BUFFERS_S, narrow).start()
+        channel.send(Kind.READY)
+        channel.expect(Kind.GO)
+        # ------------------------------- the point of no return: the source has committed -----------------
+        self.commit()
+        self.faults_before = self.lazy.faults
+        self.criu.advance(None)
+        channel.send(Kind.RUNNING)
+        self.port.open(self.order.service)
+        self.port.announce(self.order.service)
+        pid = self.criu.restored_pid
+        adopt(Path(self.order.runc_root), self.order.service, pid)
+        say("running", pid=pid)
+        return pid
+
+    def _listen_for_faults(self, later: list[LazyPages]) -> threading.Thread:
+        """CRIU connects, sends (pid, userfaultfd) per process, and a last word when all are restored."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(self.images / "lazy-pages.socket"))
+        listener.listen(1)
+        base = address_of(memoryview(self.store.map))
+        by_pid = {pages.ns_pid: pages for pages in later}
+
+        def collect() -> None:
+            conn, _ = listener.accept()
+            listener.close()
+            with conn:
+                while True:
+                    word = conn.recv(4, socket.MSG_WAITALL)
+                    if len(word) < 4 or struct.unpack("<I", word)[0] == RESTORE_FINISHED:
+                        return
+                    (ns_pid,) = struct.unpack("<i", word)
+                    if ns_pid < 0:
+                        continue
+                    fds = array.array("i")
+                    _, ancillary, _, _ = conn.recvmsg(1, socket.CMSG_LEN(4))
+                    for level, kind, data in ancillary:
+                        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                            fds.frombytes(data[:4])
+                    pages = by_pid[ns_pid]
+                    os.set_blocking(fds[0], False)
+                    self.lazy.add(LazySpace(fds[0], pages.pages, pages.slots, base))
+
+        self.lazy.start()
+        thread = threading.Thread(target=collect, name="collect", daemon=True)
+        thread.start()
+        return thread
+
+    # --- after the commit: the rest -----------------------------------------------------------------------
+    def fill(self, channel: PageChannel) -> FillReport:
+        started = time.monotonic()
+        placed = self.lazy.fill_all()
+        report = FillReport(
+            faults=self.lazy.faults,
+            faults_before_resume=self.faults_before,
+            fill_ms=(time.monotonic() - started) * 1e3,
+            filled_bytes=placed,
+            eager_pages=self.eager_pages,
+        )
+        self.lazy.stop()
+        with contextlib.suppress(WhimbrelError):
+            channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
+        say("filled", **msgspec.structs.asdict(report))
+        return report
+
+    def commit(self) -> None:
+        """The file is the destination's word; the gate keeps an abort that comes at the same moment out."""
+        with self._gate:
+            if self._aborted:
+                raise StepFailed("the agent gave the migration up at the last moment")
+            (self.work / "committed").touch()
+            self.committed = True
+
+    def abort(self) -> bool:
+        """Forbid the commit; False when it has happened."""
+        with self._gate:
+            self._aborted = not self.committed
+            return self._aborted
+
+    def undo(self) -> None:
+        """Nothing of a half-restored tree stays; the agent undoes what the agent did."""
+        if self.criu is not None:
+            self.criu.kill()
+        self.cgroup.kill_all()
+
+
+def main() -> int:
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=ReceiveOrder)
+    receiver = Receiver(order)
+
+    def watch_agent() -> None:
+        os.read(0, 1)
+        if receiver.abort():
+            receiver.undo()
+            os._exit(1)
+
+    threading.Thread(target=watch_agent, name="watch-agent", daemon=True).start()
+    channel: PageChannel | None = None
+    try:
+        receiver.start_criu()
+        channel = receiver.accept()
+        restore_order = receiver.take(channel)
+        receiver.restore(channel, restore_order)
+        receiver.fill(channel)
+        return 0
+    except (WhimbrelError, OSError) as error:
+        if channel is not None and not receiver.committed:
+            with contextlib.suppress(WhimbrelError, OSError):
+                channel.send(Kind.ABORT, payload=str(error).encode())
+        say("failed", error=str(error), committed=receiver.committed)
+        if not receiver.committed:
+            receiver.undo()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,478 @@
+"""One migration, told by its source from request to finish.
+
+    preflight   everything that can be known before anything happens; nothing is touched yet
+    prepare     the destination makes itself ready; the gateways make room; CRIU waits on both sides
+    rounds      memory and files cross while the service runs
+    freeze      packets are held, the service stops, the last pages and CRIU's images cross, it is restored
+                ---- commit: GO; before it everything is undone on any failure, after it there is only forward
+    switch      the destination announces the address and the held packets go there (told by RUNNING)
+    finish      the rest of the pages arrive in the background, the source is removed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from whimbrel.memory.processes import ns_pids_of
+from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
+from whimbrel.migrate.preflight import check_offer
+from whimbrel.migrate.source import (
+    Dump,
+    FileSync,
+    PageSender,
+    Source,
+    StepFailed,
+    TreeTracker,
+    pages_in,
+    stdio_pipes,
+)
+from whimbrel.migrate.strategies import Composition, composition_of
+from whimbrel.model.errors import Cancelled, Conflict, Unreachable, WhimbrelError
+from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
+from whimbrel.model.node import Capabilities, Endpoint
+from whimbrel.model.units import PAGE_BYTES
+from whimbrel.network.port import ServicePort
+from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
+from whimbrel.wire.calls import (
+    AbortIncoming,
+    FinishIncoming,
+    Hold,
+    IncomingReady,
+    OfferMigration,
+    PrepareHold,
+    PrepareIncoming,
+    Release,
+)
+from whimbrel.wire.rpc import Peer
+
+T = TypeVar("T")
+DRAIN_LIMIT_S = 0.004
+EAGER_RECENT_PAGES = 1024
+FILL_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What of the source's own node a migration needs."""
+
+    endpoint: Endpoint
+    capabilities: Capabilities
+    port: ServicePort
+    journal: Journal
+
+
+@dataclass
+class Migration:
+    """One migration under way: what was asked, and what has happened so far."""
+
+    request: MigrationRequest
+    source: Source
+    node: Node
+    destination: Endpoint
+    gateways: tuple[Endpoint, ...]
+    emit: Callable[[Progress], None]
+    send_logs: Callable[[Peer], Any]
+    discard: Callable[[], Any]
+    started_s: float = field(default_factory=time.monotonic)
+    started_unix_s: float = field(default_factory=time.time)
+    phases: list[Phase] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    bytes_sent: int = 0
+    freeze_ms: float = 0.0
+    reason: str = ""
+    committed: bool = False
+    frozen_s: float = 0.0
+    _gate: threading.Lock = field(default_factory=threading.Lock)
+    _cancelled: bool = False
+    _task: asyncio.Task[Any] | None = None
+
+    def now_ms(self) -> float:
+        return (time.monotonic() - self.started_s) * 1e3
+
+    def cancel(self) -> bool:
+        """Ask for the end; False when it is too late. Whoever holds the gate at the commit wins."""
+        with self._gate:
+            if self.committed:
+                return False
+            self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+        return True
+
+    def record(self, outcome: Outcome, error: WhimbrelError | None = None) -> MigrationRecord:
+        return MigrationRecord(
+            id=self.request.id,
+            service=self.request.service,
+            source=self.node.endpoint.name,
+            destination=self.destination.name,
+            strategy=self.request.strategy,
+            outcome=outcome,
+            workload=self.source.status.spec.workload,
+            reason=self.reason,
+            error=str(error) if error is not None else "",
+            error_code=error.code if error is not None else "",
+            started_unix_s=self.started_unix_s,
+            total_ms=round(self.now_ms(), 3),
+            freeze_ms=round(self.freeze_ms, 3),
+            rss_bytes=self.source.status.rss_bytes,
+            bytes_sent=self.bytes_sent,
+            phases=tuple(self.phases),
+            rounds=tuple(self.rounds),
+        )
+
+    @contextlib.asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
+        start = self.now_ms()
+        self.emit(Progress(migration=self.request.id, phase=name))
+        try:
+            yield
+        finally:
+            self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Any:
+        """A part of a phase, kept in the record but not announced: announcing costs time in the freeze."""
+        start = self.now_ms()
+        try:
+            yield
+        finally:
+            self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
+
+
+class Hands:
+    """Threads of one migration. After a cancel, what still runs in them is waited for before anything is closed."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="migration")
+        self._busy: set[Future[Any]] = set()
+
+    async def do(self, function: Callable[..., T], *args: Any) -> T:
+        future = self._pool.submit(function, *args)
+        self._busy.add(future)
+        future.add_done_callback(self._busy.discard)
+        return await asyncio.wrap_future(future)
+
+    async def settle(self) -> None:
+        pending = [asyncio.wrap_future(future) for future in list(self._busy)]
+        await asyncio.gather(*pending, return_exceptions=True)
+        self._pool.shutdown(wait=False)
+
+
+async def migrate(job: Migration) -> MigrationRecord:
+    """Carry out a migration. Never raises for a failure of the migration: the record tells."""
+    job._task = asyncio.current_task()
+    plan = composition_of(job.request.strategy)
+    try:
+        async with contextlib.AsyncExitStack() as undo:
+            peer = await undo.enter_async_context(
+                Peer(job.destination.name, job.destination.host, job.destination.port)
+            )
+            async with job.phase("preflight"):
+                await _preflight(job, peer)
+            if job.request.dry_run:
+                job.reason = "dry run: everything that can be checked before the freeze is in order"
+                return job.record(Outcome.DRY_RUN)
+            with _own_cancellation(job):
+                await _move(job, plan, peer, undo)
+        return job.record(Outcome.DONE)
+    except WhimbrelError as error:
+        outcome = Outcome.CANCELLED if isinstance(error, Cancelled) else Outcome.ROLLED_BACK
+        return job.record(Outcome.FAILED if job.committed else outcome, error)
+    except OSError as error:
+        failure = StepFailed(f"a step failed on {job.node.endpoint.name}: {error}")
+        return job.record(Outcome.FAILED if job.committed else Outcome.ROLLED_BACK, failure)
+
+
+@contextlib.contextmanager
+def _own_cancellation(job: Migration) -> Any:
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not job._cancelled:
+            raise
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        raise Cancelled("cancelled on request; the service runs on where it was") from None
+
+
+async def _preflight(job: Migration, peer: Peer) -> None:
+    status = job.source.status
+    offer = await peer.call(
+        OfferMigration(spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest)
+    )
+    check_offer(
+        job.node.capabilities, offer, rss_bytes=status.rss_bytes, disk_bytes=0, where=job.destination.name
+    )
+
+
+async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib.AsyncExitStack) -> None:
+    hands = Hands()
+    async with contextlib.AsyncExitStack() as undo:
+        async with job.phase("prepare"):
+            ready: IncomingReady = await peer.call(
+                PrepareIncoming(
+                    id=job.request.id,
+                    service=job.source.status,
+                    strategy=job.request.strategy,
+                    source_host=job.node.endpoint.host,
+                    runc_config=b"",
+                ),
+                timeout_s=120,
+            )
+            undo.push_async_callback(_abort_destination, job, peer)
+            holders = await _reach_gateways(job, outer)
+            dump = Dump(job.source, job.source.run_dir / f"dump-{job.request.service}")
+            undo.callback(dump.undo)
+            warm = asyncio.create_task(hands.do(dump.warm_up))
+            channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
+            undo.callback(channel.close)
+            channel.limit(job.request.bandwidth_bps)
+            tracker = await hands.do(TreeTracker, job.source.pid)
+            undo.callback(tracker.close)
+            await warm
+            undo.callback(job.node.journal.clear, job.request.id, "source")
+            _journal(job, "prepared")
+            # Undone first: wake the threads, then wait for them; CRIU is never interrupted inside a step.
+            undo.push_async_callback(hands.settle)
+            undo.callback(channel.shutdown)
+        sender, files = PageSender(channel), FileSync((job.source.layer.upper, job.source.layer.shm))
+        async with job.phase("rounds"):
+            await hands.do(files.send, channel, [])
+            if plan.rounds:
+                await _rounds(job, hands, tracker, sender, channel)
+        async with job.phase("freeze"):
+            await _freeze_and_restore(job, plan, hands, tracker, sender, files, channel, dump, holders, undo)
+            await _commit(job, hands, channel, peer)
+            undo.pop_all()
+        job.bytes_sent = channel.sent_bytes
+    await _after_commit(job, hands, peer, channel, dump, tracker, holders)
+
+
+async def _rounds(
+    job: Migration, hands: Hands, tracker: TreeTracker, sender: PageSender, channel: PageChannel
+) -> None:
+    limits = Limits(
+        max_rounds=job.request.max_rounds or Limits.max_rounds,
+        max_downtime_ms=job.request.max_downtime_ms,
+        deadline_ms=job.request.deadline_ms,
+    )
+    facts: list[RoundFacts] = []
+    while True:
+        number = len(facts) + 1
+        before, start = channel.sent_bytes, job.now_ms()
+        dirty = await hands.do(tracker.scan)
+        pages = pages_in(dirty)
+        await hands.do(_send_round, sender, channel, dirty, number)
+        took_ms = job.now_ms() - start
+        facts.append(RoundFacts(dirty_bytes=pages * PAGE_BYTES, duration_ms=took_ms))
+        sent = channel.sent_bytes - before
+        job.rounds.append(Round(n=number, dirty_pages=pages, bytes_sent=sent, duration_ms=round(took_ms, 3)))
+        job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {pages} pages"))
+        verdict = decide(facts, limits, elapsed_ms=job.now_ms())
+        if verdict is not Stop.GO_ON:
+            job.reason = f"{verdict} after {number} rounds; freeze predicted {predicted_freeze_ms(facts, limits):.0f} ms"
+            return
+
+
+def _send_round(sender: PageSender, channel: PageChannel, dirty: Any, number: int) -> None:
+    sender.send(dirty)
+    channel.send(Kind.ROUND, number)
+    channel.expect(Kind.ACK, number=number)
+
+
+async def _freeze_and_restore(
+    job: Migration,
+    plan: Composition,
+    hands: Hands,
+    tracker: TreeTracker,
+    sender: PageSender,
+    files: FileSync,
+    channel: PageChannel,
+    dump: Dump,
+    holders: list[Peer],
+    undo: contextlib.AsyncExitStack,
+) -> None:
+    """Stop the service here and bring it to the moment before its first instruction there."""
+    service, address, port = job.request.service, job.source.status.spec.address.split("/")[0], job.node.port
+    stdio = stdio_pipes(job.source.pid)
+    await hands.do(dump.begin, ns_pids_of(job.source.pid))
+    with job.step("freeze.hold"):
+        undo.push_async_callback(_release_here, job, holders, address)
+        await asyncio.gather(*(holder.call(Hold(address=address), timeout_s=1) for holder in holders))
+        await hands.do(_drain, port, service)
+    job.frozen_s = time.monotonic()
+    with job.step("freeze.stop"):
+        _journal(job, "frozen")
+        await hands.do(dump.freeze)
+        port.close(service)
+    with job.step("freeze.dump"):
+        # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
+        images, early = await asyncio.gather(
+            hands.do(dump.finish), hands.do(_send_final, tracker, sender, job.source.holes and plan.rounds)
+        )
+    with job.step("freeze.pages"):
+        late = await hands.do(_send_final, tracker, sender, True)
+        await hands.do(files.send, channel, job.source.cgroup.pids())
+    job.rounds.append(
+        Round(
+            n=len(job.rounds) + 1,
+            dirty_pages=early + late,
+            bytes_sent=(early + late) * PAGE_BYTES,
+            duration_ms=round((time.monotonic() - job.frozen_s) * 1e3, 3),
+        )
+    )
+    with job.step("freeze.restore"):
+        order = RestoreOrder(lazy=plan.lazy, stdio=stdio, eager_recent_pages=EAGER_RECENT_PAGES)
+        channel.limit(0)
+        await hands.do(channel.send, Kind.IMAGES, 0, images)
+        await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
+        await hands.do(_expect_ready, channel)
+
+
+def _expect_ready(channel: PageChannel) -> None:
+    while True:
+        kind, _, _, size = channel.receive_header()
+        payload = channel.receive_payload(size)
+        if kind is Kind.READY:
+            return
+        if kind is Kind.ABORT:
+            raise StepFailed(f"the destination could not restore: {payload.decode(errors='replace')}")
+
+
+def _send_final(tracker: TreeTracker, sender: PageSender, wanted: bool) -> int:
+    return sender.send(tracker.scan(final=True)) // PAGE_BYTES if wanted else 0
+
+
+def _drain(port: ServicePort, service: str) -> None:
+    """Let the program take what had arrived: CRIU does not carry datagrams. Bounded; the hold is on already."""
+    deadline = time.monotonic() + DRAIN_LIMIT_S
+    while time.monotonic() < deadline:
+        time.sleep(0.0005)
+        if port.receive_queue_bytes(service) == 0:
+            return
+
+
+async def _commit(job: Migration, hands: Hands, channel: PageChannel, peer: Peer) -> None:
+    """GO. From the moment it may have left, only the destination knows: the source stays frozen until told."""
+    job.source.cgroup.freeze()  # if CRIU or this agent dies from here on, the source must not run on by itself
+    try:
+        _journal(job, "deciding")
+        with job._gate:
+            if job._cancelled:
+                raise Cancelled("cancelled on request; the service runs on where it was")
+            job.committed = True
+        try:
+            channel.send(Kind.GO)
+            await asyncio.shield(hands.do(channel.expect, Kind.RUNNING))
+        except WhimbrelError:
+            if await _destination_gave_up(job, peer):
+                job.committed = False
+                raise
+        job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
+    except BaseException:
+        if not job.committed:
+            job.source.cgroup.thaw()
+        raise
+
+
+async def _destination_gave_up(job: Migration, peer: Peer) -> bool:
+    """The channel broke between GO and RUNNING. Ask until the destination answers; both must never run."""
+    while True:
+        try:
+            return bool(await peer.call(AbortIncoming(id=job.request.id), timeout_s=5))
+        except Unreachable:
+            job.emit(Progress(migration=job.request.id, phase="freeze", detail="waiting for the destination's word"))
+            await asyncio.sleep(0.2)
+
+
+async def _after_commit(
+    job: Migration,
+    hands: Hands,
+    peer: Peer,
+    channel: PageChannel,
+    dump: Dump,
+    tracker: TreeTracker,
+    holders: list[Peer],
+) -> None:
+    """Only forward. Whatever fails here is told, but the service runs at the destination."""
+    async with job.phase("switch"):
+        _journal(job, "committed")
+        await hands.do(job.source.cgroup.kill_frozen)
+        dump.close()
+        tracker.close()
+        address = job.source.status.spec.address.split("/")[0]
+        mac = job.source.status.mac
+        await asyncio.gather(
+            *(holder.call(Release(address=address, mac=mac), timeout_s=2) for holder in holders),
+            return_exceptions=True,
+        )
+    async with job.phase("finish"):
+        channel.sock.settimeout(FILL_TIMEOUT_S)
+        with contextlib.suppress(WhimbrelError, OSError):
+            report = msgspec.msgpack.decode(await hands.do(channel.expect, Kind.FILLED), type=FillReport)
+            job.reason += (
+                f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, "
+                f"fill {report.fill_ms:.0f} ms"
+            )
+        job.bytes_sent = channel.sent_bytes
+        channel.close()
+        await job.send_logs(peer)
+        await peer.call(FinishIncoming(id=job.request.id), timeout_s=FILL_TIMEOUT_S)
+        await job.discard()
+        job.node.journal.clear(job.request.id, "source")
+        await hands.settle()
+
+
+async def _reach_gateways(job: Migration, stack: contextlib.AsyncExitStack) -> list[Peer]:
+    """Connect to every gateway before the freeze: a hold must cost one message."""
+    address = job.source.status.spec.address.split("/")[0]
+    holders: list[Peer] = []
+    for gateway in job.gateways:
+        holder = await stack.enter_async_context(Peer(gateway.name, gateway.host, gateway.port))
+        await holder.call(PrepareHold(address=address), timeout_s=5)
+        holders.append(holder)
+    return holders
+
+
+async def _release_here(job: Migration, holders: list[Peer], address: str) -> None:
+    """Undo of the hold: the service runs here again, so open its port and let the packets in."""
+    service, port = job.request.service, job.node.port
+    port.open(service)
+    port.announce(service)
+    await asyncio.gather(
+        *(holder.call(Release(address=address, mac=job.source.status.mac), timeout_s=2) for holder in holders),
+        return_exceptions=True,
+    )
+
+
+async def _abort_destination(job: Migration, peer: Peer) -> None:
+    with contextlib.suppress(WhimbrelError):
+        await peer.call(AbortIncoming(id=job.request.id), timeout_s=5)
+
+
+def _journal(job: Migration, step: str) -> None:
+    job.node.journal.write(
+        Entry(
+            migration=job.request.id,
+            service=job.request.service,
+            side="source",
+            step=step,
+            peer=job.destination,
+            gateways=job.gateways,
+        )
+    )
+
+
+__all__ = ["Conflict", "Migration", "Node", "Path", "migrate"]

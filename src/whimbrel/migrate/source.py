@@ -1,0 +1,241 @@
+"""What the source's node puts at a migration's disposal, and the steps that touch processes and files.
+
+Every function here blocks and is called in a thread; `run.py` tells the order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import socket
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from whimbrel.checkpoint import criu_pb2 as pb
+from whimbrel.checkpoint.images import write_parent
+from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.memory.peek import read_pages_into
+from whimbrel.memory.ranges import Ranges, split, total_bytes
+from whimbrel.memory.tracker import ProcessPages, TreeTracker
+from whimbrel.migrate.pagechannel import CHUNK_BYTES, Kind, PageChannel
+from whimbrel.model.errors import StepFailed
+from whimbrel.model.service import ServiceStatus
+from whimbrel.model.units import PAGE_BYTES
+from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT
+from whimbrel.storage.archive import pack
+from whimbrel.storage.layer import Layer
+from whimbrel.storage.listing import Listing, changed, mapped_files, snapshot
+
+_CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
+_STDIO = re.compile(r"pipe:\[[0-9]+\]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One running service as its node sees it; `criu_run_dir` is on the node's tmpfs."""
+
+    status: ServiceStatus
+    layer: Layer
+    cgroup: Cgroup
+    run_dir: Path
+    holes: bool
+
+    @property
+    def pid(self) -> int:
+        return self.status.pid
+
+
+@dataclass
+class FileSync:
+    """The writable layer and /dev/shm: all of it once while the service runs, then only what changed."""
+
+    roots: tuple[Path, ...]
+    seen: list[Listing] = field(default_factory=list)
+
+    def send(self, channel: PageChannel, pids: list[int]) -> int:
+        """Send what changed since the last call (the first time: all). Returns the bytes of the archives."""
+        total = 0
+        first = not self.seen
+        maps = set() if first else mapped_files(pids)
+        for number, root in enumerate(self.roots):
+            now = snapshot(root)
+            prefix = "dev/shm/" if number == 1 else ""
+            always = [path.removeprefix(prefix) for path in maps if path.startswith(prefix)]
+            changes = changed({} if first else self.seen[number], now, always=always)
+            if first:
+                self.seen.append(now)
+            else:
+                self.seen[number] = now
+            if changes:
+                archive = io.BytesIO()
+                pack(root, changes, archive)
+                channel.send(Kind.FILES, number, archive.getbuffer())
+                total += archive.tell()
+        return total
+
+
+class PageSender:
+    """Reads pages out of the processes and sends them; the buffer stays in the cache between read and send."""
+
+    def __init__(self, channel: PageChannel) -> None:
+        self._channel = channel
+        self._buffer = bytearray(CHUNK_BYTES)
+
+    def send(self, dirty: list[ProcessPages]) -> int:
+        """Send all pages; returns how many bytes of pages crossed. Pages that vanish meanwhile are left out."""
+        sent = 0
+        for process in dirty:
+            batch: list[Ranges] = []
+            size = 0
+            for row in split(process.ranges, CHUNK_BYTES):
+                length = int(row[1] - row[0])
+                if size + length > CHUNK_BYTES:
+                    sent += self._send_batch(process, np.array(batch, np.uint64), size)
+                    batch, size = [], 0
+                batch.append(row)
+                size += length
+            if batch:
+                sent += self._send_batch(process, np.array(batch, np.uint64), size)
+        return sent
+
+    def _send_batch(self, process: ProcessPages, ranges: Ranges, size: int) -> int:
+        view = memoryview(self._buffer)[:size]
+        missing = read_pages_into(process.pid, ranges, view)
+        if len(missing):
+            ranges, view = _without(ranges, missing, view)
+        if len(view):
+            self._channel.send_pages(process.ns_pid, ranges, view)
+        return len(view)
+
+
+def _without(ranges: Ranges, missing: Ranges, view: memoryview) -> tuple[Ranges, memoryview]:
+    """Leave the missing pages out of a batch, page by page: rare, so plain."""
+    gone = {page for start, end in missing.tolist() for page in range(start, end, PAGE_BYTES)}
+    kept: list[tuple[int, int]] = []
+    parts = bytearray()
+    at = 0
+    for start, end in ranges.tolist():
+        for page in range(start, end, PAGE_BYTES):
+            if page not in gone:
+                kept.append((page, page + PAGE_BYTES))
+                parts += view[at : at + PAGE_BYTES]
+            at += PAGE_BYTES
+    return np.array(kept, np.uint64).reshape(-1, 2), memoryview(parts)
+
+
+def pages_in(dirty: list[ProcessPages]) -> int:
+    return sum(total_bytes(process.ranges) for process in dirty) // PAGE_BYTES
+
+
+def stdio_pipes(pid: int) -> dict[str, int]:
+    """CRIU's names of the pipes that the container's first process got as standard output and error."""
+    names: dict[str, int] = {}
+    for stream in (2, 1):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/{pid}/fd/{stream}")
+            if _STDIO.fullmatch(target):
+                names[target] = stream
+    return names
+
+
+class Dump:
+    """The lazy dump of the service: started ahead, paused at CRIU's points, then committed or undone."""
+
+    def __init__(self, source: Source, work_dir: Path) -> None:
+        self._source = source
+        self.images = work_dir / "images"
+        self._parent = work_dir / "parent"
+        shutil.rmtree(work_dir, ignore_errors=True)
+        self.images.mkdir(parents=True)
+        self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+        ours, theirs = socket.socketpair()
+        self._page_server = ours
+        with theirs:
+            (work_dir / "rpc.conf").write_text(f"ps-socket {theirs.fileno()}\n")
+            self._criu = CriuWorker(
+                netns=Path(f"/proc/{source.pid}/ns/net"),
+                run_dir=source.run_dir,
+                pass_fds=[self._images_fd, theirs.fileno()],
+            )
+        self._conf = work_dir / "rpc.conf"
+        self.frozen = False
+
+    @property
+    def criu_pid(self) -> int:
+        return self._criu.pid
+
+    def warm_up(self) -> None:
+        self._criu.warm_up()
+
+    def begin(self, ns_pids: list[int]) -> None:
+        """Up to the point where CRIU would freeze next."""
+        opts = pb.Options(
+            images_dir_fd=self._images_fd,
+            pid=self._source.pid,
+            tcp_established=True,
+            file_locks=True,
+            link_remap=True,
+            manage_cgroups_mode=pb.CG_IGNORE,
+            network_lock=pb.LOCK_SKIP,
+            lazy_pages=True,
+            notify_scripts=True,
+            log_level=1,
+            log_file="dump.log",
+            root=str(self._source.layer.rootfs),
+            config_file=str(self._conf),
+            ghost_limit=1 << 28,
+            external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}"],
+        )
+        if self._source.holes:
+            write_parent(self._parent, ns_pids)
+            opts.track_mem = True
+            opts.parent_img = "../parent"
+        self._criu.begin_dump(opts)
+        self._criu.advance("pre-dump")
+
+    def freeze(self) -> None:
+        """From here on no instruction of the service runs."""
+        self.frozen = True
+        self._criu.advance("query-ext-files")
+
+    def finish(self) -> bytes:
+        """Write all images; returns them as the payload of an IMAGES frame."""
+        self._criu.advance("post-dump")
+        files = {
+            path.name: path.read_bytes()
+            for path in self.images.iterdir()
+            if path.is_file() and not path.is_symlink() and path.suffix == ".img"
+        }
+        return msgspec.msgpack.encode(files)
+
+    def interrupt(self) -> None:
+        """From another thread: make a step that is under way fail."""
+        self._criu.interrupt()
+
+    def undo(self) -> None:
+        """Let the service run on where it stopped, with nothing of CRIU's left in it."""
+        if self.frozen:
+            self._criu.give_up()
+            with contextlib.suppress(OSError):
+                self._page_server.send(_CLOSE)  # a lazy dump ends, and thaws, when its page server is told to
+            self._criu.wait(timeout_s=1.0)
+        self.close()
+
+    def close(self) -> None:
+        """End CRIU, whatever it does. A tree that it holds runs on unless it was killed or its cgroup is frozen."""
+        self._criu.kill()
+        self._page_server.close()
+        with contextlib.suppress(OSError):
+            os.close(self._images_fd)
+        shutil.rmtree(self.images.parent, ignore_errors=True)
+
+
+__all__ = ["Dump", "FileSync", "PageSender", "Source", "StepFailed", "TreeTracker", "pages_in", "stdio_pipes"]

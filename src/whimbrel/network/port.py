@@ -1,0 +1,222 @@
+"""A service's place on the overlay: its network namespace and its port on the node's bridge.
+
+The port is made ahead of a migration while the same address still runs elsewhere, so until `open` nothing
+may leave or enter it: the bridge port is disabled before the address is set inside, and no carrier ever
+changes afterwards (the kernel acts on carrier changes up to 1 s late).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyroute2 import IPRoute, NetlinkError
+
+from whimbrel.model.errors import Refused
+from whimbrel.network import netlink, netns
+from whimbrel.network.announce import Announcer
+from whimbrel.network.names import (
+    BRIDGE,
+    CONTAINER_INTERFACE,
+    OVERLAY_MTU_BYTES,
+    interface,
+    mac_bytes,
+    mac_of,
+    port_name,
+)
+from whimbrel.network.overlay import explained, find_link, wait_until
+
+REPEAT_AFTER_S = (0.02, 0.1, 0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    netns_path: Path
+    mac: str
+    host_ifname: str
+
+
+@dataclass
+class _Handles:
+    """What the freeze path needs, opened ahead: none of it costs more than a system call or two."""
+
+    ifindex: int
+    announcer: Announcer
+    diag: netlink.NetlinkSocket
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def close(self) -> None:
+        self.closed.set()
+        self.announcer.close()
+        self.diag.close()
+
+
+class ServicePort:
+    """All ports of one node; `netns_dir` holds one file per service. `open`, `close`, `announce`,
+    `receive_queue_bytes` take well under 1 ms. Make it, and call it, in the node's own namespace."""
+
+    def __init__(self, netns_dir: Path) -> None:
+        self._dir = netns_dir
+        self._lock = threading.Lock()
+        self._handles: dict[str, _Handles] = {}
+        self._route = netlink.NetlinkSocket(netlink.NETLINK_ROUTE)
+
+    def path(self, service: str) -> Path:
+        return self._dir / service
+
+    def info(self, service: str) -> PortInfo:
+        handles = self._ready(service)
+        return PortInfo(self.path(service), handles.announcer.mac, port_name(service))
+
+    def exists(self, service: str) -> bool:
+        return self.path(service).exists()
+
+    def create(self, service: str, address: str, gateway: str | None = None) -> PortInfo:
+        """Make namespace and port, disabled. `address` with prefix length; `gateway` is the overlay address
+        of a Whimbrel gateway. Leaves nothing behind when it fails (Refused, Conflict, BadInput)."""
+        interface(address), mac_of(gateway or address)
+        path, host = self.path(service), port_name(service)
+        with IPRoute() as ip:
+            if find_link(ip, host) is not None:
+                raise Refused(f"the port {host} of {service} is there already: remove the service here first")
+        netns.create(path)
+        try:
+            with explained(f"making the network port of {service}", "see `whimbrel check`"):
+                self._attach(service, path, mac_of(address))
+                netns.call(path, lambda: _set_address(address, gateway))
+            return self.info(service)
+        except BaseException:
+            self.remove(service)
+            raise
+
+    def _attach(self, service: str, path: Path, mac: str) -> None:
+        host = port_name(service)
+        with IPRoute() as ip, path.open() as inside:
+            bridge = next(iter(ip.link_lookup(ifname=BRIDGE)), None)
+            if bridge is None:
+                raise Refused(f"this node has no bridge {BRIDGE}: its overlay is not up, restart its agent")
+            netns.call(path, _no_ipv6)
+            peer = {"ifname": CONTAINER_INTERFACE, "address": mac, "mtu": OVERLAY_MTU_BYTES,
+                    "net_ns_fd": inside.fileno()}  # fmt: skip
+            ip.link("add", ifname=host, kind="veth", mtu=OVERLAY_MTU_BYTES, peer=peer)
+            index = ip.link_lookup(ifname=host)[0]
+            netns.write_sysctl(f"net/ipv6/conf/{host}/disable_ipv6", 1)
+            ip.link("set", index=index, state="up")
+            netns.call(path, _links_up)
+
+            def is_up() -> bool:
+                link = find_link(ip, host)
+                return link is not None and link.get_attr("IFLA_OPERSTATE") == "UP"
+
+            # only now to the bridge: a carrier event afterwards would enable the port again
+            if not wait_until(is_up):
+                raise Refused(f"the port {host} of {service} does not come up")
+            ip.link("set", index=index, master=bridge)
+            netlink.set_bridge_port_state(self._route, index, netlink.BR_STATE_DISABLED)
+
+    def _ready(self, service: str) -> _Handles:
+        """The open sockets of a service; after an agent's restart they are opened anew."""
+        with self._lock:
+            handles = self._handles.get(service)
+            if handles is None:
+                if not self.exists(service):
+                    raise Refused(f"{service} has no network port on this node")
+                index = socket.if_nametoindex(port_name(service))
+                announcer, diag = netns.call(self.path(service), _open_inside)
+                handles = self._handles[service] = _Handles(index, announcer, diag)
+            return handles
+
+    def _set_state(self, service: str, state: int) -> None:
+        with explained(f"switching the network port of {service}", "is the service still on this node?"):
+            netlink.set_bridge_port_state(self._route, self._ready(service).ifindex, state)
+
+    def open(self, service: str) -> None:
+        """From now on frames pass."""
+        self._set_state(service, netlink.BR_STATE_FORWARDING)
+
+    def close(self, service: str) -> None:
+        """From now on nothing enters or leaves; the service's kernel sockets acknowledge nothing more."""
+        self._set_state(service, netlink.BR_STATE_DISABLED)
+
+    def is_open(self, service: str) -> bool:
+        with IPRoute() as ip:
+            link = find_link(ip, port_name(service))
+            data = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA") if link is not None else None
+            return data is not None and data.get_attr("IFLA_BRPORT_STATE") == netlink.BR_STATE_FORWARDING
+
+    def announce(self, service: str) -> None:
+        """Say at once, four frames, where the address is; then again for 2 s, in case the underlay loses one
+        (a repeat after the port closed goes nowhere)."""
+        handles = self._ready(service)
+        with explained(f"announcing the address of {service}", "is the service still on this node?"):
+            handles.announcer.send()
+        threading.Thread(target=_repeat, args=(handles,), name="announce", daemon=True).start()
+
+    def receive_queue_bytes(self, service: str) -> int:
+        """What waits in the UDP sockets' receive queues (buffer size, as the kernel counts it)."""
+        with explained(f"reading the socket queues of {service}", "is the service still on this node?"):
+            return sum(netlink.receive_queues(self._ready(service).diag, socket.IPPROTO_UDP))
+
+    def established(self, service: str) -> int:
+        """Number of established TCP connections."""
+        with explained(f"reading the connections of {service}", "is the service still on this node?"):
+            diag = self._ready(service).diag
+            return len(netlink.receive_queues(diag, socket.IPPROTO_TCP, netlink.TCP_ESTABLISHED_MASK))
+
+    def remove(self, service: str) -> None:
+        """Remove port and namespace, whatever of them exists."""
+        with self._lock:
+            handles = self._handles.pop(service, None)
+        if handles is not None:
+            handles.close()
+        with IPRoute() as ip:
+            for index in ip.link_lookup(ifname=port_name(service)):
+                with contextlib.suppress(NetlinkError):
+                    ip.link("del", index=index)
+        netns.remove(self.path(service))
+
+
+def _repeat(handles: _Handles) -> None:
+    for delay_s in REPEAT_AFTER_S:
+        if handles.closed.wait(delay_s):
+            return
+        with contextlib.suppress(OSError):
+            handles.announcer.send(1)
+
+
+def _no_ipv6() -> None:
+    for scope in ("all", "default"):
+        netns.write_sysctl(f"net/ipv6/conf/{scope}/disable_ipv6", 1)
+
+
+def _links_up() -> None:
+    with IPRoute() as ip:
+        for name in ("lo", CONTAINER_INTERFACE):
+            ip.link("set", index=ip.link_lookup(ifname=name)[0], state="up")
+
+
+def _set_address(address: str, gateway: str | None) -> None:
+    own = interface(address)
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
+        ip.addr("add", index=index, address=str(own.ip), prefixlen=own.network.prefixlen)
+    if gateway:
+        hop = str(interface(gateway).ip)
+        # a fixed entry: no question to the gateway can slip out during a hold and end it, and the first
+        # answer after a move does not wait for one
+        route = netlink.NetlinkSocket(netlink.NETLINK_ROUTE)
+        netlink.set_neighbour(route, index, hop, netlink.NUD_PERMANENT, mac_bytes(mac_of(hop)))
+        route.close()
+        with IPRoute() as ip:
+            ip.route("add", dst="default", gateway=hop)
+
+
+def _open_inside() -> tuple[Announcer, netlink.NetlinkSocket]:
+    with IPRoute() as ip:
+        index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
+        mac = ip.get_links(index)[0].get_attr("IFLA_ADDRESS")
+        address = next(iter(ip.get_addr(index=index, family=2))).get_attr("IFA_LOCAL")
+    return Announcer(CONTAINER_INTERFACE, address, mac), netlink.NetlinkSocket(netlink.NETLINK_SOCK_DIAG)

@@ -1,0 +1,133 @@
+"""A service's control groups: one folder on every hierarchy of the host, v1, hybrid or v2.
+
+The machine's mounts are only read. runc makes the folders too; making them first is harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from functools import cache
+from pathlib import Path
+
+from whimbrel.model.errors import WhimbrelError
+
+
+@cache
+def hierarchies() -> tuple[Path, ...]:
+    """Mount points of all control-group hierarchies; each v1 controller once, a v2 mount last."""
+    v1: dict[str, Path] = {}
+    v2: list[Path] = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        root, point = before.split(" ")[3:5]
+        if root != "/":
+            continue
+        if kind == "cgroup":
+            v1.setdefault(options, Path(point))
+        elif kind == "cgroup2" and not v2:
+            v2.append(Path(point))
+    return (*v1.values(), *v2)
+
+
+class Cgroup:
+    """The control groups at `path` (absolute, below each hierarchy's mount point)."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.folders = tuple(hierarchy / path.lstrip("/") for hierarchy in hierarchies())
+
+    def create(self) -> None:
+        for folder in self.folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            _inherit_cpuset(folder)
+
+    def attach(self, pid: int) -> None:
+        """Move a process (all its threads) into every hierarchy, 0 for the caller. Raises WhimbrelError."""
+        for file in self.procs_files():
+            try:
+                file.write_text(str(pid))
+            except OSError as error:
+                raise WhimbrelError(f"cannot put process {pid} into {file.parent}: {error.strerror}") from error
+
+    def procs_files(self) -> tuple[Path, ...]:
+        """Where a process writes ``0`` to move itself in, one file for each hierarchy."""
+        return tuple(folder / "cgroup.procs" for folder in self._present())
+
+    def pids(self) -> list[int]:
+        """Host process ids inside, from any hierarchy, children of the group included; sorted."""
+        found: set[int] = set()
+        for folder in self._present():
+            for procs in (folder / "cgroup.procs", *folder.glob("**/cgroup.procs")):
+                with contextlib.suppress(OSError):
+                    found.update(int(line) for line in procs.read_text().split())
+        return sorted(found)
+
+    def kill_all(self, *, timeout_s: float = 5.0) -> None:
+        """SIGKILL everything inside and wait until it is empty. Blocking. Raises WhimbrelError after the time."""
+        deadline = time.monotonic() + timeout_s
+        pause_s = 0.001
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise WhimbrelError(f"processes {pids} of {self.path} did not end within {timeout_s:g} s of SIGKILL")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.05)
+
+    def remove(self) -> None:
+        """Delete the empty groups and their empty parents below ``/whimbrel``. Raises WhimbrelError when in use."""
+        for folder in self._present():
+            nested = sorted((entry for entry in folder.glob("**/") if entry != folder), reverse=True)
+            for entry in (*nested, folder):
+                _remove_folder(entry)
+            for parent in folder.parents:
+                if parent in hierarchies():
+                    break
+                with contextlib.suppress(OSError):  # another service still lives there
+                    parent.rmdir()
+
+    def memory_bytes(self) -> int | None:
+        """What the memory controller charges to the group; None where there is no such controller."""
+        for folder in self._present():
+            for name in ("memory.usage_in_bytes", "memory.current"):
+                with contextlib.suppress(OSError):
+                    return int((folder / name).read_text())
+        return None
+
+    def _present(self) -> list[Path]:
+        return [folder for folder in self.folders if folder.is_dir()]
+
+
+def _remove_folder(folder: Path) -> None:
+    # the kernel says EBUSY for a moment after the last process was reaped
+    for pause_s in (0.001, 0.005, 0.02, 0.1, 0.5, 0.0):
+        try:
+            folder.rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if not pause_s:
+                raise WhimbrelError(f"cannot remove control group {folder}: {error.strerror}") from error
+            time.sleep(pause_s)
+
+
+def _inherit_cpuset(folder: Path) -> None:
+    """A new v1 cpuset is empty and takes no process: copy the parents' CPUs and memory nodes downwards.
+
+    In v2 an empty file means "as the parent", and the file is absent at the root, where this stops."""
+    if (folder / "cgroup.controllers").exists():
+        return
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        file = folder / name
+        if file.exists() and not file.read_text().strip():
+            parent = folder.parent / name
+            if parent.exists():
+                if not parent.read_text().strip():
+                    _inherit_cpuset(folder.parent)
+                file.write_text(parent.read_text())

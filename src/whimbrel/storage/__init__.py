@@ -1,0 +1,1 @@
+"""Images and writable layers on one node. Blocks; knows nothing of services, runc or the network."""
