@@ -146,5 +146,5 @@ def ensure(step: Step, prefix: Path) -> None:
     except UnfitError as error:
         raise SetupError(
             f"CRIU does not work on this kernel ({error})",
-            "run as full root outside of an unprivileged container, on a kernel with CHECKPOINT_RESTORE",
+            "run as full root outside of chroots and containers, on a kernel with CHECKPOINT_RESTORE",
         ) from error

@@ -95,6 +95,10 @@ def ensure(step: Step, repo: Path) -> None:
         run([*pip, "install", "-q", "--python", str(python), *project], env=env)
     except CommandError as error:
         raise SetupError(str(error), "check the network and pip's settings, then run it again") from error
+    try:
+        run([*pip, "check", "--python", str(python)])
+    except CommandError as error:
+        raise SetupError(f"requirements.lock is behind pyproject.toml ({error.tail})", "run `make lock`") from error
     stamp.write_text(key)
     step.outcome = f"{lock.read_text().count('==')} locked packages installed in {venv.name}"
 

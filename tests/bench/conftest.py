@@ -53,7 +53,20 @@ def net() -> Iterator[Net]:
         ip("-n", switch, "link", "add", "name", "sw0", "type", "bridge")
         ip("-n", switch, "link", "set", "sw0", "up")
         for index, name in enumerate((user, *nodes)):
-            ip("-n", switch, "link", "add", f"p{index}", "type", "veth", "peer", "name", "nic0", "netns", name)
+            ip(
+                "-n",
+                switch,
+                "link",
+                "add",
+                f"p{index}",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "nic0",
+                "netns",
+                name,
+            )
             ip("-n", switch, "link", "set", f"p{index}", "master", "sw0", "up")
             ip("-n", name, "link", "set", "nic0", "up")
             device = "nic0"
@@ -62,7 +75,8 @@ def net() -> Iterator[Net]:
                 ip("-n", name, "link", "set", "nic0", "address", mac_of(USER_ADDRESS))
             else:
                 ip("-n", name, "link", "add", "wb0", "type", "bridge")
-                ip("-n", name, "link", "set", "wb0", "up")
+                # fixed, else it changes with the ports and the neighbours' entries for it go stale
+                ip("-n", name, "link", "set", "wb0", "address", mac_of(f"10.78.0.{index}"), "up")
                 ip("-n", name, "link", "set", "nic0", "master", "wb0")
                 device = "wb0"
             address = f"10.78.0.{index}" if index else USER_ADDRESS

@@ -25,7 +25,7 @@ from whimbrel.memory.vmas import read_vmas, trackable
 PAGE = 4096
 _FRAME = (1 << 55) - 1
 
-PRELUDE = '''
+PRELUDE = """
 import ctypes, os, random, resource, signal, socket, subprocess, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
 for name in ("mmap", "mremap", "sbrk"):
@@ -57,7 +57,8 @@ def steps(*functions):
     for line in sys.stdin:
         functions[int(line)]()
         print("done", flush=True)
-'''
+    os._exit(0)
+"""
 
 
 class Program:
@@ -165,8 +166,8 @@ class Shadow:
         return sum(process.size_bytes for process in self.round()) // PAGE
 
     def verify(self, root: int) -> int:
-        """Stop the tree, take the last round as a migration does, compare with the memory as it is. The number
-        of pages compared."""
+        """Stop the tree, take the last round as a migration does, compare with the memory as it is. Returns
+        the number of pages compared."""
         pids = stop(root)
         final = {process.pid for process in self.round(final=True)}
         assert final >= set(pids)
@@ -189,7 +190,9 @@ class Shadow:
                     except OSError:
                         continue  # a guard region
                     copy = mine.get(page, bytes(PAGE))
-                    assert copy == real, f"{pid} {page:#x} differs in {vma} ({'un' * (page not in mine)}known page)"
+                    assert copy == real, (
+                        f"{pid} {page:#x} differs in {vma} ({'un' * (page not in mine)}known page)"
+                    )
                     compared += 1
         return compared
 
@@ -208,7 +211,7 @@ def zero_frame() -> np.uint64:
 
 
 def populated(pagemap: int, start: int, end: int) -> list[int]:
-    """Addresses of present or swapped pages that are not the page of zeros, by the plain pagemap, in steps that skip huge holes."""
+    """Addresses of present or swapped pages, the page of zeros not counted, by the plain pagemap."""
     found = []
     chunk = 1 << 30
     for low in range(start, end, chunk):
@@ -217,7 +220,9 @@ def populated(pagemap: int, start: int, end: int) -> list[int]:
             continue
         raw = os.pread(pagemap, (high - low) // PAGE * 8, low // PAGE * 8)
         entries = np.frombuffer(raw, dtype=np.uint64)
-        there = np.flatnonzero((entries & np.uint64(3 << 62) != 0) & (entries & np.uint64(_FRAME) != zero_frame()))
+        there = np.flatnonzero(
+            (entries & np.uint64(3 << 62) != 0) & (entries & np.uint64(_FRAME) != zero_frame())
+        )
         found += (low + there * PAGE).tolist()
     return found
 

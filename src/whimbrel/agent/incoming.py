@@ -130,7 +130,7 @@ class Incoming:
                 stdout_fd=output_fd,
                 stderr_fd=output_fd,
             )
-            with (work_dir / "worker.log").open("ab") as errors:
+            with (self._config.directory / "receive.log").open("ab") as errors:
                 worker = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "whimbrel.migrate.receive",
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,

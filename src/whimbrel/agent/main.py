@@ -43,7 +43,7 @@ class Agent:
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
         self.overlay = Overlay(config.endpoint, config.bridge_address or None)
-        self.holds = HoldTable() if config.role is Role.GATEWAY else None
+        self.holds: HoldTable | None = None
         self.services: ServiceHost | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
@@ -52,6 +52,8 @@ class Agent:
         config = self.config
         config.directory.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self.overlay.up)
+        if config.role is Role.GATEWAY:
+            self.holds = HoldTable()
         if config.role is Role.EDGE:
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
@@ -61,6 +63,7 @@ class Agent:
             self.outgoing = Outgoing(config, self.services, port, run_dir)
             await self.services.load()
             await self.incoming.settle_leftovers()
+            await self.services.sweep()
             self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
 
     async def stop(self) -> None:

@@ -12,7 +12,7 @@ from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities
 from whimbrel.agent.services import ServiceHost
 from whimbrel.checkpoint.kerndat import ensure_cache
-from whimbrel.checkpoint.undumpable import undumpable
+from whimbrel.checkpoint.undumpable import unsupported
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.run import Migration, Node, migrate
 from whimbrel.migrate.source import Source
@@ -54,7 +54,7 @@ class Outgoing:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
         self._running[request.service] = None
         try:
-            problem = await asyncio.to_thread(undumpable, status.pid)
+            problem = await asyncio.to_thread(unsupported, status.pid)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
             job = Migration(

@@ -3,8 +3,12 @@
 It is given the best conditions that this way allows, so that the comparison is about the way and not about
 details: images on a tmpfs at both ends, CRIU's feature cache on a tmpfs, `--tcp-established`, a copy by `tar`
 straight into a TCP socket between the nodes, the root file system already at the destination, the network
-port there made ahead; port switching and announcement are Whimbrel's own code. The port opens and the address
-is announced as soon as the restore is done. Nothing is held at the gateway: packets of the gap are dropped.
+port there made ahead; ports and announcement are Whimbrel's own code.
+
+The destination's port opens before the restore (ARP is silenced until it is done, so that nobody sends there
+yet): the first answer of the restored service then passes and leads the network to the new place. With the
+port opened after the restore that answer would be lost, and TCP would wait 1 s for its repetition. Nothing is
+held at the gateway: packets of the gap are dropped.
 """
 
 from __future__ import annotations
@@ -97,6 +101,11 @@ class Node:
         if code:
             words = log.read_text().strip().splitlines() if log.exists() else []
             raise StepFailed(f"runc {command} on {self.name}: {words[-1] if words else f'exit code {code}'}")
+
+    def answer_arp(self, answer: bool) -> None:
+        """Whether the service's namespace says where its address is, when asked."""
+        value = 0 if answer else 8  # 8: for no local address (kernel: ip-sysctl, arp_ignore)
+        netns.call(self.port.path(NAME), lambda: netns.write_sysctl("net/ipv4/conf/all/arp_ignore", value))
 
     def image_options(self) -> tuple[str, ...]:
         return "--image-path", str(self.images), "--work-path", str(self.scratch / "work")
@@ -200,9 +209,11 @@ class Baseline:
             mark("checkpoint")
             size_bytes = copy(source, target, listener)
             mark("copy")
+        target.answer_arp(False)
+        target.worker(target.port.open, NAME)
         target.runc("restore", "--detach", "--bundle", str(target.bundle), *OPTIONS, *target.image_options())
         mark("restore")
-        target.worker(target.port.open, NAME)
+        target.answer_arp(True)
         target.worker(target.port.announce, NAME)
         mark("announce")
         total_ms = (marks[-1][1] - marks[0][1]) * 1e3

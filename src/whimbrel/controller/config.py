@@ -1,15 +1,15 @@
 """The controller's configuration: one TOML file, checked whole before anything starts.
 
-    listen = "unix:/run/whimbrel/controller.sock"     # or "tcp:127.0.0.1:8077"
-    state_dir = "/var/lib/whimbrel/controller"
-    address_pool = "10.77.1.0/16"                     # services without an address get one from here upwards
+listen = "unix:/run/whimbrel/controller.sock"     # or "tcp:127.0.0.1:8077"
+state_dir = "/var/lib/whimbrel/controller"
+address_pool = "10.77.1.0/16"                     # services without an address get one from here upwards
 
-    [[nodes]]
-    name = "edge-1"
-    role = "edge"                                     # or "gateway"
-    host = "192.0.2.11"                               # where its agent listens
-    port = 7700
-    overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
+[[nodes]]
+name = "edge-1"
+role = "edge"                                     # or "gateway"
+host = "192.0.2.11"                               # where its agent listens
+port = 7700
+overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def parse_listen(text: str) -> Listen:
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest.startswith("/"):
         if len(rest.encode()) > MAX_SOCKET_PATH_BYTES:
-            raise BadInput(f"socket path {rest!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes: choose a shorter one")
+            raise BadInput(
+                f"socket path {rest!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes: choose a shorter one"
+            )
         return Listen(path=rest)
     host, _, port = rest.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -93,7 +95,8 @@ def load(path: Path) -> ControllerConfig:
         text = path.read_text()
     except FileNotFoundError as error:
         raise BadInput(
-            f"there is no controller configuration at {path}: write one (docs/cli.md shows how) or name it with --config"
+            f"there is no controller configuration at {path}: write one (docs/cli.md shows how) or name it "
+            "with --config"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {error}") from error
@@ -117,7 +120,9 @@ def parse(text: str) -> ControllerConfig:
     try:
         pool = ipaddress.IPv4Interface(entries.address_pool)
     except ValueError as error:
-        raise BadInput(f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16") from error
+        raise BadInput(
+            f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16"
+        ) from error
     if not 8 <= pool.network.prefixlen <= 30:
         raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
     return ControllerConfig(
@@ -133,21 +138,29 @@ def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:
     tunnels: dict[str, str] = {}
     for node in nodes:
         if not NAME_PATTERN.fullmatch(node.name):
-            raise BadInput(f"node name {node.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end")
+            raise BadInput(
+                f"node name {node.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end"
+            )
         if node.name in names:
             raise BadInput(f"node {node.name} is named twice: names are unique in a region")
         names.add(node.name)
         if not node.host or not 0 < node.port < 65536:
-            raise BadInput(f"node {node.name}: {node.host!r}:{node.port} is no place: give host and port 1 to 65535")
+            raise BadInput(
+                f"node {node.name}: {node.host!r}:{node.port} is no place: give host and port 1 to 65535"
+            )
         try:
             ipaddress.IPv4Address(node.overlay_host)
         except ValueError as error:
-            raise BadInput(f"node {node.name}: overlay_host {node.overlay_host!r} is not an IPv4 address") from error
+            raise BadInput(
+                f"node {node.name}: overlay_host {node.overlay_host!r} is not an IPv4 address"
+            ) from error
         for what, key, known in (
             ("the agent's address", f"{node.host}:{node.port}", places.get((node.host, node.port))),
             ("overlay_host", node.overlay_host, tunnels.get(node.overlay_host)),
         ):
             if known:
-                raise BadInput(f"nodes {known} and {node.name} have the same {what} {key}: each needs its own")
+                raise BadInput(
+                    f"nodes {known} and {node.name} have the same {what} {key}: each needs its own"
+                )
         places[node.host, node.port] = node.name
         tunnels[node.overlay_host] = node.name

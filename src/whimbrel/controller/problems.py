@@ -1,6 +1,6 @@
 """One JSON shape for every error of the API: RFC 9457 problem details, with our `code` as an extension.
 
-    {"type": "urn:whimbrel:error:conflict", "title": "Conflict", "status": 409, "detail": "…", "code": "conflict"}
+{"type": "urn:whimbrel:error:conflict", "title": "Conflict", "status": 409, "detail": "…", "code": "conflict"}
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ log = structlog.get_logger()
 
 
 class Region:
-    """One `Peer` for each node, connected again after a loss; every agent hears of all nodes when it (re)connects."""
+    """One `Peer` for each node, connected again after a loss; every agent hears of all nodes when it "
+    "(re)connects."""
 
     def __init__(self, nodes: Iterable[Endpoint], *, retry_s: float = RETRY_S) -> None:
         self.nodes = {node.name: node for node in nodes}
@@ -31,7 +32,8 @@ class Region:
 
     async def start(self) -> None:
         self._keepers = [
-            asyncio.create_task(self._keep(name, peer), name=f"keep {name}") for name, peer in self._peers.items()
+            asyncio.create_task(self._keep(name, peer), name=f"keep {name}")
+            for name, peer in self._peers.items()
         ]
 
     async def close(self) -> None:
@@ -52,7 +54,9 @@ class Region:
         node = self.endpoint(name)
         if node.role is not Role.EDGE:
             edges = ", ".join(edge.name for edge in self.edges())
-            raise BadInput(f"node {name} is a {node.role} and runs no services: choose one of {edges or '(no edge)'}")
+            raise BadInput(
+                f"node {name} is a {node.role} and runs no services: choose one of {edges or '(no edge)'}"
+            )
         return node
 
     def edges(self) -> list[Endpoint]:

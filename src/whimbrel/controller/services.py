@@ -1,4 +1,5 @@
-"""Services of the region: the agents are the truth, this module asks them and keeps names and addresses unique."""
+"""Services of the region: the agents are the truth, this module asks them and keeps names and addresses "
+"unique."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from whimbrel.controller.region import Region
 from whimbrel.controller.views import ServiceList
 from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
-from whimbrel.wire.calls import ExecInService, InspectService, ListServices, RemoveService, RunService, ServiceLogs
+from whimbrel.wire.calls import (
+    ExecInService,
+    InspectService,
+    ListServices,
+    RemoveService,
+    RunService,
+    ServiceLogs,
+)
 
 LIST_TIMEOUT_S = 5.0
 RUN_TIMEOUT_S = 600.0  # the image may have to be unpacked first
@@ -56,9 +64,13 @@ class Services:
                 return status
         for node in listed.unreachable:
             if any(status.spec.name == name for status in self._last_seen.get(node, ())):
-                raise Unreachable(f"service {name} was last seen on {node}, whose agent does not answer: start it again")
+                raise Unreachable(
+                    f"service {name} was last seen on {node}, whose agent does not answer: start it again"
+                )
         names = ", ".join(status.spec.name for status in listed.services) or "none"
-        hint = f" ({', '.join(listed.unreachable)} did not answer and may run it)" if listed.unreachable else ""
+        hint = (
+            f" ({', '.join(listed.unreachable)} did not answer and may run it)" if listed.unreachable else ""
+        )
         raise Unknown(f"there is no service {name!r}: running are {names}{hint}")
 
     async def inspect(self, name: str) -> ServiceStatus:
@@ -142,20 +154,27 @@ class Services:
                 address = ipaddress.IPv4Address(number)
                 if address not in taken and number & 0xFF not in (0, 255):
                     return f"{address}/{network.prefixlen}"
-            raise BadInput(f"no address of the pool {self._pool} is free: remove a service or widen address_pool")
+            raise BadInput(
+                f"no address of the pool {self._pool} is free: remove a service or widen address_pool"
+            )
         try:
             address = ipaddress.IPv4Interface(wanted).ip
         except ValueError as error:
-            raise BadInput(f"{wanted!r} is not an IPv4 address: write it like {first + 1}/{network.prefixlen}") from error
+            raise BadInput(
+                f"{wanted!r} is not an IPv4 address: write it like {first + 1}/{network.prefixlen}"
+            ) from error
         if "/" in wanted and not wanted.endswith(f"/{network.prefixlen}"):
-            raise BadInput(f"address {wanted} has another prefix than the overlay: write {address}/{network.prefixlen}")
+            raise BadInput(
+                f"address {wanted} has another prefix than the overlay: write {address}/{network.prefixlen}"
+            )
         if not first <= address <= last:
-            raise BadInput(f"address {address} is not in the service pool {first} to {last}: choose one of it")
+            raise BadInput(
+                f"address {address} is not in the service pool {first} to {last}: choose one of it"
+            )
         if address in taken:
             spec, node = taken[address]
             raise BadInput(
-                f"address {address} is already used by service {spec.name} on {node}: choose another or leave --address out"
+                f"address {address} is already used by service {spec.name} on {node}: choose another or "
+                "leave --address out"
             )
         return f"{address}/{network.prefixlen}"
-
-

@@ -1,4 +1,5 @@
-"""The record of migrations, on disk: SQLite, one row each, the record as JSON beside the columns we search by."""
+"""The record of migrations, on disk: SQLite, one row each, the record as JSON beside the columns we search "
+"by."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class MigrationStore:
             self._db.execute("PRAGMA synchronous = FULL")
             self._create(path)
         except (OSError, sqlite3.Error) as error:
-            raise WhimbrelError(f"cannot open the database {path}: {error}; check state_dir and its rights") from error
+            raise WhimbrelError(
+                f"cannot open the database {path}: {error}; check state_dir and its rights"
+            ) from error
 
     def _create(self, path: Path) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -50,7 +53,8 @@ class MigrationStore:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
             raise WhimbrelError(
-                f"the database {path} has schema {version}, this version of Whimbrel writes {SCHEMA_VERSION}: "
+                f"the database {path} has schema {version}, this version of Whimbrel writes "
+                f"{SCHEMA_VERSION}: "
                 "use the version that wrote it, or another state_dir"
             )
 

@@ -21,9 +21,9 @@ from whimbrel.lab.topology import (
     node_address,
     router_address,
 )
-from whimbrel.model.errors import Conflict
+from whimbrel.model.errors import Conflict, Refused
 from whimbrel.network import netns
-from whimbrel.network.overlay import explained
+from whimbrel.network.overlay import explained, wait_until
 
 UPLINK = "eth0"
 STANDBY_TABLE = 100  # + place of the gateway in the user's list
@@ -44,6 +44,8 @@ def build(topology: Topology) -> None:
         _connect_sites(topology)
         for user in topology.users:
             _connect_user(topology, user)
+        for name in topology.namespaces:
+            _inside(topology, name, _wait_for_links)
 
 
 def remove(prefix: str) -> list[str]:
@@ -66,6 +68,17 @@ def _base_settings(forwards: bool) -> None:
     netns.write_sysctl("net/ipv4/ip_forward", int(forwards))
     with IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
+
+
+def _wait_for_links() -> None:
+    """A new link drops what is sent until the kernel has seen its carrier, which takes up to 1 s."""
+    with IPRoute() as ip:
+
+        def all_up() -> bool:
+            return all(link.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN") for link in ip.get_links())
+
+        if not wait_until(all_up, timeout_s=3.0):
+            raise Refused("a link of the lab does not come up: run `whimbrel lab down`, then try again")
 
 
 def _connect_sites(topology: Topology) -> None:

@@ -1,15 +1,20 @@
-"""Remove a lab, whole or half-made, alive or long dead. Every step is safe to repeat and touches only what is the
-lab's by name: its namespaces, its nodes' control groups, its directory. Control-group mounts are never touched."""
+"""Remove a lab, whole or half-made, alive or long dead.
+
+Every step is safe to repeat and touches only what is the lab's: its namespaces by their prefix; its
+processes, its nodes' control groups and its directory only where the directory bears the lab's marker.
+Control-group mounts are never touched.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 
 from whimbrel.lab import processes
@@ -22,6 +27,7 @@ from whimbrel.runtime.cgroups import Cgroup
 MARKER = ".whimbrel-lab"
 KILL_TIMEOUT_S = 5.0
 
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes blanks so
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -34,13 +40,14 @@ def mark(lab_dir: Path) -> None:
 
 
 def sweep(lab_dir: Path, prefix: str = "wl-", nodes: Iterable[str] = ()) -> list[str]:
-    """Remove all that is left of the lab in `lab_dir`, whose namespaces begin with `prefix`; `nodes` are further
-    node names known from elsewhere. Returns what was removed, one line a kind. Raises WhimbrelError at the end
-    when something could not be removed, after all else is."""
+    """Remove all that is left of the lab in `lab_dir`, whose namespaces begin with `prefix`.
+
+    `nodes` are names of its nodes, besides those that have a directory there. Returns what was removed, one
+    line a kind. Raises WhimbrelError when something could not be removed, after all else is."""
     marked = (lab_dir / MARKER).exists()
-    names = set(nodes)
-    if marked:
-        names |= {entry.name for entry in lab_dir.iterdir() if (entry / "agent.toml").exists()}
+    names: set[str] = set()
+    if marked:  # otherwise a node of that name may be a real one
+        names = {*nodes, *(entry.name for entry in lab_dir.iterdir() if (entry / "agent.toml").exists())}
     done: list[str] = []
     problems: list[str] = []
     steps: tuple[Callable[[], str], ...] = (
@@ -67,8 +74,10 @@ def sweep(lab_dir: Path, prefix: str = "wl-", nodes: Iterable[str] = ()) -> list
     return done
 
 
-def _count(items: list[str] | list[int], what: str) -> str:
-    return f"{len(items)} {what}{'s' if len(items) != 1 else ''}" if items else ""
+def _count(items: Sized, singular: str, plural: str = "") -> str:
+    if not items:
+        return ""
+    return f"{len(items)} {singular if len(items) == 1 else plural or singular + 's'}"
 
 
 def _stop_processes(lab_dir: Path) -> str:
@@ -78,7 +87,7 @@ def _stop_processes(lab_dir: Path) -> str:
     running = [file.name for file in (*controller, *agents) if processes.read_pid(file)]
     processes.stop(controller)
     processes.stop(agents)
-    return _count(running, "lab process").replace("processs", "processes")
+    return _count(running, "lab process", "lab processes")
 
 
 def _empty_cgroups(names: Iterable[str]) -> str:
@@ -89,7 +98,7 @@ def _empty_cgroups(names: Iterable[str]) -> str:
             _thaw(folder)
         killed += group.pids()
         group.kill_all(timeout_s=KILL_TIMEOUT_S)
-    return _count(killed, "service process").replace("processs", "processes")
+    return _count(set(killed), "service process", "service processes")
 
 
 def _thaw(folder: Path) -> None:
@@ -109,9 +118,9 @@ def _remove_cgroups(names: Iterable[str]) -> str:
 
 
 def _kill_inhabitants(lab_dir: Path, prefix: str) -> str:
-    """End what still runs in the lab's and its containers' network namespaces: helpers of agents, users' clients."""
+    """End what still runs in the lab's and its containers' namespaces: agents' helpers, users' clients."""
     files = [*NAMESPACE_DIR.glob(f"{prefix}*"), *lab_dir.glob("*/netns/*")]
-    host = netns.inode(Path("/proc/1/ns/net"))
+    host = netns.inode(Path("/proc/self/ns/net"))
     inodes = {netns.inode(file) for file in files} - {0, host}
     spared = set(_self_and_parents())
     killed: set[int] = set()
@@ -124,7 +133,7 @@ def _kill_inhabitants(lab_dir: Path, prefix: str) -> str:
                 os.kill(pid, signal.SIGKILL)
         killed.update(inhabitants)
         time.sleep(0.01)
-    return _count(sorted(killed), "other process").replace("processs", "processes")
+    return _count(killed, "other process", "other processes")
 
 
 def _processes_in(inodes: set[int]) -> Iterator[int]:
@@ -149,7 +158,7 @@ def mounts_under(directory: Path) -> list[Path]:
     """Mount points in or below `directory`, innermost first."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = Path(line.split(" ")[4].encode().decode("unicode_escape"))
+        point = Path(_ESCAPE.sub(lambda code: chr(int(code[1], 8)), line.split(" ")[4]))
         if point == directory or directory in point.parents:
             found.append(point)
     return found[::-1]
@@ -167,5 +176,11 @@ def _remove_directory(lab_dir: Path) -> str:
     left = mounts_under(lab_dir.resolve())
     if left:  # deleting now would delete what is mounted
         raise WhimbrelError(f"{left[0]} is still mounted")
-    shutil.rmtree(lab_dir)
+    for entry in lab_dir.iterdir():  # the marker last: what is left by a failure must stay recognisable
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != MARKER:
+            entry.unlink()
+    (lab_dir / MARKER).unlink()
+    lab_dir.rmdir()
     return f"the directory {lab_dir}"

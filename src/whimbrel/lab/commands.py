@@ -64,8 +64,10 @@ def _quiet(_: str) -> None:
 def lab_up(
     topology: Path | None = None, progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR
 ) -> LabStatus:
-    """Bring up a lab and wait until its agents and its controller answer. What a dead lab left is removed first;
-    what a failure or Ctrl-C leaves half-made is removed too. Raises BadInput, Conflict, Refused or StepFailed."""
+    """Bring up a lab and wait until its agents and its controller answer.
+
+    What a dead lab left is removed first; what a failure or Ctrl-C leaves half-made is removed too.
+    `progress` gets one line for each step. Raises BadInput, Conflict, Refused or StepFailed."""
     plan = load(topology)
     if os.geteuid() != 0:
         raise Refused("a lab needs root for its network namespaces: run it with sudo")
@@ -116,8 +118,8 @@ def lab_status(*, lab_dir: Path = DEFAULT_LAB_DIR) -> LabStatus:
 
 
 def run_in(node: str, *, lab_dir: Path = DEFAULT_LAB_DIR) -> AbstractContextManager[None]:
-    """The calling thread is in the node's network namespace inside the block: sockets and processes made there
-    stay there. Do not await inside. Raises BadInput for an unknown node, Refused without a lab."""
+    """The calling thread is in the node's network namespace inside the block; what it opens and starts there
+    stays there. Do not await inside. Raises BadInput for an unknown node, Refused without a lab."""
     return netns.entered(node_namespace(node, lab_dir=lab_dir))
 
 
@@ -135,8 +137,15 @@ def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
     ) -> LabNode:
         path = plan.namespace_path(name)
         pid = processes.read_pid(pid_file) if pid_file else 0
-        return LabNode(name=name, role=role, namespace=path.name, address=address, overlay_address=overlay_address,
-                       pid=pid, alive=bool(pid) if pid_file else path.exists())  # fmt: skip
+        return LabNode(
+            name=name,
+            role=role,
+            namespace=path.name,
+            address=address,
+            overlay_address=overlay_address,
+            pid=pid,
+            alive=bool(pid) if pid_file else path.exists(),
+        )
 
     yield node(ROUTER, "router", str(router_address(plan.controller_subnet)))
     address = str(node_address(plan.controller_subnet))
@@ -168,7 +177,7 @@ def _make_way(plan: Topology, progress: Report, lab_dir: Path) -> None:
         )
     if running:
         raise Conflict(
-            f"a lab is half up ({', '.join(running)} of topology {status.topology} run): run `whimbrel lab down` first"
+            f"a lab is half up (only {', '.join(running)} run): run `whimbrel lab down` first"
         )
     for earlier in (_saved(lab_dir), plan):
         for line in _sweep(earlier, lab_dir):

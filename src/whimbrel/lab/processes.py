@@ -1,5 +1,8 @@
-"""Start and stop the lab's processes. One is known by a file with its id *and* its start time, so that a process
-which merely got the same id later is never touched."""
+"""Start and stop the lab's processes.
+
+One is known by a file with its id *and* its start time, so that a process which merely got the same id later
+is never touched.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from whimbrel.wire.rpc import Peer
 ANSWER_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.05
+COMMAND = (sys.executable, "-m", "whimbrel")
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,10 @@ class Process:
 
 def lab_processes(topology: Topology, lab_dir: Path) -> tuple[Process, ...]:
     """All agents, then the controller."""
-    command = (sys.executable, "-m", "whimbrel")
     agents = [
         Process(
             "agent",
-            (*command, "agent", "--config", str(agent_config(lab_dir, site.name))),
+            (*COMMAND, "agent", "--config", str(agent_config(lab_dir, site.name))),
             topology.namespace_path(site.name),
             lab_dir / site.name,
         )
@@ -60,20 +63,25 @@ def lab_processes(topology: Topology, lab_dir: Path) -> tuple[Process, ...]:
     ]
     controller = Process(
         "controller",
-        (*command, "controller", "--config", str(controller_config(lab_dir))),
+        (*COMMAND, "controller", "--config", str(controller_config(lab_dir))),
         topology.namespace_path(CONTROLLER),
         lab_dir,
     )
     return (*agents, controller)
 
 
-def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 when there is none (or only its zombie)."""
+def _state_and_start(pid: int) -> tuple[str, int]:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
+        return "X", 0
+    return fields[0], int(fields[19])
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 when there is none (or only its zombie)."""
+    state, started = _state_and_start(pid)
+    return 0 if state in "ZX" else started
 
 
 def start(process: Process) -> int:
@@ -106,9 +114,13 @@ def read_pid(pid_file: Path) -> int:
         pid, started = (int(word) for word in pid_file.read_text().split())
     except (FileNotFoundError, ValueError):
         return 0
-    with contextlib.suppress(ChildProcessError):  # reap it, if it was our own child
-        os.waitpid(pid, os.WNOHANG)
-    return pid if started and start_time(pid) == started else 0
+    state, now = _state_and_start(pid)
+    if now != started:
+        return 0
+    if state == "Z":
+        with contextlib.suppress(ChildProcessError):  # reap it, if it was our own child
+            os.waitpid(pid, os.WNOHANG)
+    return 0 if state in "ZX" else pid
 
 
 def stop(pid_files: Iterable[Path], timeout_s: float = STOP_TIMEOUT_S) -> None:

@@ -96,7 +96,7 @@ def node_address(subnet: str) -> IPv4Address:
 
 
 def load(path: Path | None = None) -> Topology:
-    """Read and check a topology file; without a path the default one. Raises BadInput, naming file and field."""
+    """Read and check a topology file, by default the one shipped. Raises BadInput, naming file and field."""
     try:
         if path is None:
             text = resources.files("whimbrel.lab").joinpath("topologies/default.toml").read_bytes()
@@ -116,7 +116,7 @@ def load(path: Path | None = None) -> Topology:
 
 
 def check(topology: Topology) -> Topology:
-    """The topology itself if it can be built. Raises BadInput with the field, the value and what is wanted."""
+    """The topology itself if it can be built. Raises BadInput with field, value and what is wanted."""
     if not _PREFIX.fullmatch(topology.prefix):
         raise BadInput(
             f"prefix {topology.prefix!r} is not valid: a letter, then a-z, 0-9 or '-', 8 at most, '-' last"

@@ -1,4 +1,4 @@
-"""The tracker's side of the guardian process (see `inject`)."""
+"""The tracker's side of the guardian process (see `guardian_main`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
-from whimbrel.memory import inject
+from whimbrel.memory.guardian_main import ANSWER, REQUEST
 
 _ANSWER_TIMEOUT_S = 5.0
+_SOURCE = Path(__file__).parents[2]
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from whimbrel.memory.guardian_main import main; main(int(sys.argv[2]))"
+)
 
 
 class AttachError(Exception):
-    """A process could not be attached to. `number` is an errno: ESRCH it is gone, EPERM somebody traces it."""
+    """A process could not be attached to. `number` is an errno: ESRCH it is gone, EPERM somebody traces
+    it."""
 
     def __init__(self, number: int, why: str) -> None:
         super().__init__(why)
@@ -24,8 +31,8 @@ class AttachError(Exception):
 
 
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """A message and its descriptors. Not `socket.recv_fds`: that ignores flags, and so leaks to a program that
-    another thread starts meanwhile."""
+    """A message and its descriptors. Not `socket.recv_fds`: that ignores flags, and so leaks to a program
+    that another thread starts meanwhile."""
     fds = array.array("i")
     answer, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(fds.itemsize), socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
@@ -49,7 +56,7 @@ class Guardian:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", inject.__file__, str(theirs.fileno())],
+                [sys.executable, "-I", "-S", "-c", _START, str(_SOURCE), str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -70,21 +77,23 @@ class Guardian:
         """(a userfaultfd of that process, ms that one of its threads stood still). Raises AttachError."""
         channel = self._channel or self._start()
         try:
-            channel.send(inject.REQUEST.pack(pid))
+            channel.send(REQUEST.pack(pid))
             answer, fds = _receive(channel)
         except OSError as error:
             self.close()
-            raise AttachError(error.errno or errno.ETIMEDOUT, f"no answer from the guardian: {error}") from error
-        if len(answer) < inject.ANSWER.size:
+            raise AttachError(
+                error.errno or errno.ETIMEDOUT, f"no answer from the guardian: {error}"
+            ) from error
+        if len(answer) < ANSWER.size:
             self.close()
             raise AttachError(errno.EPIPE, "the guardian process ended")
-        number, stopped_ns = inject.ANSWER.unpack_from(answer)
+        number, stopped_ns = ANSWER.unpack_from(answer)
         if number or not fds:
             for fd in fds:
                 os.close(fd)
             if number == errno.ETIMEDOUT:
                 self.close()
-            raise AttachError(number or errno.EIO, answer[inject.ANSWER.size :].decode(errors="replace"))
+            raise AttachError(number or errno.EIO, answer[ANSWER.size :].decode(errors="replace"))
         return fds[0], stopped_ns / 1e6
 
     def close(self) -> None:
@@ -93,7 +102,8 @@ class Guardian:
             self._channel.close()
             self._channel = None
         if self._process is not None:
-            # One that waits for a frozen target ends by itself when that thaws; it must not be killed meanwhile.
+            # One that waits for a frozen target ends by itself when that thaws; it must not be killed
+            # meanwhile.
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(1.0)
             self._process = None

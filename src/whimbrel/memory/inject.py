@@ -1,34 +1,22 @@
-"""The guardian: a small process that stops a thread for a moment, has it make a userfaultfd and takes that.
+"""Stops a thread for a moment, has it make a userfaultfd, and takes that.
 
-A userfaultfd belongs to the address space of whoever calls `userfaultfd()`, so the target itself must call it.
-Between the change of a thread's registers and their restoration nothing may happen to the tracer: the kernel
-would let the thread run on with ours. Therefore the tracer is this process, not the agent: it stands in a session
-of its own, ignores the signals that end an agent, finishes what it began when the agent dies, and then leaves.
-
-It runs as a script, without the rest of the project, so that it starts fast and holds no memory:
-`python -I -S inject.py FD`, FD one end of a SOCK_SEQPACKET pair. Request: int32 pid. Answer: int32 errno (0 = done),
-uint64 length of the stop in ns, and why in UTF-8; the descriptor comes as SCM_RIGHTS.
+A userfaultfd belongs to the address space of whoever calls `userfaultfd()`, so the target itself must call
+it. Only the guardian process calls this (see `guardian_main`), and imports it without the rest of the
+project: standard library only.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import gc
 import os
-import platform
 import signal
-import socket
 import struct
-import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-REQUEST = struct.Struct("<i")
-ANSWER = struct.Struct("<iQ")
+from whimbrel.memory.machine import Machine, Refusal, this_machine
 
 _CONT, _DETACH, _SYSCALL = 7, 17, 24
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _GET_RSEQ = 0x4204, 0x4205, 0x4206, 0x4207, 0x420F
@@ -39,7 +27,7 @@ _WALL = 0x40000000
 _PIDFD_OPEN, _PIDFD_GETFD = 434, 438
 _PIDFD_THREAD = os.O_EXCL
 _UFFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | 1  # 1 = UFFD_USER_MODE_ONLY: allowed without privilege
-_STOP_TIMEOUT_S = 0.5
+STOP_TIMEOUT_S = 0.5
 _TICK_S = 0.1
 _MAX_THREADS_LOOKED_AT = 16
 
@@ -47,73 +35,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _ptrace = _libc.ptrace
 _ptrace.restype = ctypes.c_long
 _ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-_read_memory = _libc.process_vm_readv
-_read_memory.restype = ctypes.c_ssize_t
-
-
-class Refusal(Exception):
-    """Why this process cannot be attached to now; `number` is the errno that comes closest."""
-
-    def __init__(self, number: int, why: str) -> None:
-        super().__init__(why)
-        self.number = number
+_readv = _libc.process_vm_readv
+_readv.restype = ctypes.c_ssize_t
 
 
 class Stuck(Exception):
     """The thread did not stop in time. Only leaving lets go of a thread that does not stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """One processor's way to make a system call: `instruction`, at addresses that are multiples of `align`;
-    `words` of 8 bytes in its register set; `pc` the index of the program counter in it."""
-
-    instruction: bytes
-    align: int
-    words: int
-    pc: int
-    userfaultfd: int
-    close: int
-    fragile: frozenset[int]  # calls that return EINTR after any stop, handler or not: see signal(7)
-    prepare: Callable[[Any, int, tuple[int, ...]], None]
-    result: Callable[[Any], int]
-
-
-def _prepare_x86(registers: Any, number: int, arguments: tuple[int, ...]) -> None:
-    if registers[17] != 0x33:
-        raise Refusal(errno.ENOTSUP, "it runs 32-bit code")
-    registers[10] = number  # rax
-    registers[15] = 2**64 - 1  # orig_rax: no call in progress, so the kernel must not restart one
-    for place, value in zip((14, 13, 12), arguments, strict=False):  # rdi, rsi, rdx
-        registers[place] = value
-
-
-def _prepare_arm64(registers: Any, number: int, arguments: tuple[int, ...]) -> None:
-    # Before this stop the kernel has already wound an interrupted call back to its `svc`.
-    registers[8] = number
-    for place, value in enumerate(arguments):
-        registers[place] = value
-
-
-_X86 = Machine(
-    b"\x0f\x05", 1, 27, 16, 323, 3, frozenset((232, 281, 441, 65, 220, 128, 208, 333)),
-    _prepare_x86, lambda registers: ctypes.c_int64(registers[10]).value,
-)  # fmt: skip
-_ARM64 = Machine(
-    b"\x01\x00\x00\xd4", 4, 34, 32, 282, 57, frozenset((22, 441, 193, 192, 137, 4, 292)),
-    _prepare_arm64, lambda registers: ctypes.c_int64(registers[0]).value,
-)  # fmt: skip
-MACHINES = {"x86_64": _X86, "aarch64": _ARM64}
-
-
 class _IoVec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-def peek(pid: int, address: int, size: int) -> bytes:
+def _peek(pid: int, address: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
     here, there = _IoVec(ctypes.addressof(buffer), size), _IoVec(address, size)
-    got = _read_memory(
+    got = _readv(
         pid, ctypes.byref(here), ctypes.c_ulong(1), ctypes.byref(there), ctypes.c_ulong(1), ctypes.c_ulong(0)
     )
     return buffer.raw[: max(got, 0)]
@@ -123,11 +60,13 @@ def call_instruction(pid: int, machine: Machine) -> int:
     """The address of an instruction that makes a system call: in the vDSO, else in any executable mapping."""
     with open(f"/proc/{pid}/maps", "rb") as maps:
         places = [line.split() for line in maps if b" r-xp " in line or b" rwxp " in line]
+    if not places:
+        raise Refusal(errno.ESRCH, "it has no memory: it is a zombie")
     places.sort(key=lambda fields: fields[-1] != b"[vdso]")
     for fields in places:
         start, end = (int(part, 16) for part in fields[0].split(b"-"))
         for chunk in range(start, min(end, start + (1 << 24)), 1 << 20):
-            text = peek(pid, chunk, min(1 << 20, end - chunk))
+            text = _peek(pid, chunk, min(1 << 20, end - chunk))
             found = text.find(machine.instruction)
             while found >= 0 and found % machine.align:
                 found = text.find(machine.instruction, found + 1)
@@ -195,10 +134,10 @@ class Stopped:
         size = _ptrace(_GET_RSEQ, self._tid, ctypes.sizeof(config), ctypes.addressof(config))
         if size <= 0 or not config[0]:
             return False
-        (section,) = struct.unpack("<Q", peek(self._tid, config[0] + 8, 8) or bytes(8))
+        (section,) = struct.unpack("<Q", _peek(self._tid, config[0] + 8, 8) or bytes(8))
         if not section:
             return False
-        descriptor = peek(self._tid, section, 32)
+        descriptor = _peek(self._tid, section, 32)
         if len(descriptor) < 32:
             return True
         start, length = struct.unpack("<8xQQ8x", descriptor)
@@ -207,11 +146,11 @@ class Stopped:
     def call(self, number: int, *arguments: int) -> int:
         """Have the thread make one system call, and put its registers back. The result, or minus errno.
 
-        The registers go back at a stop inside the kernel's signal handling, so that the kernel itself restarts
-        a call that our stop interrupted, by its own rules and with what is left of its timeout. A signal that
-        comes first is delivered first, to the thread as it was.
+        The registers go back at a stop inside the kernel's signal handling, so that the kernel itself
+        restarts a call that our stop interrupted, by its own rules and with what is left of its timeout. A
+        signal that comes first is delivered first, to the thread as it was.
         """
-        if peek(self._tid, self._instruction, len(self._machine.instruction)) != self._machine.instruction:
+        if _peek(self._tid, self._instruction, len(self._machine.instruction)) != self._machine.instruction:
             raise Refusal(errno.EAGAIN, "it has changed its program")
         while True:
             saved = bytes(self._read())
@@ -248,10 +187,10 @@ class Stopped:
             number = ctypes.get_errno()
             if number != errno.EINTR:
                 raise OSError(number, os.strerror(number))
-            if not self._stands and time.monotonic_ns() - self._began_ns > _STOP_TIMEOUT_S * 1e9:
+            if not self._stands and time.monotonic_ns() - self._began_ns > STOP_TIMEOUT_S * 1e9:
                 raise Stuck
-            # With our registers in it, a thread is waited for however long it is frozen, while it is ours: another
-            # thread's exec may have ended it without a word.
+            # With our registers in it, a thread is waited for however long it is frozen, while it is ours:
+            # another thread's exec may have ended it without a word.
             with open(f"/proc/{self._tid}/status") as file:
                 if f"TracerPid:\t{os.getpid()}\n" not in file.read():
                     raise Refusal(errno.ESRCH, "another of its threads ran exec")
@@ -327,9 +266,7 @@ def take_userfaultfd(pid: int) -> tuple[int, int]:
 
     Raises Refusal, or Stuck: then the caller must leave.
     """
-    machine = MACHINES.get(platform.machine())
-    if machine is None:
-        raise Refusal(errno.ENOTSUP, f"not written for {platform.machine()}")
+    machine = this_machine()
     refusal = Refusal(errno.ESRCH, "it has no threads")
     for attempt in range(4):
         try:
@@ -349,43 +286,3 @@ def take_userfaultfd(pid: int) -> tuple[int, int]:
             break
         time.sleep(0.001 * attempt)
     raise refusal
-
-
-def _protect_self() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.siginterrupt(signal.SIGALRM, True)
-    gc.disable()
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("-1000")
-    with suppress(OSError):  # while a target stands still for us, nobody should come before us
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-
-
-def main(fd: int) -> None:
-    _protect_self()
-    with socket.socket(fileno=fd) as channel:
-        while request := channel.recv(REQUEST.size):
-            fds: list[int] = []
-            stuck = False
-            try:
-                uffd, stopped_ns = take_userfaultfd(*REQUEST.unpack(request))
-                fds, answer = [uffd], ANSWER.pack(0, stopped_ns)
-            except Refusal as error:
-                answer = ANSWER.pack(error.number, 0) + str(error).encode()
-            except OSError as error:
-                answer = ANSWER.pack(error.errno or errno.EIO, 0) + (error.strerror or str(error)).encode()
-            except Stuck:
-                stuck = True
-                answer = ANSWER.pack(errno.ETIMEDOUT, 0) + f"it did not stop in {_STOP_TIMEOUT_S} s".encode()
-            with suppress(OSError):
-                socket.send_fds(channel, [answer], fds)
-            for mine in fds:
-                os.close(mine)
-            if stuck:
-                return
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

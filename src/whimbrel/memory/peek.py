@@ -8,7 +8,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, intersect, split, total_bytes, union
+from whimbrel.memory.ranges import Ranges, as_ranges, intersect, split, total_bytes, union
 from whimbrel.memory.vmas import read_vmas
 from whimbrel.model.units import PAGE_BYTES
 
@@ -46,7 +46,9 @@ def _read(pid: int, pieces: Ranges, target: NDArray[np.uint8]) -> Ranges:
     missing: list[Ranges] = []
     first = 0
     while first < len(pieces):
-        last = min(first + IOV_MAX, int(np.searchsorted(offsets, offsets[first] + _CALL_BYTES, side="right")) - 1)
+        last = min(
+            first + IOV_MAX, int(np.searchsorted(offsets, offsets[first] + _CALL_BYTES, side="right")) - 1
+        )
         last = max(last, first + 1)
         wanted = int(offsets[last] - offsets[first])
         got = _call(pid, vectors[first:last], target[offsets[first] : offsets[last]])
@@ -112,7 +114,7 @@ def _read_mapped(
         if start >= end:
             break
         try:
-            got = os.preadv(memory, [memoryview(target[start - base :])], start) // PAGE_BYTES * PAGE_BYTES
+            got = os.preadv(memory, [target[start - base :].data], start) // PAGE_BYTES * PAGE_BYTES
         except OSError:
             got = 0
         if got <= 0:
@@ -132,6 +134,3 @@ def _complement(start: int, end: int, inside: Ranges) -> list[tuple[int, int]]:
     if start < end:
         gaps.append((start, end))
     return gaps
-
-
-__all__ = ["EMPTY", "IOV_MAX", "read_pages_into"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 from dataclasses import dataclass
 
-from whimbrel.memory.vmas import read_proc
+from whimbrel.memory.vmas import open_proc, read_proc
 
 _KCMP = {"x86_64": 312, "aarch64": 272}.get(platform.machine())
 _KCMP_VM = 1
@@ -34,7 +35,9 @@ class Status:
 
 def read_status(directory_fd: int) -> Status:
     """Of the process behind an open /proc/PID. Raises ProcessLookupError when it is gone."""
-    fields = dict(line.split(b":", 1) for line in read_proc(directory_fd, "status").splitlines() if b":" in line)
+    fields = dict(
+        line.split(b":", 1) for line in read_proc(directory_fd, "status").splitlines() if b":" in line
+    )
 
     def size(*names: bytes) -> int:
         return sum(int(fields[name].split()[0]) for name in names if name in fields) * 1024
@@ -76,7 +79,8 @@ def _children(pid: int) -> list[int]:
 def tree_of(root_pid: int) -> dict[int, int]:
     """{pid: parent's pid} of a process and all that descend from it, parents first; the root's parent is 0.
 
-    In a running tree a process that just started or ended may be missing; in a stopped one the answer is exact.
+    In a running tree a process that just started or ended may be missing; in a stopped one the answer is
+    exact.
     """
     tree = {root_pid: 0}
     queue = [root_pid]
@@ -86,6 +90,24 @@ def tree_of(root_pid: int) -> dict[int, int]:
                 tree[child] = pid
                 queue.append(child)
     return tree
+
+
+def ns_pid_of(pid: int) -> int:
+    """The pid of a process in its own pid namespace. Raises ProcessLookupError."""
+    directory = open_proc(pid)
+    try:
+        return read_status(directory).ns_pids[-1]
+    finally:
+        os.close(directory)
+
+
+def ns_pids_of(root_pid: int) -> list[int]:
+    """The pids of a tree, each in its own pid namespace; vanished processes are left out."""
+    found = []
+    for pid in tree_of(root_pid):
+        with contextlib.suppress(ProcessLookupError):
+            found.append(ns_pid_of(pid))
+    return found
 
 
 def same_memory(one_pid: int, other_pid: int) -> bool:

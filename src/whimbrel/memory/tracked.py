@@ -1,10 +1,10 @@
 """One process under write tracking.
 
-What can change between two scans, and why no write is missed: every mapping that was not there when we registered
-it (new, moved, inherited by fork, replaced at the same address, of a new program after exec) is by the kernel's
-doing not registered, so its populated pages are reported whole; a registered mapping that grows, shrinks or loses
-pages has no write-protect mark on what is populated anew. So the state that counts is the kernel's alone, and a
-list of mappings that is out of date when it is used does no harm.
+What can change between two scans, and why no write is missed: every mapping that was not there when we
+registered it (new, moved, inherited by fork, replaced at the same address, of a new program after exec) is
+by the kernel's doing not registered, so its populated pages are reported whole; a registered mapping that
+grows, shrinks or loses pages has no write-protect mark on what is populated anew. So the state that counts
+is the kernel's alone, and a list of mappings that is out of date when it is used does no harm.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class TrackedProcess:
                 parts += [scanner.written(pagemap, *run, rearm=True) for run in runs]
             fresh = intersect(union(*(scanner.unregistered(pagemap, *run) for run in runs)), keep)
             if len(fresh):
-                parts.append(self._take_in(keep[touched(keep, fresh)], fresh, runs, pagemap, scanner, guardian))
+                parts.append(
+                    self._take_in(keep[touched(keep, fresh)], fresh, runs, pagemap, scanner, guardian)
+                )
             if report_all:
                 parts.append(intersect(union(*(scanner.present(pagemap, *run) for run in runs)), keep))
         finally:
@@ -84,7 +86,8 @@ class TrackedProcess:
         return union(*parts)
 
     def scan_stopped(self, scanner: uffd.Scanner) -> Ranges:
-        """The same for a process that stands still, whoever stopped it: changes nothing in it, attaches nothing."""
+        """The same for a process that stands still, whoever stopped it: changes nothing in it, attaches
+        nothing."""
         keep = self._keep()
         if not len(keep):
             return EMPTY
@@ -95,7 +98,8 @@ class TrackedProcess:
                 if self._report_all:
                     parts.append(scanner.present(pagemap, *run))
                     continue
-                # Two looks, because a mark left over in a moved mapping means nothing (Linux before 6.14 keeps it).
+                # Two looks, because a mark left over in a moved mapping means nothing (Linux before 6.14
+                # keeps it).
                 parts.append(scanner.written(pagemap, *run, rearm=False))
                 parts.append(scanner.unregistered(pagemap, *run))
         finally:
@@ -113,7 +117,7 @@ class TrackedProcess:
         status = self.status()
         if status.dead:
             return EMPTY
-        return trackable_ranges(self._directory, locked=status.locked_bytes > 0)
+        return trackable_ranges(self._directory)
 
     def _open_pagemap(self) -> int:
         # Anew each time: an open pagemap stays with the address space it was opened for, also after exec.
@@ -137,19 +141,20 @@ class TrackedProcess:
         if not had_one and not self._attach(guardian):
             return fresh
         parts, left = self._register(mappings, pagemap, scanner)
-        if had_one and len(left) == len(mappings) and not any(
-            scanner.any_registered(pagemap, *run) for run in runs
+        if (
+            had_one
+            and len(left) == len(mappings)
+            and not any(scanner.any_registered(pagemap, *run) for run in runs)
         ):
             # Nothing here is ours: the userfaultfd is of the memory from before an exec.
             self._detach()
             if self._attach(guardian):
                 parts, left = self._register(mappings, pagemap, scanner)
-        # What could not be registered (changed under our hands) is reported as it is now, and again next time.
+        # What could not be registered (changed under our hands) is reported as it is now, and again next
+        # time.
         return union(*parts, *(scanner.present(pagemap, start, end) for start, end in left.tolist()))
 
-    def _register(
-        self, mappings: Ranges, pagemap: int, scanner: uffd.Scanner
-    ) -> tuple[list[Ranges], Ranges]:
+    def _register(self, mappings: Ranges, pagemap: int, scanner: uffd.Scanner) -> tuple[list[Ranges], Ranges]:
         """(all populated pages of what is now registered, the mappings that could not be)."""
         self.problem = None
         parts, refused = [], []
@@ -160,7 +165,9 @@ class TrackedProcess:
             except OSError as error:
                 refused.append((start, end))
                 if error.errno == errno.EBUSY:
-                    self.problem = "another userfaultfd holds some of its memory: end the program that made it"
+                    self.problem = (
+                        "another userfaultfd holds some of its memory: end the program that made it"
+                    )
         return parts, as_ranges(refused)
 
     def _attach(self, guardian: Guardian) -> bool:

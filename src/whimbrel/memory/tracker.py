@@ -31,12 +31,12 @@ class ProcessPages:
 class TreeTracker:
     """Tracks which pages a process and all its descendants write. A context manager; one thread at a time.
 
-    Pages are those of `vmas.trackable` mappings, without holes, zero pages and guard regions: what CRIU lists as
-    lazy. A page that is dropped (unmapped, MADV_DONTNEED) is not reported: whoever restores must go by CRIU's own
-    page map, in which it is absent, and take the contents from what was reported last.
+    Pages are those of `vmas.trackable` mappings, without holes, zero pages and guard regions: what CRIU
+    lists as lazy. A page that is dropped (unmapped, MADV_DONTNEED) is not reported: whoever restores must
+    go by CRIU's own page map, in which it is absent, and take the contents from what was reported last.
 
-    One kind of write is not seen: into a page pinned for direct I/O (O_DIRECT) or RDMA before a scan and filled by
-    the device after it.
+    One kind of write is not seen: into a page pinned for direct I/O (O_DIRECT) or RDMA before a scan and
+    filled by the device after it.
 
     Raises Refused where the kernel lacks the means, BadInput when there is no such process.
     """
@@ -71,14 +71,16 @@ class TreeTracker:
     @property
     def stops_ms(self) -> dict[int, float]:
         """{pid: ms that one of its threads stood still} for the last attachment of each process."""
-        return {pid: process.stop_ms for pid, process in self._processes.items() if process.stop_ms is not None}
+        return {
+            pid: process.stop_ms for pid, process in self._processes.items() if process.stop_ms is not None
+        }
 
     def scan(self, *, final: bool = False) -> list[ProcessPages]:
         """For each living process the pages written since the last scan (in the first: all), re-armed.
 
-        `final`: for a tree that stands still, whoever stopped it. Nothing is attached or re-armed; a process or
-        mapping that is not tracked yet is returned whole. An exception loses nothing: the next scan then returns
-        everything.
+        `final`: for a tree that stands still, whoever stopped it. Nothing is attached or re-armed; a
+        process or mapping that is not tracked yet is returned whole. An exception loses nothing: the next
+        scan then returns everything.
         """
         tree = tree_of(self._root_pid)
         for pid in self._processes.keys() - tree.keys():
@@ -126,7 +128,11 @@ class TreeTracker:
                     return None
                 process = self._processes[pid] = TrackedProcess(pid)
             try:
-                ranges = process.scan_stopped(self._scanner) if final else process.scan(self._scanner, self._guardian)
+                ranges = (
+                    process.scan_stopped(self._scanner)
+                    if final
+                    else process.scan(self._scanner, self._guardian)
+                )
             except ProcessLookupError:
                 # Gone; once more, if its number belongs to a new process already.
                 self._processes.pop(pid).close()

@@ -1,9 +1,9 @@
 """The two kernel interfaces of the tracker, as plain functions over `ioctl`: userfaultfd's asynchronous
 write-protect (Linux 6.7, ``linux/userfaultfd.h``) and PAGEMAP_SCAN (``linux/fs.h``).
 
-A page counts as *written* while its page-table entry has no write-protect mark. In a mapping that is registered
-with an asynchronous userfaultfd, the first write clears the mark without telling anybody; PAGEMAP_SCAN returns
-the pages without the mark and can set it again in the same step.
+A page counts as *written* while its page-table entry has no write-protect mark. In a mapping that is
+registered with an asynchronous userfaultfd, the first write clears the mark without telling anybody;
+PAGEMAP_SCAN returns the pages without the mark and can set it again in the same step.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ def enable(uffd: int) -> None:
 
 
 def register(uffd: int, start: int, end: int) -> None:
-    """Put `[start, end)` under write-protect tracking; what is already so under this userfaultfd is left alone.
+    """Put `[start, end)` under write-protect tracking; what is already so under this userfaultfd is left
+    alone.
 
-    Raises OSError: ESRCH the address space is gone, EBUSY somebody else's userfaultfd holds it, EINVAL or EPERM
-    nothing or something unsuitable is mapped there.
+    Raises OSError: ESRCH the address space is gone, EBUSY somebody else's userfaultfd holds it, EINVAL or
+    EPERM nothing or something unsuitable is mapped there.
     """
     fcntl.ioctl(uffd, _UFFDIO_REGISTER, struct.pack("<QQQQ", start, end - start, _REGISTER_MODE_WP, 0))
 
 
 class Scanner:
-    """PAGEMAP_SCAN with its result buffer. Only populated pages are ever returned: the kernel has a faster walk
-    for "written" alone, but it reports every hole of a sparse reservation as written. Zero pages and guard
-    regions are left out, as CRIU leaves them out."""
+    """PAGEMAP_SCAN with its result buffer. Only populated pages are ever returned: the kernel has a faster
+    walk for "written" alone, but it reports every hole of a sparse reservation as written. Zero pages and
+    guard regions are left out, as CRIU leaves them out."""
 
     def __init__(self, regions: int = 1 << 15) -> None:
         self._vector: NDArray[np.uint64] = np.empty((regions, 3), dtype=np.uint64)
-        self._never = _IS_PFNZERO | (_IS_GUARD if _knows_guard_regions() else 0)
+        self._never = _IS_PFNZERO | _IS_FILE | (_IS_GUARD if _knows_guard_regions() else 0)
 
     def written(self, pagemap: int, start: int, end: int, *, rearm: bool) -> Ranges:
         """Pages of registered mappings that were written since they were last re-armed."""
@@ -69,7 +70,7 @@ class Scanner:
 
     def unregistered(self, pagemap: int, start: int, end: int) -> Ranges:
         """All populated pages of mappings that are not registered, without unmodified file pages."""
-        return self._scan(pagemap, start, end, 0, self._never | _IS_WPALLOWED | _IS_FILE, 0)
+        return self._scan(pagemap, start, end, 0, self._never | _IS_WPALLOWED, 0)
 
     def present(self, pagemap: int, start: int, end: int) -> Ranges:
         """All populated pages, registered or not, nothing re-armed."""

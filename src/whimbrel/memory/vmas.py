@@ -1,8 +1,8 @@
 """A process's mappings, and which of them cross by us.
 
-The page channel carries exactly what CRIU leaves out of a lazy dump (`vma_entry_can_be_lazy`): private
-anonymous mappings, heap and stack among them, that are neither locked nor huge-TLB nor the kernel's own.
-Everything else is in CRIU's images.
+The page channel carries what CRIU leaves as holes (see `whimbrel.checkpoint.images`): the pages that no file holds
+of all private mappings, those of files included (their copied-on-write pages), but not the kernel's own mappings
+and not huge-TLB. Everything else is in CRIU's images.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges
 
-# Names that /proc/PID/maps gives to mappings without a file; the rest ([heap], [stack], [anon:x], "") is memory.
+# Names that /proc/PID/maps gives to mappings without a file; the rest ([heap], [stack], [anon:x], "") is
+# memory.
 _KERNEL_NAMES = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[vectors]", b"[sigpage]",
                            b"[uprobes]"))  # fmt: skip
 _NO_DEVICE = b"00:00"
+_HUGE_TLB = b"/anon_hugepage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,9 @@ class Vma:
 
 
 def trackable(vma: Vma) -> bool:
-    """Does this mapping cross by us? CRIU's own condition; memory without any permission counts, its pages
-    may have been written before."""
-    return vma.anonymous and vma.private and not (vma.locked or vma.huge_tlb or vma.droppable)
+    """Does this mapping cross by us? Memory without any permission counts, its pages may have been written
+    before; so do mappings of files, whose copied-on-write pages no file holds."""
+    return vma.private and not vma.huge_tlb and vma.name.encode() not in _KERNEL_NAMES
 
 
 def read_proc(directory_fd: int, name: str) -> bytes:
@@ -85,7 +87,9 @@ def read_vmas(pid: int, *, flags: bool = False) -> list[Vma]:
     (milliseconds). Raises ProcessLookupError when the process is gone."""
     directory = open_proc(pid)
     try:
-        return parse_smaps(read_proc(directory, "smaps")) if flags else parse_maps(read_proc(directory, "maps"))
+        return (
+            parse_smaps(read_proc(directory, "smaps")) if flags else parse_maps(read_proc(directory, "maps"))
+        )
     finally:
         os.close(directory)
 
@@ -113,25 +117,26 @@ def parse_smaps(text: bytes) -> list[Vma]:
     return found
 
 
-def trackable_ranges(directory_fd: int, *, locked: bool) -> Ranges:
+def trackable_ranges(directory_fd: int) -> Ranges:
     """What crosses by us in the process behind an open /proc/PID (see `trackable`), one row per mapping.
 
-    The hot path of every scan: maps alone, without objects. Only a process that has `locked` memory (VmLck
-    in its status) needs the slow smaps to tell which. Without it a droppable mapping is included: it cannot be
-    told apart, and sending it too does no harm.
+    The hot path of every scan: maps alone, without objects. A droppable mapping is included: it cannot be told
+    apart here, and sending it too does no harm.
     """
-    if locked:
-        return as_ranges(
-            (vma.start, vma.end) for vma in parse_smaps(read_proc(directory_fd, "smaps")) if trackable(vma)
-        )
     rows: list[int] = []
     for line in read_proc(directory_fd, "maps").splitlines():
-        # Most lines are files: telling them by the text is several times cheaper than splitting each.
-        if b" 00:00 0" not in line:
-            continue
         fields = line.split(None, 5)
-        if fields[1][3] == 0x70 and _is_memory(fields):  # 'p'
-            start, end = fields[0].split(b"-")
-            rows.append(int(start, 16))
-            rows.append(int(end, 16))
+        if fields[1][3] != 0x70:  # 'p'
+            continue
+        name = fields[5].rstrip() if len(fields) > 5 else b""
+        if name in _KERNEL_NAMES or name.startswith(_HUGE_TLB):
+            continue
+        start, end = fields[0].split(b"-")
+        rows.append(int(start, 16))
+        rows.append(int(end, 16))
     return as_ranges(zip(rows[::2], rows[1::2], strict=True)) if rows else EMPTY
+
+
+def vdso_ranges(pid: int) -> Ranges:
+    """The code page(s) that the kernel maps into a process: no page map calls them written, yet CRIU's lists them."""
+    return as_ranges((vma.start, vma.end) for vma in read_vmas(pid) if vma.name == "[vdso]")

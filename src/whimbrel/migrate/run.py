@@ -36,6 +36,7 @@ from whimbrel.migrate.source import (
     TreeTracker,
     pages_in,
     stdio_pipes,
+    vdso_of,
 )
 from whimbrel.migrate.strategies import Composition, composition_of
 from whimbrel.model.errors import Cancelled, Conflict, Unreachable, WhimbrelError
@@ -323,7 +324,7 @@ async def _freeze_and_restore(
             hands.do(dump.finish), hands.do(_send_final, tracker, sender, job.source.holes and plan.rounds)
         )
     with job.step("freeze.pages"):
-        late = await hands.do(_send_final, tracker, sender, True)
+        late = await hands.do(_send_last, job, tracker, sender)
         await hands.do(files.send, channel, job.source.cgroup.pids())
     job.rounds.append(
         Round(
@@ -353,6 +354,11 @@ def _expect_ready(channel: PageChannel) -> None:
 
 def _send_final(tracker: TreeTracker, sender: PageSender, wanted: bool) -> int:
     return sender.send(tracker.scan(final=True)) // PAGE_BYTES if wanted else 0
+
+
+def _send_last(job: Migration, tracker: TreeTracker, sender: PageSender) -> int:
+    sent = sender.send(vdso_of(job.source.pid))
+    return sent // PAGE_BYTES + _send_final(tracker, sender, True)
 
 
 def _drain(port: ServicePort, service: str) -> None:

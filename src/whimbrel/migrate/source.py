@@ -23,7 +23,9 @@ from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.memory.peek import read_pages_into
 from whimbrel.memory.ranges import Ranges, split, total_bytes
+from whimbrel.memory.processes import ns_pid_of, tree_of
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
+from whimbrel.memory.vmas import vdso_ranges
 from whimbrel.migrate.pagechannel import CHUNK_BYTES, Kind, PageChannel
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
@@ -129,6 +131,15 @@ def _without(ranges: Ranges, missing: Ranges, view: memoryview) -> tuple[Ranges,
                 parts += view[at : at + PAGE_BYTES]
             at += PAGE_BYTES
     return np.array(kept, np.uint64).reshape(-1, 2), memoryview(parts)
+
+
+def vdso_of(root_pid: int) -> list[ProcessPages]:
+    """For each process of the tree the pages that no scan reports (see `vdso_ranges`)."""
+    found = []
+    for pid in tree_of(root_pid):
+        with contextlib.suppress(ProcessLookupError):
+            found.append(ProcessPages(pid, ns_pid_of(pid), vdso_ranges(pid)))
+    return found
 
 
 def pages_in(dirty: list[ProcessPages]) -> int:

@@ -3,7 +3,8 @@
 The neighbour entry of the service's address is put into the state INCOMPLETE by hand. The kernel then queues
 every packet for it, and, since it did not begin to ask itself, it never asks and never gives up: no retry
 timer, and no question that the service's old place could answer while it drains. The announcement from the
-new place (or `release`) completes the entry, and the queue leaves in order.
+new place (or `release`) completes the entry, and the queue leaves in order (a packet that arrives in that very
+instant may overtake it).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class HoldTable:
             self._ifindex = socket.if_nametoindex(ifname)
         except OSError as error:
             raise Refused(f"this gateway has no interface {ifname}: its overlay is not up") from error
+        self._usual = read_sysctl(self._queue_setting)
         self._release_leftovers()
 
     def _release_leftovers(self) -> None:
@@ -45,13 +47,14 @@ class HoldTable:
             if state == netlink.NUD_INCOMPLETE:
                 self.release(address, mac_of(address))
 
-    def _sysctl(self, scope: str) -> str:
-        return f"net/ipv4/neigh/{scope}/unres_qlen_bytes"
+    @property
+    def _queue_setting(self) -> str:
+        return f"net/ipv4/neigh/{self._ifname}/unres_qlen_bytes"
 
     def prepare(self, address: str) -> None:
-        """Make room for `QUEUE_BYTES`; changes no traffic."""
+        """Make room for `QUEUE_BYTES`, ahead of the freeze; changes no traffic."""
         self._key(address)
-        write_sysctl(self._sysctl(self._ifname), QUEUE_BYTES)
+        write_sysctl(self._queue_setting, QUEUE_BYTES)
 
     def hold(self, address: str) -> None:
         """From the return on, packets for `address` wait. After `longest_hold_s` they are let go unasked, so
@@ -94,7 +97,7 @@ class HoldTable:
                 timer.cancel()
             self._held.clear()
         with contextlib.suppress(Refused):  # the interface may be gone: then so is its setting
-            write_sysctl(self._sysctl(self._ifname), read_sysctl(self._sysctl("default")))
+            write_sysctl(self._queue_setting, self._usual)
 
     def _expire(self, address: str) -> None:
         with contextlib.suppress(Refused, OSError):

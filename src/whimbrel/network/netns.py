@@ -141,13 +141,10 @@ def remove(path: Path) -> None:
     while path.exists():
         if _libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW) != 0:
             break
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            path.unlink()
-        except OSError as error:
-            raise WhimbrelError(
-                f"the network namespace {path} cannot be removed: {error.strerror}"
-            ) from error
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WhimbrelError(f"the network namespace {path} cannot be removed: {error.strerror}") from error
 
 
 def inode(path: Path) -> int:

@@ -1,9 +1,9 @@
 """Make a tree that CRIU restored a full citizen of runc.
 
-At the destination `runc create` makes a *placeholder*: the record, the control groups and a first process that
-only waits. After the restore the placeholder's process is ended and runc's record is pointed at the restored
-one, so that `runc list`, `state`, `exec`, `kill` and `delete` work on it. Nothing of runc runs meanwhile, so
-this costs a file of 20 kB in place of a program start.
+At the destination `runc create` makes a *placeholder*: the record, the control groups and a first process
+that only waits. After the restore the placeholder's process is ended and runc's record is pointed at the
+restored one, so that `runc list`, `state`, `exec`, `kill` and `delete` work on it. Nothing of runc runs
+meanwhile, so this costs a file of 20 kB in place of a program start.
 """
 
 from __future__ import annotations
@@ -32,18 +32,24 @@ _NAMESPACE_FILES = {
 }
 
 
-def adopt(runc_root: Path, name: str, restored_pid: int, *, rootfs: Path | None = None) -> None:
+def is_placeholder(runc_root: Path, name: str) -> bool:
+    """Whether the container still waits to be started or adopted."""
+    return (runc_root / name / "exec.fifo").exists()
+
+
+def point_to_rootfs(runc_root: Path, name: str, rootfs: Path) -> None:
+    """Let the record of a placeholder, which waits on another root file system, name the real one."""
+    record = _read(runc_root, name)
+    record["config"]["rootfs"] = str(rootfs)
+    _write(runc_root, name, record)
+
+
+def adopt(runc_root: Path, name: str, restored_pid: int) -> None:
     """Point runc's record of placeholder `name` at `restored_pid` (host process id). Blocking, 1-3 ms.
 
-    `rootfs` replaces the placeholder's root file system in the record when it waited on another one.
     Raises WhimbrelError when there is no placeholder, or the restored process is gone.
     """
-    folder = runc_root / name
-    record_file = folder / "state.json"
-    try:
-        record: dict[str, Any] = msgspec.json.decode(record_file.read_bytes())
-    except FileNotFoundError as error:
-        raise WhimbrelError(f"runc has no placeholder for {name} in {runc_root}") from error
+    record = _read(runc_root, name)
     start_ticks = process_start_ticks(restored_pid)
     if start_ticks is None:
         raise WhimbrelError(f"the restored process {restored_pid} of {name} is gone")
@@ -55,14 +61,39 @@ def adopt(runc_root: Path, name: str, restored_pid: int, *, rootfs: Path | None 
     record["namespace_paths"] = {
         kind: f"/proc/{restored_pid}/ns/{_NAMESPACE_FILES[kind]}" for kind in record["namespace_paths"]
     }
-    if rootfs is not None:
-        record["config"]["rootfs"] = str(rootfs)
-    replacement = record_file.with_suffix(".adopted")
+    _write(runc_root, name, record)
+    # its presence is how runc tells "created" from "running"
+    (runc_root / name / "exec.fifo").unlink(missing_ok=True)
+
+
+def find_restored(runc_root: Path, name: str, cgroup_pids: list[int]) -> int:
+    """Host id of the container's first process, adopted or not yet. Raises WhimbrelError without one."""
+    record = _read(runc_root, name)
+    recorded = int(record["init_process_pid"])
+    if not is_placeholder(runc_root, name):
+        return recorded
+    for pid in cgroup_pids:
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            inside = status.partition("NSpid:")[2].partition("\n")[0].split()
+            if pid != recorded and len(inside) > 1 and inside[-1] == "1":
+                return pid
+    raise WhimbrelError(f"no restored process of {name} runs")
+
+
+def _read(runc_root: Path, name: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = msgspec.json.decode((runc_root / name / "state.json").read_bytes())
+    except FileNotFoundError as error:
+        raise WhimbrelError(f"runc has no placeholder for {name} in {runc_root}") from error
+    return record
+
+
+def _write(runc_root: Path, name: str, record: dict[str, Any]) -> None:
+    replacement = runc_root / name / "state.json.new"
     replacement.write_bytes(msgspec.json.encode(record))
     replacement.chmod(0o600)
-    replacement.replace(record_file)
-    # its presence is how runc tells "created" from "running"
-    (folder / "exec.fifo").unlink(missing_ok=True)
+    replacement.replace(runc_root / name / "state.json")
 
 
 def _end(pid: int, start_ticks: int) -> None:

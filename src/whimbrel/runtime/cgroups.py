@@ -51,7 +51,7 @@ class Cgroup:
             try:
                 file.write_text(str(pid))
             except OSError as error:
-                raise WhimbrelError(f"cannot put process {pid} into {file.parent}: {error.strerror}") from error
+                raise WhimbrelError(f"process {pid} cannot enter {file.parent}: {error.strerror}") from error
 
     def procs_files(self) -> tuple[Path, ...]:
         """Where a process writes ``0`` to move itself in, one file for each hierarchy."""
@@ -66,21 +66,56 @@ class Cgroup:
                     found.update(int(line) for line in procs.read_text().split())
         return sorted(found)
 
+    def freeze(self) -> None:
+        """No process inside runs on, not even when a tracer lets it go; new ones neither. Does not wait.
+
+        Raises WhimbrelError when there is no such group or controller.
+        """
+        self._set_frozen(True)
+
+    def thaw(self) -> None:
+        """Undo `freeze`; nothing happens when it is not frozen."""
+        self._set_frozen(False)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        for folder in self._present():
+            for name, words in (("freezer.state", ("THAWED", "FROZEN")), ("cgroup.freeze", ("0", "1"))):
+                if (folder / name).exists():
+                    (folder / name).write_text(words[frozen])
+                    return  # one is enough: in the hybrid layout the v1 controller, else v2
+        if frozen:
+            raise WhimbrelError(f"control group {self.path} cannot be frozen: it is gone or has no freezer")
+
     def kill_all(self, *, timeout_s: float = 5.0) -> None:
-        """SIGKILL everything inside and wait until it is empty. Blocking. Raises WhimbrelError after the time."""
+        """SIGKILL everything inside, frozen or not, and wait until it is empty. Blocking.
+
+        A frozen process runs no instruction more. Raises WhimbrelError after `timeout_s`.
+        """
         deadline = time.monotonic() + timeout_s
-        pause_s = 0.001
-        while pids := self.pids():
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        pause_s = 0.0005
+        self._signal_all()
+        self.thaw()  # only now: a frozen v1 group keeps even SIGKILL waiting
+        while pids := self._signal_all():
             if time.monotonic() > deadline:
-                raise WhimbrelError(f"processes {pids} of {self.path} did not end within {timeout_s:g} s of SIGKILL")
+                raise WhimbrelError(
+                    f"processes {pids} of {self.path} did not end {timeout_s:g} s after SIGKILL"
+                )
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.05)
 
+    def kill_frozen(self) -> None:
+        """The same, said where the processes are frozen: none of them runs again."""
+        self.kill_all()
+
+    def _signal_all(self) -> list[int]:
+        pids = self.pids()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return pids
+
     def remove(self) -> None:
-        """Delete the empty groups and their empty parents below ``/whimbrel``. Raises WhimbrelError when in use."""
+        """Delete the empty groups and their empty parents. Raises WhimbrelError when one is in use."""
         for folder in self._present():
             nested = sorted((entry for entry in folder.glob("**/") if entry != folder), reverse=True)
             for entry in (*nested, folder):

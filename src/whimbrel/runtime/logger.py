@@ -72,7 +72,7 @@ def segments(logs: Path) -> list[Path]:
 
 
 def pack_logs(logs: Path, *, max_bytes: int = 16 << 20) -> bytes:
-    """All segments for the next node, as msgpack of {name: contents}; of more than `max_bytes` the newest part."""
+    """All segments for the next node: msgpack of {name: contents}; of more than `max_bytes` the newest."""
     packed: dict[str, bytes] = {}
     for segment in reversed(segments(logs)):
         if max_bytes <= 0:

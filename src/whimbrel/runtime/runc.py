@@ -24,7 +24,7 @@ class ContainerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InitProcess(msgspec.Struct, frozen=True):
-    """The container's first process as runc recorded it; `start_ticks` tells it from a later one with its id."""
+    """The container's first process as runc recorded it; `start_ticks` tells it from a later one."""
 
     pid: int = msgspec.field(name="init_process_pid")
     start_ticks: int = msgspec.field(name="init_process_start")
@@ -168,4 +168,6 @@ def _error(command: str, name: str, output: bytes) -> WhimbrelError:
                 cause = entry.get("msg", cause)
     if "does not exist" in cause and name:
         return BadInput(f"there is no container {name} here")
-    return WhimbrelError(f"runc {command} of {name} failed: {cause}" if name else f"runc {command} failed: {cause}")
+    return WhimbrelError(
+        f"runc {command} of {name} failed: {cause}" if name else f"runc {command} failed: {cause}"
+    )

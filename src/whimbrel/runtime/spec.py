@@ -3,8 +3,8 @@
 Both ends of a migration build it, so nothing in it may depend on the host. Every mount costs time inside
 CRIU's freeze, so there are only those a usual Linux program needs. A bind mount costs some 10 us; a tmpfs
 costs 4 ms at the dump and again at the restore, because CRIU starts `tar` for its contents. Therefore /dev is
-a folder of the writable layer (see `whimbrel.storage.devices`) and /dev/shm a tmpfs of the agent's, bound in and
-declared external to CRIU as `SHM_EXTERNAL`.
+a folder of the writable layer (see `whimbrel.storage.devices`) and /dev/shm a tmpfs of the agent's, bound in
+and declared external to CRIU as `SHM_EXTERNAL`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 OPEN_FILES = 16384  # hosts without CAP_SYS_RESOURCE may not go above their own hard limit (20,000 seen)
 
 SHM_MOUNT = "/dev/shm"
-SHM_EXTERNAL = "whimbrel-shm"  # dump: --external mnt[/dev/shm]:KEY, restore: --external mnt[KEY]:<the agent's tmpfs>
+SHM_EXTERNAL = (
+    "whimbrel-shm"  # dump: --external mnt[/dev/shm]:KEY, restore: --external mnt[KEY]:<the agent's tmpfs>
+)
 
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -86,7 +88,7 @@ class ImageConfig(Protocol):
 
 
 def argv_of(service: ServiceSpec, image: ImageConfig) -> list[str]:
-    """`service.args` replace the image's command but not its entry point. Raises BadInput when nothing is left."""
+    """`service.args` replace the image's command, not its entry point. Raises BadInput if none is left."""
     argv = [*image.entrypoint, *service.args] if service.args else list(image.argv)
     if not argv:
         raise BadInput(f"image {service.image} names no command to run: give one after the service's name")
@@ -109,7 +111,9 @@ def cgroup_path(node: str, service: str) -> str:
     return f"/whimbrel/{node}/{service}"
 
 
-def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: Path, netns: Path, cgroup: str) -> bytes:
+def build_spec(
+    service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: Path, netns: Path, cgroup: str
+) -> bytes:
     """config.json of an OCI bundle. `rootfs`, `shm` (a tmpfs for /dev/shm) and `netns` are absolute paths.
 
     Raises BadInput (see above).

@@ -27,8 +27,11 @@ _XATTR_PREFIXES = ("user.", "security.capability", "trusted.overlay.opaque", "sy
 
 
 def pack(folder: Path, changes: Changes, stream: IO[bytes]) -> None:
-    """Write `changes` of `folder` to `stream` (not seekable is fine). Files that vanished meanwhile are left out;
-    one that changes under the reader arrives torn, and is changed again at the next look. Sockets are skipped."""
+    """Write `changes` of `folder` to `stream`, which need not be seekable.
+
+    Files that vanished meanwhile and sockets are left out; a file that changes under the reader arrives torn,
+    and is changed again at the next look.
+    """
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 16) as archive:
         for path in changes.removed:
             gone = tarfile.TarInfo(path)
@@ -126,7 +129,9 @@ def _apply_one(archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, tim
 
 
 def _write_file(archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
-    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    target = os.open(
+        name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
+    )
     source = archive.extractfile(member)
     assert source is not None
     with open(target, "wb", buffering=0) as file:
@@ -177,7 +182,9 @@ def _parent(root: int, path: str) -> Iterator[tuple[int, str]]:
             try:
                 below = os.open(folder, _FOLDER, dir_fd=at)
             except NotADirectoryError as error:
-                raise BadInput(f"member {path!r} would be written through {folder!r}, which is no folder") from error
+                raise BadInput(
+                    f"member {path!r} would be written through {folder!r}, which is no folder"
+                ) from error
             os.close(at)
             at = below
         yield at, name

@@ -31,7 +31,7 @@ _IMAGE_FILE_MAX_BYTES = 1 << 20
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """`argv` is the entry point and the command; `entrypoint` alone is what a service's own arguments follow."""
+    """`argv` is the entry point and the command; a service's own arguments follow `entrypoint` alone."""
 
     digest: str
     rootfs: Path

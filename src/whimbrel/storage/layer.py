@@ -18,7 +18,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Layer:
-    """Folders of one service: `upper` (what it changed), `work` (overlay's own), `rootfs` and `shm` (mount points)."""
+    """Folders of one service: `upper` (what it changed), `work` (overlay's own), the mount points `rootfs`
+    (all of it) and `shm` (its /dev/shm)."""
 
     def __init__(self, service_dir: Path) -> None:
         self.upper = service_dir / "layer" / "upper"
@@ -41,7 +42,7 @@ class Layer:
             mount_overlay(image_rootfs, self.upper, self.work, self.rootfs)
 
     def mount_shm(self) -> None:
-        """Mount the tmpfs for /dev/shm alone; its contents can be brought before the root file system is due."""
+        """Mount the tmpfs for /dev/shm alone."""
         if not os.path.ismount(self.shm):
             _mount("tmpfs", self.shm, "tmpfs", _MS_NODEV | _MS_NOSUID | _MS_NOEXEC, SHM_OPTIONS)
 
@@ -65,7 +66,9 @@ def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
     for path in (lower, upper, work):
         if any(character in str(path) for character in ":,\\"):
             raise Refused(f"cannot mount {path}: move it to a path without ':', ',' and '\\'")
-    options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off,redirect_dir=off,xino=off"
+    options = (
+        f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off,redirect_dir=off,xino=off"
+    )
     _mount("overlay", target, "overlay", 0, options)
 
 

@@ -58,7 +58,11 @@ def snapshot(folder: Path) -> Listing:
                 continue
             is_folder = item.is_dir(follow_symlinks=False)
             listing[path] = Entry(
-                status.st_ino, status.st_mode, 0 if is_folder else status.st_size, status.st_ctime_ns, status.st_nlink
+                status.st_ino,
+                status.st_mode,
+                0 if is_folder else status.st_size,
+                status.st_ctime_ns,
+                status.st_nlink,
             )
             if is_folder:
                 pending.append(path)

@@ -79,17 +79,36 @@ class Tree:
         return "/".join(at)
 
 
+class _Padded:
+    """A tar stream with the zeros at its end that umoci leaves out and tar readers in Go do not miss."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._size, self._padding = stream, 0, b""
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._size += len(data)
+        if not data and not self._ended:
+            self._ended = True
+            self._padding = bytes(-self._size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+        if not data:
+            data, self._padding = self._padding[:size], self._padding[size:]
+        return data
+
+
 def scan_layer(stream: IO[bytes], tree: Tree, reference: str) -> None:
     """Check one uncompressed layer; `tree` carries the links of the layers below. Raises BadInput."""
     try:
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=_Padded(stream), mode="r|") as archive:  # type: ignore[arg-type]
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep every member for ever
                 tree.members += 1
                 tree.bytes += member.size
                 if tree.members > MAX_MEMBERS or tree.bytes > MAX_UNPACKED_BYTES:
                     raise BadInput(
-                        f"image {reference} is too large: more than {MAX_MEMBERS} files or {MAX_UNPACKED_BYTES >> 30} GiB"
+                        f"image {reference} is too large: more than {MAX_MEMBERS} files or "
+                        f"{MAX_UNPACKED_BYTES >> 30} GiB"
                     )
                 problem = _problem(member, tree)
                 if problem:
@@ -141,4 +160,6 @@ def _open_layer(path: Path, media_type: str, reference: str) -> IO[bytes]:
         return cast(IO[bytes], gzip.open(path, "rb"))
     if media_type.endswith(".tar"):
         return path.open("rb")
-    raise BadInput(f"image {reference} has a layer of type {media_type}: convert it with `skopeo copy`, gzip or plain")
+    raise BadInput(
+        f"image {reference} has a layer of type {media_type}: convert it with `skopeo copy`, gzip or plain"
+    )

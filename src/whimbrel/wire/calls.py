@@ -52,6 +52,13 @@ class ServiceLogs(Call, tag="service.logs"):
     reply: ClassVar[Any] = str
 
 
+class AddLogs(Call, tag="service.logs.add"):
+    """Segments of the output from the node that a service comes from (see `whimbrel.runtime.logger`)."""
+
+    name: str
+    segments: bytes
+
+
 class ExecInService(Call, tag="service.exec"):
     name: str
     argv: tuple[str, ...]
@@ -154,6 +161,7 @@ AnyCall = (
     | InspectService
     | RemoveService
     | ServiceLogs
+    | AddLogs
     | ExecInService
     | Migrate
     | CancelMigration

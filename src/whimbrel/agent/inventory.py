@@ -1,0 +1,63 @@
+"""What this node is and has: versions and features that must agree between nodes, and free resources."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+
+from whimbrel import __version__
+from whimbrel.checkpoint.swrk import criu_path
+from whimbrel.memory.uffd import missing_support
+from whimbrel.model.node import Capabilities, Resources
+
+
+def _version(*argv: str) -> str:
+    """The first version number that a program prints; "none" when it is not installed."""
+    try:
+        text = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+    match = re.search(r"\d+(\.\d+)+", text)
+    return match.group(0) if match else "none"
+
+
+def _cpu_features() -> tuple[str, ...]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return tuple(sorted(value.split()))
+    return ()
+
+
+@functools.cache
+def collect_capabilities() -> Capabilities:
+    """Asked once per process: none of it changes while the agent runs."""
+    return Capabilities(
+        whimbrel=__version__,
+        machine=platform.machine(),
+        kernel=platform.release(),
+        criu=_version(criu_path(), "--version"),
+        runc=_version("runc", "--version"),
+        cpu_features=_cpu_features(),
+        write_protect_tracking=missing_support() is None,
+        lazy_pages=Path("/proc/sys/vm/unprivileged_userfaultfd").exists(),
+    )
+
+
+def collect_resources(state_dir: Path) -> Resources:
+    memory = psutil.virtual_memory()
+    directory = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    return Resources(
+        cpus=os.cpu_count() or 1,
+        load_1min=os.getloadavg()[0],
+        memory_total_bytes=memory.total,
+        memory_available_bytes=memory.available,
+        disk_available_bytes=shutil.disk_usage(directory).free,
+    )

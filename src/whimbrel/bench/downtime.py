@@ -1,0 +1,229 @@
+"""`whimbrel bench downtime`: what a user notices of a migration, side by side with the plain way.
+
+For each size of service: migrations round the lab's edge nodes with each strategy, then the baseline round
+the same nodes, all seen by the same client in the same place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from whimbrel.bench import report, table
+from whimbrel.bench.baseline import Baseline
+from whimbrel.bench.probe import Probe, measured
+from whimbrel.bench.trial import COMMAND, IMAGE_DIR, PORT, Run, Workload, inside, round_trip, trial
+from whimbrel.controller.client import ControllerClient
+from whimbrel.lab.commands import LabStatus
+from whimbrel.lab.session import lab_session
+from whimbrel.model.errors import BadInput, Refused, WhimbrelError
+from whimbrel.model.migration import Strategy
+from whimbrel.workloads.build import TAG, BuildError, build_demo_image
+
+BASELINE_ADDRESS = "10.77.250.250/16"  # above the addresses that the controller gives out
+SERVICE = "bench"
+NOISE_WINDOWS = 10
+
+
+@dataclass(frozen=True)
+class Options:
+    """`baseline_runs`: None means as many as `migrations`, but 3 from 1 GB on, where each takes seconds."""
+
+    sizes_mb: tuple[int, ...] = (20, 200, 1024)
+    strategies: tuple[str, ...] = (Strategy.HYBRID,)
+    migrations: int = 10
+    baseline: bool = True
+    baseline_runs: int | None = None
+    dirty_pages_per_s: int = 500
+    quiet_s: float = 1.5
+
+    def __post_init__(self) -> None:
+        known = [str(strategy) for strategy in Strategy]
+        for strategy in self.strategies:
+            if strategy not in known:
+                raise BadInput(f"there is no strategy {strategy!r}: choose from {', '.join(known)}")
+        if self.migrations < 1 or not self.sizes_mb or min(self.sizes_mb) < 1:
+            raise BadInput("nothing to measure: give at least one migration and sizes of at least 1 MB")
+
+    def workloads(self) -> list[Workload]:
+        return [Workload(size, self.dirty_pages_per_s) for size in self.sizes_mb]
+
+    def baselines(self, workload: Workload) -> int:
+        if not self.baseline:
+            return 0
+        if self.baseline_runs is not None:
+            return self.baseline_runs
+        return self.migrations if workload.memory_mb < 1024 else min(3, self.migrations)
+
+    @property
+    def total(self) -> int:
+        ours = len(self.sizes_mb) * len(self.strategies) * self.migrations
+        return ours + sum(self.baselines(workload) for workload in self.workloads())
+
+
+@dataclass
+class Benchmark:
+    """One run of the benchmark: what it found until now, and whom it tells."""
+
+    options: Options
+    status: LabStatus
+    image: str
+    tell: Callable[[str], None]
+    runs: list[Run] = field(default_factory=list)
+    noise: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def edges(self) -> list[str]:
+        return [node.name for node in self.status.nodes if node.role == "edge"]
+
+    @property
+    def user(self) -> tuple[str, ...]:
+        return inside(next(node.namespace for node in self.status.nodes if node.role == "user"))
+
+    def measure(self) -> None:
+        with ControllerClient(self.status.controller) as controller:
+            for workload in self.options.workloads():
+                for strategy in self.options.strategies:
+                    self.ours(controller, workload, strategy)
+                if self.options.baselines(workload):
+                    self.plain(workload)
+
+    def note(self, run: Run) -> None:
+        self.runs.append(run)
+        record = run.record
+        said = ", ".join(
+            (
+                f"{record.workload}: {record.strategy} {record.source} -> {record.destination}",
+                f"outage UDP {table.ms(record.outage_udp_ms)}, TCP {table.ms(record.outage_tcp_ms)}",
+                f"lost {record.lost}, resets {record.resets}, state {table.state_text(record)}",
+            )
+        )
+        self.tell(said)
+
+    def ours(self, controller: ControllerClient, workload: Workload, strategy: str) -> None:
+        moves = round_trip(self.edges, self.options.migrations)
+        with trial(
+            controller,
+            self.user,
+            service=SERVICE,
+            image=f"oci:{self.image}",
+            node=self.edges[0],
+            workload=workload,
+            quiet_s=self.options.quiet_s,
+        ) as subject:
+            if not self.noise:
+                self.tell("measuring the client itself, nothing moves")
+                self.noise = msgspec.to_builtins(subject.probe.noise(NOISE_WINDOWS))
+            for _, destination in moves:
+                self.note(subject.move(destination, strategy))
+
+    def plain(self, workload: Workload) -> None:
+        edges = [node for node in self.status.nodes if node.role == "edge"]
+        places = {node.name: (node.address, Path("/run/netns", node.namespace)) for node in edges}
+        gateway = next(node.overlay_address for node in self.status.nodes if node.role == "gateway")
+        argv = [*COMMAND, *workload.options]
+        with Baseline(places, self.image, argv, BASELINE_ADDRESS, gateway) as baseline:
+            baseline.start(self.edges[0])
+            host = BASELINE_ADDRESS.split("/")[0]
+            with Probe(host, PORT, workload.memory_mb, prefix=self.user) as probe:
+                for _, destination in round_trip(self.edges, self.options.baselines(workload)):
+                    probe.quiet()
+                    time.sleep(self.options.quiet_s)
+                    probe.begin()
+                    record = baseline.move(destination, workload.name)
+                    window = probe.end()
+                    self.note(Run(measured(record, window, probe.digest_ok()), window))
+
+
+def document(options: Options, runs: Sequence[Run], noise: dict[str, Any]) -> dict[str, Any]:
+    """The result as DESIGN fixes it; each run also has what else the client saw, as `client`."""
+    parameters = {
+        "sizes_mb": list(options.sizes_mb),
+        "strategies": [str(strategy) for strategy in options.strategies],
+        "migrations": options.migrations,
+        "dirty_pages_per_s": options.dirty_pages_per_s,
+        "quiet_s": options.quiet_s,
+        "baseline": "runc checkpoint + tar over TCP + runc restore" if options.baseline else None,
+        "udp_requests_per_s": 1000,
+        "tcp_requests_per_s": 1000,
+    }
+    result = report.document(parameters, [run.record for run in runs])
+    for entry, run in zip(result["runs"], runs, strict=True):
+        entry["client"] = msgspec.to_builtins(run.window)
+    return {**result, "noise": noise}
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The summary, and where the time goes."""
+    rows = [report.summary_cells(entry) for entry in result["summary"]]
+    bad = [entry["failed"] or not entry["state_ok"] for entry in result["summary"]]
+    table.show(console, report.HEADINGS, rows, ["bold red" if one else "" for one in bad])
+    phases = [
+        (entry["workload"], entry["strategy"], phase, table.ms(duration))
+        for entry in result["summary"]
+        for phase, duration in entry["phases_ms"].items()
+    ]
+    if phases:
+        console.print("Medians, phase by phase:", highlight=False)
+        table.show(console, ("service", "strategy", "phase", "time"), phases)
+    if noise := result["noise"]:
+        figures = "; ".join(
+            f"outage {protocol.upper()} " + ", ".join(f"{part} {table.ms(spread[part])}" for part in spread)
+            for protocol in ("udp", "tcp")
+            if (spread := noise[f"outage_{protocol}_ms"])
+        )
+        windows = noise["windows"]
+        console.print(f"Client alone, {windows} windows of 1 s: {figures}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def telling(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on a terminal, numbered lines elsewhere."""
+    if not console.is_terminal:
+        yield lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
+        return
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task("migrations", total=total)
+
+        def tell(text: str) -> None:
+            bar.console.print(text, highlight=False, markup=False)
+            bar.advance(task, 1 if "->" in text else 0)
+
+        yield tell
+
+
+def run(options: Options, console: Console) -> dict[str, Any]:
+    """Measure in the lab that is up, or in one of our own; returns the document and prints the tables.
+
+    Raises WhimbrelError when something cannot be measured; what was measured until then is printed.
+    """
+    result: dict[str, Any] = {}
+    runs: list[Run] = []
+    noise: dict[str, Any] = {}
+    try:
+        with telling(console, options.total) as tell:
+            try:
+                layout = build_demo_image(IMAGE_DIR, progress=tell)
+            except BuildError as error:
+                raise Refused(str(error)) from error
+            with lab_session(tell, reuse=True) as status:
+                benchmark = Benchmark(options, status, f"{layout}:{TAG}", tell, runs, noise)
+                try:
+                    benchmark.measure()
+                finally:
+                    noise = benchmark.noise
+    except (WhimbrelError, KeyboardInterrupt):
+        if runs:
+            show(console, document(options, runs, noise))
+        raise
+    result = document(options, runs, noise)
+    show(console, result)
+    return result

@@ -1,0 +1,234 @@
+"""The HTTP API under /v1. Every error is a problem document (RFC 9457); see `problems`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from whimbrel import __version__
+from whimbrel.controller.config import ControllerConfig
+from whimbrel.controller.migrations import Migrations
+from whimbrel.controller.problems import MEDIA_TYPE, problem, status_of
+from whimbrel.controller.region import Region
+from whimbrel.controller.services import Services
+from whimbrel.controller.store import MigrationStore
+from whimbrel.controller.views import Logs, MigrationEvent
+from whimbrel.model.errors import WhimbrelError
+from whimbrel.model.migration import MigrationRequest, Strategy
+from whimbrel.model.service import ServiceSpec
+
+MAX_LOG_BYTES = 16 << 20
+
+log = structlog.get_logger()
+_encode = msgspec.json.Encoder().encode
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RunBody(_Body):
+    """A service to start; the fields are those of `ServiceSpec`. An empty `address` means: choose one."""
+
+    node: str
+    name: str
+    image: str
+    address: str = ""
+    ports: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    memory_limit_bytes: int = Field(0, ge=0)
+    workload: str = ""
+
+
+class ExecBody(_Body):
+    argv: tuple[str, ...] = Field(min_length=1)
+
+
+class MigrateBody(_Body):
+    """A migration to start; 0 means: no limit asked for."""
+
+    service: str
+    destination: str
+    strategy: Strategy = Strategy.HYBRID
+    max_downtime_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
+    deadline_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
+    bandwidth_bps: float = Field(0.0, ge=0, allow_inf_nan=False)
+    max_rounds: int = Field(0, ge=0)
+    dry_run: bool = False
+    reason: str = ""
+
+
+class Controller:
+    """The parts of a running controller, started and stopped together."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self.config = config
+        self.store = MigrationStore(config.state_dir / "controller.sqlite3")
+        self.region = Region(config.nodes)
+        self.services = Services(self.region, config.address_pool)
+        self.migrations = Migrations(self.region, self.services, self.store)
+
+    async def start(self) -> None:
+        await self.region.start()
+        await self.migrations.resume()
+
+    async def stop(self) -> None:
+        await self.migrations.close()
+        await self.region.close()
+        self.store.close()
+
+
+def create_app(controller: Controller) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await controller.start()
+        try:
+            yield
+        finally:
+            await controller.stop()
+
+    app = FastAPI(title="Whimbrel controller", version=__version__, lifespan=lifespan)
+    app.include_router(_node_routes(controller))
+    app.include_router(_service_routes(controller))
+    app.include_router(_migration_routes(controller))
+    _add_error_handlers(app)
+    return app
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encode(value), status, headers, media_type="application/json")
+
+
+def _node_routes(controller: Controller) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["nodes"])
+
+    @router.get("/health")
+    async def health() -> Response:
+        """The controller answers; says nothing about the agents."""
+        return _json({"version": __version__, "nodes": len(controller.region.nodes)})
+
+    @router.get("/nodes")
+    async def nodes() -> Response:
+        """All nodes, live."""
+        return _json(await controller.region.views())
+
+    return router
+
+
+def _service_routes(controller: Controller) -> APIRouter:
+    router = APIRouter(prefix="/v1/services", tags=["services"])
+    services = controller.services
+
+    @router.get("")
+    async def list_services() -> Response:
+        return _json(await services.list())
+
+    @router.post("")
+    async def run_service(body: RunBody) -> Response:
+        """Start a service; answers when it runs."""
+        spec = ServiceSpec(**body.model_dump(exclude={"node"}))
+        status = await services.run(spec, body.node)
+        return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
+
+    @router.get("/{name}")
+    async def inspect_service(name: str) -> Response:
+        return _json(await services.inspect(name))
+
+    @router.delete("/{name}")
+    async def remove_service(name: str) -> Response:
+        controller.migrations.refuse_if_moving(name)
+        await services.remove(name)
+        return Response(status_code=204)
+
+    @router.get("/{name}/logs")
+    async def service_logs(
+        name: str, tail_bytes: Annotated[int, Query(gt=0, le=MAX_LOG_BYTES)] = 65536
+    ) -> Response:
+        return _json(Logs(name=name, text=await services.logs(name, tail_bytes)))
+
+    @router.post("/{name}/exec")
+    async def exec_in_service(name: str, body: ExecBody) -> Response:
+        """Run a command inside; answers when it ended. Its exit code is in the answer, not an error."""
+        return _json(await services.exec(name, body.argv))
+
+    return router
+
+
+def _migration_routes(controller: Controller) -> APIRouter:
+    router = APIRouter(prefix="/v1/migrations", tags=["migrations"])
+    migrations = controller.migrations
+
+    @router.get("")
+    async def list_migrations(
+        service: str = "", limit: Annotated[int, Query(gt=0, le=10_000)] = 100
+    ) -> Response:
+        """The newest first."""
+        return _json(await migrations.newest(limit, service))
+
+    @router.post("")
+    async def start_migration(body: MigrateBody) -> Response:
+        """Start; answers at once with the record, outcome `running`. Follow it at Location + /events."""
+        request = MigrationRequest(id="", **body.model_dump(exclude={"reason"}))
+        record = await migrations.start(request, body.reason)
+        return _json(record, 202, {"Location": f"/v1/migrations/{record.id}"})
+
+    @router.get("/{migration_id}")
+    async def show_migration(migration_id: str) -> Response:
+        return _json(await migrations.get(migration_id))
+
+    @router.get("/{migration_id}/events")
+    async def follow_migration(migration_id: str) -> Response:
+        """News as newline-delimited JSON: progress, at last the record."""
+        events = await migrations.events(migration_id)
+        return StreamingResponse(_lines(events), media_type="application/x-ndjson")
+
+    @router.post("/{migration_id}/cancel")
+    async def cancel_migration(migration_id: str) -> Response:
+        """Ask the source to undo; the record tells when it has."""
+        await migrations.cancel(migration_id)
+        return _json(await migrations.get(migration_id), 202)
+
+    return router
+
+
+async def _lines(events: AsyncIterator[MigrationEvent]) -> AsyncIterator[bytes]:
+    async for event in events:
+        yield _encode(event) + b"\n"
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def answer(status: int, detail: str, code: str = "error", **extensions: Any) -> Response:
+        return Response(_encode(problem(status, detail, code, **extensions)), status, media_type=MEDIA_TYPE)
+
+    @app.exception_handler(WhimbrelError)
+    async def ours(_: Request, error: WhimbrelError) -> Response:
+        return answer(status_of(error), str(error), error.code)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        errors = [
+            {"field": ".".join(str(part) for part in one["loc"][1:]), "message": str(one["msg"])}
+            for one in error.errors()
+        ]
+        detail = "; ".join(f"{one['field'] or 'body'}: {one['message']}" for one in errors)
+        return answer(400, f"the request is not valid: {detail}", "bad-input", errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        detail = f"{request.method} {request.url.path}: {error.detail}; the API is described at /docs"
+        return answer(error.status_code, detail, "bad-input" if error.status_code < 500 else "error")
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("a request failed unexpectedly", path=request.url.path, exc_info=error)
+        return answer(500, f"internal error: {type(error).__name__}: {error}")

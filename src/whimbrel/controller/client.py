@@ -1,0 +1,232 @@
+"""`ControllerClient`: the controller's API for Python, synchronous. Everything raises typed errors of "
+"`model.errors`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from whimbrel.controller.config import parse_listen
+from whimbrel.controller.problems import error_from_problem
+from whimbrel.controller.views import Logs, MigrationEvent, NodeView, ServiceList
+from whimbrel.model.errors import Unreachable
+from whimbrel.model.migration import MigrationRecord, Progress, Strategy
+from whimbrel.model.service import ExecResult, ServiceStatus
+
+QUICK_S = 30.0
+LONG_S = 660.0  # longer than the controller gives an agent, so that its answer and not our timeout is seen
+QUIET_S = 20.0  # the event stream shows a sign of life every 5 s
+
+_T = TypeVar("_T")
+OnProgress = Callable[[Progress], None]
+
+
+class ControllerClient:
+    """Talks to ``unix:PATH`` or ``tcp:HOST:PORT``. A context manager; safe to use from one thread."""
+
+    def __init__(self, address: str) -> None:
+        """Connects on first use. Raises BadInput when the address is malformed."""
+        listen = parse_listen(address)
+        self._address = str(listen)
+        host = f"[{listen.host}]" if ":" in listen.host else listen.host
+        self._http = httpx.Client(
+            base_url="http://controller" if listen.path else f"http://{host}:{listen.port}",
+            # No TLS here: building its context would cost every command 30 ms.
+            transport=httpx.HTTPTransport(uds=listen.path or None, verify=False),
+            timeout=httpx.Timeout(QUICK_S, connect=3.0),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> ControllerClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- nodes and services -------------------------------------------------------------------------------
+    def nodes(self) -> list[NodeView]:
+        return self._call("GET", "/v1/nodes", list[NodeView])
+
+    def services(self) -> list[ServiceStatus]:
+        """All services of the nodes that answer; see `service_list` for the ones that do not."""
+        return list(self.service_list().services)
+
+    def service_list(self) -> ServiceList:
+        return self._call("GET", "/v1/services", ServiceList)
+
+    def service(self, name: str) -> ServiceStatus:
+        return self._call("GET", f"/v1/services/{_part(name)}", ServiceStatus)
+
+    def run_service(
+        self,
+        name: str,
+        image: str,
+        node: str,
+        *,
+        address: str = "",
+        ports: Sequence[str] = (),
+        args: Sequence[str] = (),
+        env: Sequence[str] = (),
+        memory_limit_bytes: int = 0,
+        workload: str = "",
+    ) -> ServiceStatus:
+        """Start a service and wait until it runs. An empty `address` means: choose one."""
+        body = {
+            "node": node,
+            "name": name,
+            "image": image,
+            "address": address,
+            "ports": list(ports),
+            "args": list(args),
+            "env": list(env),
+            "memory_limit_bytes": memory_limit_bytes,
+            "workload": workload,
+        }
+        return self._call("POST", "/v1/services", ServiceStatus, body, timeout_s=LONG_S)
+
+    def remove_service(self, name: str) -> None:
+        self._call("DELETE", f"/v1/services/{_part(name)}", None, timeout_s=90.0)
+
+    def logs(self, name: str, tail_bytes: int = 65536) -> str:
+        return self._call("GET", f"/v1/services/{_part(name)}/logs?tail_bytes={tail_bytes}", Logs).text
+
+    def exec(self, name: str, argv: Sequence[str]) -> ExecResult:
+        body = {"argv": list(argv)}
+        return self._call("POST", f"/v1/services/{_part(name)}/exec", ExecResult, body, timeout_s=LONG_S)
+
+    # --- migrations ---------------------------------------------------------------------------------------
+    def migrate(
+        self,
+        service: str,
+        to: str,
+        strategy: str = Strategy.HYBRID,
+        max_downtime_ms: float = 0.0,
+        deadline_ms: float = 0.0,
+        bandwidth_bps: float = 0.0,
+        dry_run: bool = False,
+        on_progress: OnProgress | None = None,
+        reason: str = "",
+    ) -> MigrationRecord:
+        """Start a migration and wait for its end. A migration that failed is a record too: look at `outcome`.
+
+        Raises what refused the start (unknown names, agent down, Conflict). An exception in `on_progress`, and
+        KeyboardInterrupt, leave the migration running.
+        """
+        started = self.start_migration(
+            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason
+        )
+        return self.follow(started.id, on_progress)
+
+    def start_migration(
+        self,
+        service: str,
+        to: str,
+        strategy: str = Strategy.HYBRID,
+        max_downtime_ms: float = 0.0,
+        deadline_ms: float = 0.0,
+        bandwidth_bps: float = 0.0,
+        dry_run: bool = False,
+        reason: str = "",
+    ) -> MigrationRecord:
+        """Start a migration; returns its record at once, outcome `running`."""
+        body = {
+            "service": service,
+            "destination": to,
+            "strategy": str(strategy),
+            "max_downtime_ms": max_downtime_ms,
+            "deadline_ms": deadline_ms,
+            "bandwidth_bps": bandwidth_bps,
+            "dry_run": dry_run,
+            "reason": reason,
+        }
+        return self._call("POST", "/v1/migrations", MigrationRecord, body)
+
+    def follow(self, migration_id: str, on_progress: OnProgress | None = None) -> MigrationRecord:
+        """Wait for the end of a migration, with its news; returns at once when it is over."""
+        path = f"/v1/migrations/{_part(migration_id)}/events"
+        with (
+            self._translated(),
+            self._http.stream("GET", path, timeout=httpx.Timeout(QUIET_S, connect=3.0)) as response,
+        ):
+            if response.is_error:
+                response.read()
+                self._raise(response)
+            for line in response.iter_lines():
+                event = msgspec.json.decode(line, type=MigrationEvent)
+                if event.record is not None:
+                    return event.record
+                if event.progress is not None and on_progress is not None:
+                    on_progress(event.progress)
+        raise Unreachable(
+            f"the controller at {self._address} stopped before migration {migration_id} ended; it goes on at "
+            "the agents: "
+            f"ask again with `whimbrel migration show {migration_id}`"
+        )
+
+    def migrations(self, service: str = "", limit: int = 100) -> list[MigrationRecord]:
+        """The newest first."""
+        query = f"?limit={limit}" + (f"&service={quote(service, safe='')}" if service else "")
+        return self._call("GET", f"/v1/migrations{query}", list[MigrationRecord])
+
+    def migration(self, migration_id: str) -> MigrationRecord:
+        return self._call("GET", f"/v1/migrations/{_part(migration_id)}", MigrationRecord)
+
+    def cancel(self, migration_id: str) -> None:
+        """Ask for a roll-back; raises Conflict when it is too late. `follow` waits for the end of it."""
+        self._call("POST", f"/v1/migrations/{_part(migration_id)}/cancel", MigrationRecord)
+
+    # --- the wire -----------------------------------------------------------------------------------------
+    def _call(
+        self, method: str, path: str, reply: type[_T] | None, body: Any = None, *, timeout_s: float = QUICK_S
+    ) -> _T:
+        with self._translated():
+            response = self._http.request(
+                method,
+                path,
+                content=None if body is None else msgspec.json.encode(body),
+                headers={"Content-Type": "application/json"} if body is not None else None,
+                timeout=httpx.Timeout(timeout_s, connect=3.0),
+            )
+        if response.is_error:
+            self._raise(response)
+        if reply is None:
+            return None  # type: ignore[return-value]
+        return msgspec.json.decode(response.content, type=reply)
+
+    def _raise(self, response: httpx.Response) -> None:
+        try:
+            body = msgspec.json.decode(response.content)
+        except msgspec.DecodeError:
+            body = None
+        raise error_from_problem(body, response.status_code)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise Unreachable(
+                f"no controller answers at {self._address} ({error}): start one (`whimbrel lab up` or "
+                "`whimbrel controller`) or name it with --controller or WHIMBREL_CONTROLLER"
+            ) from error
+        except httpx.TimeoutException as error:
+            raise Unreachable(
+                f"the controller at {self._address} did not answer in time: see its log"
+            ) from error
+        except httpx.TransportError as error:
+            raise Unreachable(
+                f"the connection to the controller at {self._address} broke "
+                f"({error or type(error).__name__}): is it running?"
+            ) from error
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")

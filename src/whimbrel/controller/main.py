@@ -1,0 +1,118 @@
+"""The controller process: configuration in, HTTP out, SIGTERM ends it cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from whimbrel.controller.api import Controller, create_app
+from whimbrel.controller.config import DEFAULT_CONFIG, Listen, load
+from whimbrel.model.errors import BadInput, Conflict
+
+GRACE_S = 5
+
+log = structlog.get_logger()
+
+
+class _Server(uvicorn.Server):
+    """Ends the event streams before it waits for its connections: they would go on as long as a migration."""
+
+    def __init__(self, config: uvicorn.Config, controller: Controller) -> None:
+        super().__init__(config)
+        self._controller = controller
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._controller.migrations.end_streams()
+        await super().shutdown(sockets)
+
+
+def run(config_file: Path | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. Raises BadInput or Conflict before it serves."""
+    # Standard output is often a file here: standard error is never buffered.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    config = load(config_file or DEFAULT_CONFIG)
+    listener = open_listener(config.listen)
+    try:
+        if not config.listen.is_local:
+            log.warning(
+                "the API is open to the network and has no log-in: put it behind a proxy that has one",
+                listen=str(config.listen),
+            )
+        controller = Controller(config)
+        server = _Server(
+            uvicorn.Config(
+                create_app(controller),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE_S,
+                lifespan="on",
+            ),
+            controller,
+        )
+        # The server raises the signal that ended it once more when it is done: that is not a failure.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        log.info("controller listens", listen=str(config.listen), nodes=len(config.nodes))
+        asyncio.run(server.serve(sockets=[listener]))
+        return 0 if server.started else 1
+    finally:
+        listener.close()
+        if config.listen.path:
+            Path(config.listen.path).unlink(missing_ok=True)
+
+
+def open_listener(listen: Listen) -> socket.socket:
+    """A bound socket; a UNIX one is for its owner only (mode 0600), and a dead one in its place is replaced.
+
+    Raises Conflict when somebody listens there already, BadInput when the place cannot be used.
+    """
+    try:
+        return _bind_unix(Path(listen.path)) if listen.path else _bind_tcp(listen)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"somebody listens at {listen} already: stop that controller or choose another `listen`"
+            ) from error
+        raise BadInput(f"cannot listen at {listen}: {error.strerror}; choose another `listen`") from error
+
+
+def _bind_tcp(listen: Listen) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        listen.host, listen.port, type=socket.SOCK_STREAM
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+                    raise OSError(errno.EADDRINUSE, "in use")
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,258 @@
+"""Migrations of the region: checked, handed to the source's agent, watched, and kept on disk.
+
+The source's agent carries a migration out. The controller may be restarted or lose sight of the agent meanwhile;
+it then finds the outcome by looking at where the service runs, and never guesses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from msgspec.structs import replace
+
+from whimbrel.controller.feed import Feed
+from whimbrel.controller.problems import Unknown
+from whimbrel.controller.region import Region
+from whimbrel.controller.services import Services
+from whimbrel.controller.store import MigrationStore
+from whimbrel.controller.views import MigrationEvent
+from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
+from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
+from whimbrel.model.service import ServiceState
+from whimbrel.wire.calls import CancelMigration, ListServices, Migrate
+
+SETTLE_S = 60.0
+LOOK_EVERY_S = 0.5
+
+log = structlog.get_logger()
+
+
+def new_id(now_unix_s: float) -> str:
+    """A name that sorts by time and is safe in a file name: ``20260102-030405-1f2e3d``."""
+    return f"{datetime.fromtimestamp(now_unix_s, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+class Migrations:
+    """What `whimbrel migrate` and `whimbrel migration …` ask for."""
+
+    def __init__(
+        self, region: Region, services: Services, store: MigrationStore, *, settle_s: float = SETTLE_S
+    ) -> None:
+        self._region = region
+        self._services = services
+        self._store = store
+        self._settle_s = settle_s
+        self._live: dict[str, Feed] = {}  # by service: at most one runs
+        self._starting: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def resume(self) -> None:
+        """Take up the migrations that ran when the controller last stopped."""
+        for record in await asyncio.to_thread(self._store.unfinished):
+            feed = Feed(record)
+            self._live[record.service] = feed
+            self._spawn(self._settle(feed, "the controller was restarted meanwhile"), f"settle {record.id}")
+
+    async def close(self) -> None:
+        """Stop watching. What runs goes on at the agents; `resume` finds its outcome later."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.end_streams()
+
+    def end_streams(self) -> None:
+        for feed in self._live.values():
+            feed.hang_up()
+
+    def running(self, service: str) -> MigrationRecord | None:
+        feed = self._live.get(service)
+        return feed.record if feed else None
+
+    def refuse_if_moving(self, service: str) -> None:
+        """Raises Conflict while the service moves."""
+        if service in self._starting:
+            raise Conflict(f"a migration of service {service} is just starting: wait for its end")
+        if record := self.running(service):
+            raise Conflict(
+                f"service {service} already moves to {record.destination} (migration {record.id}): "
+                f"wait for its end, or `whimbrel migration cancel {record.id}`"
+            )
+
+    async def start(self, request: MigrationRequest, reason: str = "") -> MigrationRecord:
+        """Check and start. `request.id` is ignored. Returns the record as it stands, outcome `running`.
+
+        Raises Unknown (service, node), BadInput (destination is the source or no edge), Conflict (it moves already),
+        Unreachable (an agent that is needed is down). Nothing was touched in any of these cases.
+        """
+        self.refuse_if_moving(request.service)
+        self._starting.add(request.service)
+        try:
+            home = await self._services.find(request.service)
+            destination = self._region.edge(request.destination)
+            if destination.name == home.node:
+                raise BadInput(
+                    f"service {request.service} already runs on {home.node}: choose another node with --to"
+                )
+            if home.state is not ServiceState.RUNNING:
+                raise Refused(
+                    f"service {request.service} on {home.node} is {home.state}, not running: only a running "
+                    "service moves"
+                )
+            gateways = tuple(self._region.gateways())
+            await self._region.require_up(
+                [home.node, destination.name, *(gateway.name for gateway in gateways)]
+            )
+            now_unix_s = time.time()
+            request = replace(request, id=new_id(now_unix_s))
+            record = MigrationRecord(
+                id=request.id,
+                service=request.service,
+                source=home.node,
+                destination=destination.name,
+                strategy=request.strategy.value,
+                outcome=Outcome.RUNNING,
+                workload=home.spec.workload,
+                reason=reason,
+                started_unix_s=now_unix_s,
+            )
+            await asyncio.to_thread(
+                self._store.put, record
+            )  # before the agent hears of it: a restart must find it
+            feed = self._live[request.service] = Feed(record)
+            call = Migrate(request=request, destination=destination, gateways=gateways)
+            self._spawn(self._watch(feed, call), f"watch {record.id}")
+            return record
+        finally:
+            self._starting.discard(request.service)
+
+    async def cancel(self, migration_id: str) -> None:
+        """Ask the source to undo. Raises Unknown, Conflict (over, or past its commit), Unreachable."""
+        record = await self.get(migration_id)
+        if record.outcome is not Outcome.RUNNING:
+            raise Conflict(f"migration {migration_id} is over ({record.outcome}): there is nothing to cancel")
+        if not await self._region.peer(record.source).call(CancelMigration(id=migration_id)):
+            raise Conflict(
+                f"migration {migration_id} is past its commit or just over: it can only finish now, "
+                f"see `whimbrel migration show {migration_id}`"
+            )
+
+    async def get(self, migration_id: str) -> MigrationRecord:
+        """Raises Unknown."""
+        for feed in self._live.values():
+            if feed.record.id == migration_id:
+                return feed.record
+        record = await asyncio.to_thread(self._store.get, migration_id)
+        if record is None:
+            raise Unknown(f"there is no migration {migration_id!r}: `whimbrel migration ls` lists them")
+        return record
+
+    async def newest(self, limit: int, service: str = "") -> list[MigrationRecord]:
+        return await asyncio.to_thread(self._store.newest, limit, service)
+
+    async def events(self, migration_id: str) -> AsyncIterator[MigrationEvent]:
+        """News of a migration until its record; at once the record when it is over. Raises Unknown."""
+        for feed in self._live.values():
+            if feed.record.id == migration_id:
+                return feed.follow()
+        return Feed(await self.get(migration_id), over=True).follow()
+
+    # --- watching -----------------------------------------------------------------------------------------
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, feed: Feed, call: Migrate) -> None:
+        """Carry the call through to its record, whatever happens to the call."""
+        record = feed.record
+        log.info("migration starts", id=record.id, service=record.service, to=record.destination)
+        try:
+            answer: MigrationRecord = await self._region.peer(record.source).call(
+                call, timeout_s=None, on_event=feed.publish
+            )
+            # The id and what only the controller knows stay ours, whatever the agent says.
+            final = replace(
+                answer,
+                id=record.id,
+                reason=answer.reason or record.reason,
+                workload=answer.workload or record.workload,
+                started_unix_s=answer.started_unix_s or record.started_unix_s,
+            )
+        except Unreachable as error:
+            await self._settle(feed, str(error))
+            return
+        except WhimbrelError as error:
+            outcome = Outcome.CANCELLED if error.code == "cancelled" else Outcome.FAILED
+            final = _closed(record, outcome, str(error), error.code)
+        await self._finish(feed, final)
+
+    async def _settle(self, feed: Feed, cause: str) -> None:
+        """The call is lost, the migration perhaps not: look until the service runs in one place only."""
+        record = feed.record
+        feed.publish(Progress(migration=record.id, phase="looking", detail=cause))
+        settled = {ServiceState.RUNNING.value, ServiceState.STOPPED.value}
+        unseen_since = time.monotonic()
+        while True:
+            source, destination = await asyncio.gather(
+                self._look(record.source, record.service), self._look(record.destination, record.service)
+            )
+            if "" in (source, destination) and settled & {source, destination}:
+                if destination:
+                    final = _closed(record, Outcome.DONE, "", "")
+                    final = replace(final, reason=record.reason or f"figures lost: {cause}")
+                else:
+                    final = _closed(
+                        record,
+                        Outcome.ROLLED_BACK,
+                        f"{cause}; the service runs on at {record.source}",
+                        "unreachable",
+                    )
+                break
+            if None not in (source, destination) and (source or destination):
+                unseen_since = (
+                    time.monotonic()
+                )  # it is on its way: the agents are at work, however long it takes
+            elif time.monotonic() - unseen_since > self._settle_s:
+                final = _closed(
+                    record,
+                    Outcome.FAILED,
+                    f"{cause}; the outcome is unknown after {self._settle_s:.0f} s: "
+                    f"look at {record.source} and {record.destination} with `whimbrel service ls`",
+                    "unreachable",
+                )
+                break
+            await asyncio.sleep(LOOK_EVERY_S)
+        await self._finish(feed, final)
+
+    async def _look(self, node: str, service: str) -> str | None:
+        """State of the service there; "" = it is not there; None = the agent does not answer."""
+        try:
+            for status in await self._region.peer(node).call(ListServices(), timeout_s=5.0):
+                if status.spec.name == service:
+                    return str(status.state.value)
+        except WhimbrelError:
+            return None
+        return ""
+
+    async def _finish(self, feed: Feed, final: MigrationRecord) -> None:
+        try:
+            await asyncio.to_thread(self._store.put, final)
+        except (
+            sqlite3.Error
+        ) as error:  # a full disk must not leave the service locked and its listeners waiting
+            log.error("cannot keep the record of a migration", id=final.id, error=str(error))
+        self._live.pop(final.service, None)
+        feed.finish(final)
+        log.info("migration over", id=final.id, outcome=final.outcome.value, error=final.error)
+
+
+def _closed(record: MigrationRecord, outcome: Outcome, error: str, code: str) -> MigrationRecord:
+    total_ms = (time.time() - record.started_unix_s) * 1e3
+    return replace(record, outcome=outcome, error=error, error_code=code, total_ms=total_ms)

@@ -1,0 +1,150 @@
+"""`whimbrel demo`: a service follows its user over three edge nodes while the user keeps talking to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from whimbrel.bench.probe import Probe
+from whimbrel.bench.table import is_good, ms, show_migrations
+from whimbrel.bench.trial import IMAGE_DIR, Run, Workload, inside, round_trip, trial
+from whimbrel.controller.client import ControllerClient
+from whimbrel.lab.commands import LabStatus
+from whimbrel.lab.session import lab_session
+from whimbrel.model.errors import BadInput, Refused
+from whimbrel.model.migration import Progress, Strategy
+from whimbrel.workloads.build import TAG, BuildError, build_demo_image
+
+SCENARIOS = {"round-trip": "edge-1 -> edge-2 -> edge-3 -> edge-1, 200 MB with 500 pages/s rewritten"}
+SERVICE = "demo"
+WORKLOAD = Workload(memory_mb=200)
+QUIET_S = 1.5
+
+
+class Teller:
+    """Tells what happens: on a terminal the running step stays on one line, elsewhere each step is a line."""
+
+    def __init__(self, console: Console, *, live: bool) -> None:
+        self._console = console
+        self._begin = time.monotonic()
+        self._status = console.status("") if live and console.is_terminal else None
+
+    def __enter__(self) -> Teller:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def done(self, text: str) -> None:
+        self._console.print(f"{time.monotonic() - self._begin:5.1f} s  {text}", highlight=False, markup=False)
+
+    def now(self, text: str) -> None:
+        """What is under way; too fleeting for a log."""
+        if self._status is not None:
+            self._status.update(text)
+
+    def progress(self, news: Progress) -> None:
+        part = f" {news.fraction:.0%}" if 0 <= news.fraction <= 1 else ""
+        self.now(f"{news.phase}{part} {news.detail}".rstrip())
+
+
+def build_image(teller: Teller) -> str:
+    """The demo's image as a reference. Raises Refused when it cannot be built."""
+    teller.now("building the image")
+    try:
+        layout = build_demo_image(IMAGE_DIR, progress=teller.done)
+    except BuildError as error:
+        raise Refused(str(error)) from error
+    return f"oci:{layout}:{TAG}"
+
+
+def names(status: LabStatus, role: str) -> list[str]:
+    return [node.name for node in status.nodes if node.role == role]
+
+
+def user_place(status: LabStatus) -> tuple[str, ...]:
+    """Where the user is, as a command prefix."""
+    return inside(next(node.namespace for node in status.nodes if node.role == "user"))
+
+
+def describe_user(probe: Probe) -> str:
+    noise = probe.noise(1)
+    udp, tcp = ms(noise.delay_udp_ms.p50), ms(noise.delay_tcp_ms.p50)
+    return f"the user talks: UDP answers after {udp}, TCP after {tcp}"
+
+
+def run_demo(teller: Teller, runs: list[Run], strategy: str = Strategy.HYBRID) -> None:
+    """The whole scenario; each migration is appended to `runs` as soon as it is over.
+
+    Nothing is left behind, also after Ctrl-C, SIGTERM and failure.
+    """
+    image = build_image(teller)
+    teller.done("image ready")
+    teller.now("bringing up the lab")
+    with lab_session(teller.now) as status:
+        edges = names(status, "edge")
+        teller.done(f"lab up: {', '.join(edges)}, {', '.join(names(status, 'gateway'))}, one user")
+        with ControllerClient(status.controller) as controller:
+            teller.now("starting the service")
+            where = {"service": SERVICE, "image": image, "node": edges[0], "workload": WORKLOAD}
+            with trial(controller, user_place(status), quiet_s=QUIET_S, **where) as subject:  # type: ignore[arg-type]
+                teller.done(f"service {SERVICE} runs on {edges[0]}: {WORKLOAD.name}")
+                teller.done(describe_user(subject.probe))
+                for source, destination in round_trip(edges, len(edges)):
+                    teller.now(f"{source} -> {destination}")
+                    run = subject.move(destination, strategy, teller.progress)
+                    runs.append(run)
+                    teller.done(sentence(run))
+        teller.now("removing the lab")
+    teller.done("lab removed")
+
+
+def sentence(run: Run) -> str:
+    record = run.record
+    said = f"{record.source} -> {record.destination} {record.outcome}"
+    if record.error:
+        return f"{said}: {record.error}"
+    return f"{said} in {ms(record.total_ms)}, the user waited {ms(record.outage_udp_ms)}"
+
+
+def as_json(runs: Sequence[Run]) -> dict[str, Any]:
+    return {"scenario": "round-trip", "workload": WORKLOAD.name,
+            "runs": [msgspec.to_builtins(run.record) for run in runs]}  # fmt: skip
+
+
+def demo(
+    *,
+    scenario: str = "round-trip",
+    strategy: str = Strategy.HYBRID,
+    headless: bool = False,
+    json_output: bool = False,
+) -> int:
+    """The command; returns its exit code: 1 when a migration failed, lost a request, broke a connection or
+    damaged the state. Raises WhimbrelError.
+
+    Progress and table go to standard output; with `json_output` progress goes to standard error and one JSON
+    object to standard output. `headless` means no live display.
+    """
+    if scenario not in SCENARIOS:
+        raise BadInput(f"there is no scenario {scenario!r}: there is {', '.join(SCENARIOS)}")
+    console = Console(stderr=json_output)
+    runs: list[Run] = []
+    try:
+        with Teller(console, live=not headless) as teller:
+            run_demo(teller, runs, strategy)
+    finally:
+        if runs and not json_output:
+            show_migrations(console, [run.record for run in runs])
+    if json_output:
+        json.dump(as_json(runs), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    return 0 if all(is_good(run.record) for run in runs) else 1

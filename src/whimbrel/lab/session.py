@@ -1,0 +1,65 @@
+"""A lab for the length of a block: the demo and the benchmarks live in one."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from whimbrel.lab.commands import LabStatus, Report, lab_down, lab_status, lab_up
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the block as Ctrl-C does, so that its cleanup runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupt) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals that ask to end are ignored: a cleanup that is cut short would leave things behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *ENDING)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lab_session(progress: Report, *, reuse: bool = False) -> Iterator[LabStatus]:
+    """Bring a lab up and take it down at the end of the block, however that ends.
+
+    With `reuse`, a lab that is up already is used, and left up. Raises what `lab_up` raises.
+    """
+    status = lab_status()
+    if reuse and status.up:
+        with interruptible():
+            yield status
+        return
+    with interruptible():
+        status = lab_up(progress=progress)
+        try:
+            yield status
+        finally:
+            with undisturbed():
+                lab_down()

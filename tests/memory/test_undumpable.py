@@ -1,0 +1,132 @@
+"""What CRIU cannot save is named before anything is stopped, with the way out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from targets import program
+
+from whimbrel.checkpoint.undumpable import reasons, unsupported
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to read the descriptors of others"),
+]
+
+
+def named(code: str) -> str | None:
+    """What is said about a program that ran `code`; skipped where the kernel forbids it the means."""
+    wrapped = "try:\n" + "".join(f"    {line}\n" for line in code.strip().splitlines())
+    wrapped += "except OSError as error:\n    print('cannot:', error, flush=True); time.sleep(99)\nsteps()\n"
+    try:
+        with program("def call(*a):\n    n = libc.syscall(*a)\n"
+                     "    if n < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))\n"
+                     "    return n\n" + wrapped) as child:  # fmt: skip
+            return unsupported(child.pid)
+    except AssertionError as error:
+        if "cannot:" in str(error):
+            pytest.skip(f"this kernel refuses it: {error}")
+        raise
+
+
+def test_io_uring() -> None:
+    said = named("call(425, 8, ctypes.create_string_buffer(120))")
+    assert said is not None
+    assert "holds an io_uring" in said
+    assert "UV_USE_IO_URING=0" in said
+
+
+def test_held_userfaultfd() -> None:
+    said = named("call({'x86_64': 323, 'aarch64': 282}[os.uname().machine], os.O_NONBLOCK | 1)")
+    assert said is not None
+    assert "holds a userfaultfd" in said
+
+
+def test_perf_event() -> None:
+    number = "{'x86_64': 298, 'aarch64': 241}[os.uname().machine]"
+    said = named(f"b = bytearray(128); b[0] = 1; b[4] = 128; call({number}, bytes(b), 0, -1, -1, 0)")
+    assert said is not None
+    assert "holds a perf event" in said
+
+
+def test_bpf_map() -> None:
+    said = named(
+        "import struct\n"
+        "number = {'x86_64': 321, 'aarch64': 280}[os.uname().machine]\n"
+        "call(number, 0, struct.pack('5I', 2, 4, 4, 1, 0) + bytes(100), 120)"
+    )
+    assert said is not None
+    assert "holds a BPF map" in said
+
+
+def test_a_child_is_looked_at_and_named() -> None:
+    said = named(
+        "if not os.fork():\n    call(425, 8, ctypes.create_string_buffer(120)); time.sleep(99)\n"
+        "time.sleep(.2)"
+    )
+    assert said is not None
+    assert said.startswith("process ")
+    assert "io_uring" in said
+
+
+def test_device() -> None:
+    name = next((name for name in ("/dev/kvm", "/dev/rtc0", "/dev/fuse", "/dev/loop-control", "/dev/hpet")
+                 if os.path.exists(name)), None)  # fmt: skip
+    if name is None:
+        pytest.skip("this host has no device file to try")
+    said = named(f"fd = os.open({name!r}, os.O_RDONLY)")
+    assert said is not None
+    assert name in said
+    assert "give the container no such device" in said
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "protocol", "word"),
+    [
+        ("socket.AF_INET", "socket.SOCK_STREAM", 262, "Multipath TCP"),
+        ("40", "socket.SOCK_STREAM", 0, "VSOCK"),
+    ],
+)
+def test_socket(family: str, kind: str, protocol: int, word: str) -> None:
+    said = named(f"s = socket.socket({family}, {kind}, {protocol})")
+    assert said is not None
+    assert word in said
+
+
+def test_traced_by_somebody() -> None:
+    with program("steps()") as child:
+        code = (
+            "import ctypes, sys; print(ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), 0, 0), flush=True)"
+        )
+        tracer = subprocess.Popen([sys.executable, "-c", code + "; sys.stdin.read()", str(child.pid)],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        assert tracer.stdout is not None
+        assert tracer.stdin is not None
+        assert tracer.stdout.readline() == b"0\n"
+        said = unsupported(child.pid)
+        tracer.stdin.close()
+        tracer.wait(10)
+        tracer.stdout.close()
+        assert said is not None
+        assert f"is traced by process {tracer.pid}" in said
+        assert unsupported(child.pid) is None
+
+
+def test_an_ordinary_server_is_fine() -> None:
+    code = """
+import select, tempfile
+keep = [socket.socket(f, k) for f in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+        for k in (socket.SOCK_STREAM, socket.SOCK_DGRAM)]
+keep += [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0), socket.socket(socket.AF_PACKET, 3),
+         socket.socket(socket.AF_INET, socket.SOCK_RAW, 1), select.epoll(), tempfile.TemporaryFile()]
+keep += [open("/dev/" + name) for name in ("null", "zero", "full", "random", "urandom")]
+keep += [os.eventfd(0), os.pidfd_open(os.getpid()), os.memfd_create("x"), *os.pipe(), *os.openpty()]
+x = new(10, flags=0x21)
+if not os.fork(): os._exit(0)
+steps()
+"""
+    with program(code) as child:
+        assert list(reasons(child.pid)) == []
