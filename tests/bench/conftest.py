@@ -8,34 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from bench_net import NODES, USER_ADDRESS, Net, Running, ip
 
 from whimbrel.network.names import mac_of
 from whimbrel.workloads import service
-
-USER_ADDRESS = "10.78.9.9"
-NODES = ("n-1", "n-2", "n-3")
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@dataclass(frozen=True)
-class Net:
-    """`user` and the nodes are names for `ip netns`; node i has the address 10.78.0.i, the user 10.78.9.9."""
-
-    user: str
-    nodes: tuple[str, ...]
-
-    def prefix(self, name: str) -> tuple[str, ...]:
-        return ("ip", "netns", "exec", name)
-
-    def path(self, name: str) -> Path:
-        return Path("/run/netns", name)
 
 
 @pytest.fixture(scope="session")
@@ -85,14 +63,6 @@ def net() -> Iterator[Net]:
         yield Net(user, nodes)
 
 
-@dataclass(frozen=True)
-class Running:
-    pid: int
-    host: str
-    memory_mb: int
-    process: subprocess.Popen[bytes]
-
-
 @pytest.fixture
 def plain_service(net: Net) -> Iterator[Running]:
     """The demo service as a plain process on node 1, 4 MB, 500 pages/s dirtied."""
@@ -101,7 +71,7 @@ def plain_service(net: Net) -> Iterator[Running]:
     try:
         assert process.stdout is not None
         assert b"serving" in process.stdout.readline()
-        yield Running(process.pid, "10.78.0.1", 4, process)
+        yield Running(process.pid, "10.78.0.1", 4)
     finally:
         process.kill()
         process.wait()

@@ -21,8 +21,11 @@ from whimbrel.network import netns
 from whimbrel.network.overlay import wait_until
 from whimbrel.runtime.cgroups import Cgroup
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")]
-PREFIX = f"w{os.getpid() % 10000}-"
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces"),
+]
+PREFIX = f"l{os.getpid() % 100000}-"
 STUB = Path(__file__).with_name("stub_whimbrel.py")
 
 
@@ -30,6 +33,7 @@ class Lab:
     """A lab of its own: prefix, directory and node names meet no other on the machine."""
 
     def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
         self.dir = directory / "lab"
         self.file = directory / "topology.toml"
         text = (Path(topology.__file__).parent / "topologies/default.toml").read_text()
@@ -52,7 +56,9 @@ class Lab:
         found = [path.name for path in topology.NAMESPACE_DIR.glob(f"{PREFIX}*")]
         found += [str(point) for point in cleanup.mounts_under(self.dir)]
         found += [str(f) for f in Cgroup("/whimbrel/t-edge-1").folders if f.is_dir()]
-        found += [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_ours(entry)]
+        found += [
+            entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_ours(entry)
+        ]
         return found + ([str(self.dir)] if self.dir.exists() else [])
 
     def _is_ours(self, process: Path) -> bool:
@@ -71,12 +77,11 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
         yield made
     finally:
         made.down()
-        cleanup.sweep(made.dir, PREFIX)
         assert made.leftovers() == []
 
 
 def test_up_status_down(lab: Lab) -> None:
-    assert not lab.status().present
+    assert lab.status() == commands.LabStatus(up=False, present=False, directory=str(lab.dir))
     status = lab.up()
     assert status.up
     assert [node.name for node in status.nodes] == [
@@ -139,6 +144,52 @@ def test_down_without_a_lab_says_so(lab: Lab) -> None:
     assert lab.said == ["no lab is up, nothing to remove"]
 
 
+@pytest.fixture
+def neighbour(lab: Lab) -> Iterator[subprocess.Popen[bytes]]:
+    """Somebody else's namespace under the very name that this lab would use, and a process that lives in it."""
+    path = topology.load(lab.file).namespace_path("ue-1")
+    netns.create(path)
+    inhabitant = netns.call(path, lambda: subprocess.Popen(["sleep", "100"], start_new_session=True))
+    try:
+        yield inhabitant
+        assert inhabitant.poll() is None, "the neighbour's process was ended"
+        assert path.exists(), "the neighbour's namespace was removed"
+    finally:
+        inhabitant.kill()
+        inhabitant.wait()
+        netns.remove(path)
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_down_without_a_record_touches_nothing_even_under_its_own_names(lab: Lab) -> None:
+    lab.down()
+    assert cleanup.sweep(lab.dir) == []
+    lab.dir.mkdir()
+    lab.down()
+    lab.dir.rmdir()
+
+
+@pytest.mark.usefixtures("neighbour")
+def test_up_refuses_names_in_use_and_leaves_them_alone(lab: Lab) -> None:
+    with pytest.raises(Conflict, match="ue-1 exist and are not this lab's"):
+        lab.up()
+    assert not lab.dir.exists()
+
+
+def test_two_labs_side_by_side_are_taken_down_one_at_a_time(lab: Lab, tmp_path: Path) -> None:
+    """Also when one's prefix begins like the other's."""
+    other = Lab(tmp_path / "other")
+    other.file.write_text(other.file.read_text().replace(PREFIX, f"{PREFIX[:-1]}x-").replace('"t-', '"u-'))
+    first = lab.up()
+    try:
+        other.up()
+        other.down()
+        assert lab.status() == first
+        assert first.up
+    finally:
+        other.down()
+
+
 def test_a_dead_lab_is_replaced(lab: Lab) -> None:
     first = lab.up()
     for node in first.nodes:
@@ -169,8 +220,9 @@ def test_ctrl_c_while_coming_up_leaves_nothing(lab: Lab) -> None:
     assert lab.leftovers() == []
 
 
-def test_sigkill_while_coming_up_leaves_what_down_removes(lab: Lab) -> None:
+def test_sigkill_while_coming_up_leaves_what_down_removes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one who runs `lab up` dies without a chance to tidy; so does an agent with a frozen container."""
+    monkeypatch.setattr(processes, "STOP_TIMEOUT_S", 0.5)
     program = (
         "import sys, time; from pathlib import Path; from whimbrel.lab import processes, commands\n"
         f"processes.COMMAND = (sys.executable, {str(STUB)!r})\n"
@@ -178,7 +230,9 @@ def test_sigkill_while_coming_up_leaves_what_down_removes(lab: Lab) -> None:
         f"'t-gw-1 answers' in line and time.sleep(60)), lab_dir=Path({str(lab.dir)!r}))"
     )
     environment = {**os.environ, "STUB_LITTER": "t-edge-1", "STUB_STUBBORN": "1"}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as up:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as up:
         assert up.stdout is not None
         for line in up.stdout:
             if "t-gw-1 answers" in line:
@@ -192,7 +246,7 @@ def test_sigkill_while_coming_up_leaves_what_down_removes(lab: Lab) -> None:
     lab.down()
     assert lab.leftovers() == []
     told = " ".join(lab.said)
-    for what in ("lab processes", "1 service process", "2 mounts", "8 network namespaces", "control group"):
+    for what in ("lab processes", "1 service process", "3 mounts", "8 network namespaces", "control group"):
         assert what in told, told
 
 
@@ -217,13 +271,14 @@ def test_a_directory_with_other_files_is_refused_and_kept(lab: Lab) -> None:
 
 
 def test_the_services_of_a_real_node_of_the_same_name_are_left_alone(lab: Lab) -> None:
-    """Without the lab's marker nobody knows that the control group is the lab's."""
+    """Its processes are in no namespace of this lab."""
+    lab.up()
     group = Cgroup("/whimbrel/t-edge-1/real")
     group.create()
     with subprocess.Popen(["sleep", "100"]) as service:
         try:
             group.attach(service.pid)
-            cleanup.sweep(lab.dir, PREFIX, ["t-edge-1"])
+            lab.down()
             assert service.poll() is None
         finally:
             service.kill()
@@ -235,13 +290,16 @@ def test_code_can_run_in_a_node(lab: Lab) -> None:
     with pytest.raises(Refused, match="no lab is up"):
         run_in("ue-1", lab_dir=lab.dir)
     lab.up()
+    outside = os.readlink("/proc/thread-self/ns/net")
     with run_in("ue-1", lab_dir=lab.dir):
         argv = ["ping", "-c1", "-W1", "10.99.0.1"]
         inside = subprocess.run(argv, check=False, capture_output=True).returncode
     assert inside == 0
-    assert os.stat("/proc/thread-self/ns/net").st_ino == os.stat("/proc/1/ns/net").st_ino
+    assert os.readlink("/proc/thread-self/ns/net") == outside
     with pytest.raises(BadInput, match="no node 'edge-1'"):
         node_namespace("edge-1", lab_dir=lab.dir)
     ping = ["ping", "-c1", "-W1", "192.168.103.2"]
-    done = netns.call(node_namespace("ctl", lab_dir=lab.dir), lambda: subprocess.run(ping, capture_output=True))
+    done = netns.call(
+        node_namespace("ctl", lab_dir=lab.dir), lambda: subprocess.run(ping, capture_output=True)
+    )
     assert done.returncode == 0

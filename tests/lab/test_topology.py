@@ -19,7 +19,11 @@ def test_the_default_has_three_edges_two_gateways_and_a_user() -> None:
     assert plan.bridge_address(plan.gateways[0]) == "10.77.0.1/16"
     assert plan.namespace_path("edge-1") == Path("/run/netns/wl-edge-1")
     endpoint = plan.endpoint(plan.edges[1])
-    assert (endpoint.host, endpoint.overlay_host, endpoint.role) == ("192.168.102.2", "192.168.102.2", Role.EDGE)
+    assert (endpoint.host, endpoint.overlay_host, endpoint.role) == (
+        "192.168.102.2",
+        "192.168.102.2",
+        Role.EDGE,
+    )
     hosts = {plan.endpoint(site).host.rsplit(".", 1)[0] for site in plan.sites}
     assert len(hosts) == 5, "every node in a subnet of its own"
 
@@ -37,10 +41,18 @@ def test_an_unknown_node_is_named_with_the_known_ones() -> None:
         ('name = "edge-2"', 'name = "Edge 2"', "node name 'Edge 2' is not valid"),
         ('name = "edge-2"', 'name = "an-edge-of-16-ch"', "is not valid: 2 to 15"),
         ('name = "edge-2"', "name = 2", r"Expected `str`, got `int` - at `\$.edges\[1\].name`"),
-        ('subnet = "192.168.102.0/24"', 'subnet = "192.168.102.1/24"', "subnet of edge-2.*not an IPv4 subnet"),
+        (
+            'subnet = "192.168.102.0/24"',
+            'subnet = "192.168.102.1/24"',
+            "subnet of edge-2.*not an IPv4 subnet",
+        ),
         ('subnet = "192.168.102.0/24"', 'subnet = "here"', "write it like 192.168.101.0/24"),
         ('subnet = "192.168.102.0/24"', 'subnet = "192.168.102.0/30"', "too small: use a /29"),
-        ('subnet = "192.168.102.0/24"', 'subnet = "192.168.0.0/16"', r"subnet of edge-2 192\.168\.0\.0/16 overlaps"),
+        (
+            'subnet = "192.168.102.0/24"',
+            'subnet = "192.168.0.0/16"',
+            r"subnet of edge-2 192\.168\.0\.0/16 overlaps",
+        ),
         ('subnet = "192.168.102.0/24"', 'subnett = "192.168.102.0/24"', "subnet"),
         ('overlay_address = "10.77.0.2"', 'overlay_address = "10.77.0.1"', "used by another gateway"),
         ('overlay_address = "10.77.0.2"', 'overlay_address = "10.78.0.2"', "not a host of overlay_subnet"),

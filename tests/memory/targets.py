@@ -211,7 +211,8 @@ def zero_frame() -> np.uint64:
 
 
 def populated(pagemap: int, start: int, end: int) -> list[int]:
-    """Addresses of present or swapped pages, the page of zeros not counted, by the plain pagemap."""
+    """Addresses of present or swapped pages that neither a file holds nor the page of zeros is, by the plain
+    pagemap."""
     found = []
     chunk = 1 << 30
     for low in range(start, end, chunk):
@@ -220,9 +221,9 @@ def populated(pagemap: int, start: int, end: int) -> list[int]:
             continue
         raw = os.pread(pagemap, (high - low) // PAGE * 8, low // PAGE * 8)
         entries = np.frombuffer(raw, dtype=np.uint64)
-        there = np.flatnonzero(
-            (entries & np.uint64(3 << 62) != 0) & (entries & np.uint64(_FRAME) != zero_frame())
-        )
+        held_by_file = entries & np.uint64(1 << 61) != 0
+        zero = entries & np.uint64(_FRAME) == zero_frame()
+        there = np.flatnonzero((entries & np.uint64(3 << 62) != 0) & ~held_by_file & ~zero)
         found += (low + there * PAGE).tolist()
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network_region import PREFIX, Region
+from network_region import TOPOLOGY, Region
 
 from whimbrel.lab import build
 
@@ -26,4 +26,4 @@ def region(tmp_path: Path) -> Iterator[Region]:
     finally:
         if made is not None:
             made.close()
-        build.remove(PREFIX)
+        build.remove(TOPOLOGY)

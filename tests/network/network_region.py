@@ -13,7 +13,7 @@ from whimbrel.network.hold import HoldTable
 from whimbrel.network.overlay import Overlay
 from whimbrel.network.port import ServicePort
 
-PREFIX = f"w{os.getpid() % 10000}-"
+TOPOLOGY = msgspec.structs.replace(topology.load(), prefix=f"n{os.getpid() % 100000}-")
 GATEWAY = "10.77.0.1"
 SERVICE, ADDRESS = "echo", "10.77.1.1/16"
 
@@ -22,7 +22,7 @@ class Region:
     """Nodes by name: `run(node, f, *args)` calls in the node's namespace, `path(node)` is its namespace."""
 
     def __init__(self, directory: Path) -> None:
-        self.topology = msgspec.structs.replace(topology.load(), prefix=PREFIX)
+        self.topology = TOPOLOGY
         self.endpoints = [self.topology.endpoint(site) for site in self.topology.sites]
         self.workers: dict[str, netns.Worker] = {}
         build.build(self.topology)
@@ -50,4 +50,4 @@ class Region:
             self.run(edge, ports.remove, SERVICE)
         for worker in self.workers.values():
             worker.close()
-        build.remove(self.topology.prefix)
+        build.remove(self.topology)

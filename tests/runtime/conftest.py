@@ -9,6 +9,7 @@ import pytest
 from containers import Node, make_image
 
 from whimbrel.network import netns
+from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.storage.images import Image
 
 
@@ -47,6 +48,9 @@ async def make_node(tmp_path: Path, image: Image) -> AsyncIterator[Callable[[str
             for folder in (node.folder / "services").glob("*"):
                 node.layer(folder.name).remove()
             netns.remove(node.netns)
+            everything = Cgroup(f"/whimbrel/{node.name}")
+            everything.kill_all()
+            everything.remove(with_parents=True)
 
 
 def _loopback_up() -> None:

@@ -82,7 +82,7 @@ class Node:
         self.cgroup(service).kill_all()
         await self.runc.delete(service, force=True)
         self.layer(service).remove()
-        self.cgroup(service).remove()
+        self.cgroup(service).remove(with_parents=True)
 
 
 def make_image(tmp_path: Path) -> Image:
@@ -90,7 +90,9 @@ def make_image(tmp_path: Path) -> Image:
 
 
 def shell(name: str, script: str, **more: object) -> ServiceSpec:
-    return ServiceSpec(name=name, image="rootfs:/", address="10.77.9.9/16", args=("/bin/sh", "-c", script), **more)  # type: ignore[arg-type]
+    return ServiceSpec(
+        name=name, image="rootfs:/", address="10.77.9.9/16", args=("/bin/sh", "-c", script), **more
+    )  # type: ignore[arg-type]
 
 
 async def until(condition: object, *, timeout_s: float = 10.0) -> None:

@@ -11,6 +11,7 @@ from containers import until
 
 from whimbrel.model.errors import BadInput
 from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, segments, tail
+from whimbrel.runtime.runc import process_start_ticks
 
 
 async def test_what_is_written_arrives_and_the_logger_ends_with_its_writer(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ async def test_what_is_written_arrives_and_the_logger_ends_with_its_writer(tmp_p
     assert len(reader) == 1
     assert os.stat(f"/proc/{reader[0]}").st_uid == os.getuid()
     os.close(pipe)
-    await until(lambda: not Path(f"/proc/{reader[0]}").exists())
+    await until(lambda: process_start_ticks(reader[0]) is None)
 
 
 def _readers(pipe: int) -> list[int]:

@@ -25,7 +25,9 @@ async def test_life_of_a_container(make_node: MakeNode) -> None:
     pid = await node.create(shell("svc", "echo out; echo err >&2; exec sleep 1000"))
     assert (await node.runc.state("svc")).status == "created"
     await node.runc.start("svc")
-    assert [(state.id, state.pid, state.status) for state in await node.runc.list()] == [("svc", pid, "running")]
+    assert [(state.id, state.pid, state.status) for state in await node.runc.list()] == [
+        ("svc", pid, "running")
+    ]
     init = node.runc.init_process("svc")
     assert init is not None
     assert init.pid == pid
@@ -54,6 +56,7 @@ async def test_exec_gives_output_and_code(make_node: MakeNode) -> None:
     assert len(cut.stdout) <= 10
     with pytest.raises(Refused, match="longer than"):
         await node.runc.exec("svc", ("/bin/sleep", "1000"), timeout_s=0.3)
+    assert len(node.cgroup("svc").pids()) == 1
 
 
 async def test_inside_only_what_was_given(make_node: MakeNode) -> None:
@@ -119,7 +122,7 @@ async def test_cgroup_holds_ends_and_forgets_everything(make_node: MakeNode) -> 
         assert sleeper.wait() == -signal.SIGKILL
     await node.runc.delete("svc", force=True)
     cgroup.remove()
-    cgroup.remove()
+    cgroup.remove(with_parents=True)
     assert not any(folder.exists() for folder in cgroup.folders)
     assert not any(folder.parent.exists() for folder in cgroup.folders)
 
@@ -153,5 +156,5 @@ def test_made_ahead_a_cgroup_takes_processes() -> None:
         sleeper.kill()
         sleeper.wait()
         cgroup.kill_all()
-        cgroup.remove()
+        cgroup.remove(with_parents=True)
     assert not any(folder.parent.exists() for folder in cgroup.folders)

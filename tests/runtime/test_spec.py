@@ -30,7 +30,12 @@ def spec_of(image: Image = IMAGE, node: str = "a", **fields: Any) -> dict[str, A
     service = ServiceSpec(name="echo", image="oci:/x", address="10.77.1.1/16", **fields)
     place = Path("/state") / node
     text = build_spec(
-        service, image, rootfs=place / "rootfs", shm=place / "shm", netns=place / "net", cgroup=f"/w/{node}/echo"
+        service,
+        image,
+        rootfs=place / "rootfs",
+        shm=place / "shm",
+        netns=place / "net",
+        cgroup=f"/w/{node}/echo",
     )
     answer: dict[str, Any] = json.loads(text)
     return answer
@@ -88,7 +93,13 @@ def test_rights_are_few() -> None:
     assert not granted & {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_NET_ADMIN", "CAP_SYS_RAWIO", "CAP_MKNOD"}
     assert {"/proc/sys", "/proc/sysrq-trigger"} <= set(spec["linux"]["readonlyPaths"])
     assert spec["linux"]["resources"]["devices"][0] == {"allow": False, "access": "rwm"}
-    assert {entry["type"] for entry in spec["linux"]["namespaces"]} == {"pid", "network", "ipc", "uts", "mount"}
+    assert {entry["type"] for entry in spec["linux"]["namespaces"]} == {
+        "pid",
+        "network",
+        "ipc",
+        "uts",
+        "mount",
+    }
 
 
 def test_no_mount_makes_criu_start_tar() -> None:

@@ -54,7 +54,9 @@ def view(root: Path) -> dict[str, str]:
     }
 
 
-def test_changes_of_every_kind_look_the_same_on_the_next_node(image: Path, layers: tuple[Layer, Layer]) -> None:
+def test_changes_of_every_kind_look_the_same_on_the_next_node(
+    image: Path, layers: tuple[Layer, Layer]
+) -> None:
     here, there = layers
     here.mount(image)
     (here.rootfs / "etc/name").unlink()
@@ -96,7 +98,9 @@ def test_mount_and_remove_can_be_repeated(image: Path, layers: tuple[Layer, Laye
     here.unmount()
     here.mount(image)
     assert (here.rootfs / "kept").read_text() == "1"
-    mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(here.rootfs) in line]
+    mounted = [
+        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(here.rootfs) in line
+    ]
     assert len(mounted) == 1
     here.remove()
     here.remove()

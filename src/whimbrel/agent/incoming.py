@@ -55,7 +55,7 @@ class Arrival:
     worker: asyncio.subprocess.Process
     reading: asyncio.Task[None]
     running: asyncio.Event
-    ended: asyncio.Event
+    filled: asyncio.Event
     pid: int = 0
     error: str = ""
 
@@ -165,6 +165,8 @@ class Incoming:
                 elif kind == "running":
                     arrival.pid = event["pid"]
                     arrival.running.set()
+                elif kind == "filled":
+                    arrival.filled.set()
                 elif kind == "failed":
                     arrival.error = event["error"]
                 log.info("incoming", id=arrival.ticket.migration, **event)
@@ -173,7 +175,7 @@ class Incoming:
             if not ready.done():
                 ready.set_exception(StepFailed(f"the receiving process ended: {arrival.error or 'see its log'}"))
             arrival.running.set()
-            arrival.ended.set()
+            arrival.filled.set()
             if not arrival.committed and arrival.ticket.migration in self._arrivals:
                 await self._undo(arrival)
 
@@ -196,7 +198,7 @@ class Incoming:
         await arrival.running.wait()
         if not arrival.committed:
             raise StepFailed(f"the service does not run on {self._config.name}: {arrival.error}")
-        await arrival.ended.wait()
+        await arrival.filled.wait()
         status = await self._host.adopt_incoming(arrival.ticket.service, arrival.pid)
         self._forget(arrival)
         return status

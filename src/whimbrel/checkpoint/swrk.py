@@ -75,12 +75,13 @@ class CriuWorker:
         )
         death = ["setpriv", "--pdeathsig", "KILL"] if die_with_parent else []
         argv = [*death, "nsenter", f"--net={netns}", "unshare", "--mount", "--propagation", "private"]
+        self._complaints = os.memfd_create("criu-stderr", os.MFD_CLOEXEC)
         with theirs:
             self._process = subprocess.Popen(
                 [*argv, "sh", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._complaints,
                 pass_fds=[theirs.fileno(), *pass_fds],
                 cwd="/",
                 start_new_session=True,
@@ -156,11 +157,16 @@ class CriuWorker:
             self._sock.send(message)
             data = self._sock.recv(MAX_MESSAGE_BYTES)
         except OSError as error:
-            raise StepFailed(f"CRIU went away: {error}") from error
+            raise StepFailed(f"CRIU went away: {self._last_words() or error}") from error
         if not data:
-            raise StepFailed(f"CRIU went away (exit code {self._process.poll()})")
+            raise StepFailed(f"CRIU went away: {self._last_words() or self._process.poll()}")
         reply: pb.Reply = pb.Reply.FromString(data)
         return reply
+
+    def _last_words(self) -> str:
+        """What the worker, or the shell that started it, complained of last."""
+        size = os.fstat(self._complaints).st_size
+        return os.pread(self._complaints, size, 0).decode(errors="replace").strip().rpartition("\n")[2]
 
     def kill(self) -> None:
         """End the worker now; a tree that it holds frozen runs on. Safe to repeat."""
@@ -168,6 +174,9 @@ class CriuWorker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._sock.close()
+        if self._complaints >= 0:
+            os.close(self._complaints)
+            self._complaints = -1
 
     def interrupt(self) -> None:
         """Like kill, but callable from another thread while a request is under way there."""

@@ -91,7 +91,12 @@ def _of_mappings(base: str) -> Iterator[str]:
         lines = file.read().splitlines()
     for line in lines:
         fields = line.split(None, 5)
-        if len(fields) < 6 or not fields[5].startswith(b"/dev/"):
+        if len(fields) < 6:
+            continue
+        if fields[1].endswith(b"p") and fields[5].startswith((b"/anon_hugepage", b"/dev/hugepages/")):
+            yield "has private huge-TLB memory, which cannot be moved yet: use transparent huge pages instead"
+            return
+        if not fields[5].startswith(b"/dev/"):
             continue
         name = fields[5].decode(errors="replace")
         if not name.startswith(("/dev/shm/", "/dev/zero", "/dev/mqueue/", "/dev/hugepages/")):

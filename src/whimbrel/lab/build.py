@@ -13,7 +13,6 @@ from pyroute2 import IPRoute
 
 from whimbrel.lab.topology import (
     CONTROLLER,
-    NAMESPACE_DIR,
     ROUTER,
     Gateway,
     Topology,
@@ -21,7 +20,7 @@ from whimbrel.lab.topology import (
     node_address,
     router_address,
 )
-from whimbrel.model.errors import Conflict, Refused
+from whimbrel.model.errors import Refused
 from whimbrel.network import netns
 from whimbrel.network.overlay import explained, wait_until
 
@@ -32,10 +31,6 @@ STANDBY_TABLE = 100  # + place of the gateway in the user's list
 def build(topology: Topology) -> None:
     """Make everything. Raises Conflict when a namespace of that name exists, Refused when not permitted; what
     was made until then stays (`remove` takes it away)."""
-    for name in topology.namespaces:
-        path = topology.namespace_path(name)
-        if path.exists():
-            raise Conflict(f"the network namespace {path.name} exists already: run `whimbrel lab down` first")
     for name in topology.namespaces:
         netns.create(topology.namespace_path(name))
         forwards = name == ROUTER or any(name == gateway.name for gateway in topology.gateways)
@@ -48,9 +43,9 @@ def build(topology: Topology) -> None:
             _inside(topology, name, _wait_for_links)
 
 
-def remove(prefix: str) -> list[str]:
-    """Remove every namespace whose name begins with `prefix`, links with them; returns their names."""
-    paths = sorted(NAMESPACE_DIR.glob(f"{prefix}*")) if NAMESPACE_DIR.is_dir() else []
+def remove(topology: Topology) -> list[str]:
+    """Remove the namespaces of this topology, links with them; returns the names of those that were there."""
+    paths = [path for path in map(topology.namespace_path, topology.namespaces) if path.exists()]
     for path in paths:
         netns.remove(path)
     return [path.name for path in paths]

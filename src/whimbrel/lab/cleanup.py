@@ -1,8 +1,7 @@
 """Remove a lab, whole or half-made, alive or long dead.
 
-Every step is safe to repeat and touches only what is the lab's: its namespaces by their prefix; its
-processes, its nodes' control groups and its directory only where the directory bears the lab's marker.
-Control-group mounts are never touched.
+Every step is safe to repeat and touches only what the lab's own record names, never what merely looks like
+a lab's: other labs may live on the same host. Control-group mounts are never touched.
 """
 
 from __future__ import annotations
@@ -19,45 +18,36 @@ from pathlib import Path
 
 from whimbrel.lab import processes
 from whimbrel.lab.build import remove as remove_namespaces
-from whimbrel.lab.topology import NAMESPACE_DIR
+from whimbrel.lab.record import MARKER, STATE_FILE, is_marked, recorded
+from whimbrel.lab.topology import Topology
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
 
-MARKER = ".whimbrel-lab"
 KILL_TIMEOUT_S = 5.0
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes blanks so
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mark(lab_dir: Path) -> None:
-    """Make the directory and say that it is a lab's: `sweep` deletes no other."""
-    lab_dir.mkdir(parents=True, exist_ok=True)
-    if not (lab_dir / MARKER).exists() and any(lab_dir.iterdir()):
-        raise WhimbrelError(f"{lab_dir} holds other files: name an empty directory for the lab, or clear it")
-    (lab_dir / MARKER).touch()
+def sweep(lab_dir: Path) -> list[str]:
+    """Remove all that is left of the lab recorded in `lab_dir`; without a record, nothing.
 
-
-def sweep(lab_dir: Path, prefix: str = "wl-", nodes: Iterable[str] = ()) -> list[str]:
-    """Remove all that is left of the lab in `lab_dir`, whose namespaces begin with `prefix`.
-
-    `nodes` are names of its nodes, besides those that have a directory there. Returns what was removed, one
-    line a kind. Raises WhimbrelError when something could not be removed, after all else is."""
-    marked = (lab_dir / MARKER).exists()
-    names: set[str] = set()
-    if marked:  # otherwise a node of that name may be a real one
-        names = {*nodes, *(entry.name for entry in lab_dir.iterdir() if (entry / "agent.toml").exists())}
+    Returns what was removed, one line a kind. Raises WhimbrelError when something could not be removed, after
+    all else is; the record then stays, for the next try."""
+    if not is_marked(lab_dir):
+        return []
+    plan = recorded(lab_dir)
+    nodes = [site.name for site in plan.sites] if plan else []
+    inodes = _inodes(lab_dir, plan)
     done: list[str] = []
     problems: list[str] = []
     steps: tuple[Callable[[], str], ...] = (
-        lambda: _stop_processes(lab_dir) if marked else "",
-        lambda: _empty_cgroups(names),
-        lambda: _kill_inhabitants(lab_dir, prefix),
-        lambda: _unmount(lab_dir) if marked else "",
-        lambda: _count(remove_namespaces(prefix), "network namespace"),
-        lambda: _remove_cgroups(names),
-        lambda: _remove_directory(lab_dir) if marked else "",
+        lambda: _stop_processes(lab_dir),
+        lambda: _empty_cgroups(nodes, inodes),
+        lambda: _kill_inhabitants(inodes),
+        lambda: _unmount(lab_dir),
+        lambda: _count(remove_namespaces(plan) if plan else [], "network namespace"),
     )
     for step in steps:
         try:
@@ -71,7 +61,7 @@ def sweep(lab_dir: Path, prefix: str = "wl-", nodes: Iterable[str] = ()) -> list
         raise WhimbrelError(
             f"the lab is not wholly removed: {'; '.join(problems)}: run `whimbrel lab down` again"
         )
-    return done
+    return [*done, _remove_directory(lab_dir)]
 
 
 def _count(items: Sized, singular: str, plural: str = "") -> str:
@@ -90,38 +80,42 @@ def _stop_processes(lab_dir: Path) -> str:
     return _count(running, "lab process", "lab processes")
 
 
-def _empty_cgroups(names: Iterable[str]) -> str:
-    killed: list[int] = []
-    for name in sorted(names):
-        group = Cgroup(f"/whimbrel/{name}")
-        for folder in group.folders:
-            _thaw(folder)
-        killed += group.pids()
+def _inodes(lab_dir: Path, plan: Topology | None) -> set[int]:
+    """The lab's network namespaces and its containers': who is in one of them is the lab's."""
+    own = [plan.namespace_path(name) for name in plan.namespaces] if plan else []
+    here = netns.inode(Path("/proc/self/ns/net"))
+    return {netns.inode(file) for file in (*own, *lab_dir.glob("*/netns/*"))} - {0, here}
+
+
+def _service_groups(nodes: Iterable[str]) -> list[Cgroup]:
+    paths = {
+        f"/whimbrel/{node}/{folder.name}"
+        for node in nodes
+        for parent in Cgroup(f"/whimbrel/{node}").folders
+        for folder in (parent.iterdir() if parent.is_dir() else ())
+        if folder.is_dir()
+    }
+    return [Cgroup(path) for path in sorted(paths)]
+
+
+def _empty_cgroups(nodes: Iterable[str], inodes: set[int]) -> str:
+    """Kill and remove the nodes' services. A group that holds strangers is another node's of the same name."""
+    killed: set[int] = set()
+    removed: list[Cgroup] = []
+    for group in _service_groups(nodes):
+        pids = group.pids()
+        if pids and not any(_namespace_of(pid) in inodes for pid in pids):
+            continue
         group.kill_all(timeout_s=KILL_TIMEOUT_S)
-    return _count(set(killed), "service process", "service processes")
+        group.remove()
+        killed.update(pids)
+        removed.append(group)
+    told = (_count(killed, "service process", "service processes"), _count(removed, "control group"))
+    return ", ".join(line for line in told if line)
 
 
-def _thaw(folder: Path) -> None:
-    """A frozen v1 group does not let its processes die."""
-    for file, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-        for state in (folder / file, *folder.glob(f"**/{file}")):
-            with contextlib.suppress(OSError):
-                if state.exists():
-                    state.write_text(word)
-
-
-def _remove_cgroups(names: Iterable[str]) -> str:
-    present = [name for name in sorted(names) if any(f.is_dir() for f in Cgroup(f"/whimbrel/{name}").folders)]
-    for name in present:
-        Cgroup(f"/whimbrel/{name}").remove()
-    return _count(present, "control group")
-
-
-def _kill_inhabitants(lab_dir: Path, prefix: str) -> str:
-    """End what still runs in the lab's and its containers' namespaces: agents' helpers, users' clients."""
-    files = [*NAMESPACE_DIR.glob(f"{prefix}*"), *lab_dir.glob("*/netns/*")]
-    host = netns.inode(Path("/proc/self/ns/net"))
-    inodes = {netns.inode(file) for file in files} - {0, host}
+def _kill_inhabitants(inodes: set[int]) -> str:
+    """End what else runs in the lab's and its containers' namespaces: agents' helpers, users' clients."""
     spared = set(_self_and_parents())
     killed: set[int] = set()
     deadline = time.monotonic() + KILL_TIMEOUT_S
@@ -136,12 +130,19 @@ def _kill_inhabitants(lab_dir: Path, prefix: str) -> str:
     return _count(killed, "other process", "other processes")
 
 
+def _namespace_of(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return 0
+
+
 def _processes_in(inodes: set[int]) -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if os.stat(entry / "ns/net").st_ino in inodes and processes.start_time(int(entry.name)):
-                    yield int(entry.name)
+            pid = int(entry.name)
+            if _namespace_of(pid) in inodes and processes.start_time(pid):
+                yield pid
 
 
 def _self_and_parents() -> Iterator[int]:
@@ -176,11 +177,12 @@ def _remove_directory(lab_dir: Path) -> str:
     left = mounts_under(lab_dir.resolve())
     if left:  # deleting now would delete what is mounted
         raise WhimbrelError(f"{left[0]} is still mounted")
-    for entry in lab_dir.iterdir():  # the marker last: what is left by a failure must stay recognisable
+    for entry in lab_dir.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != MARKER:
+        elif entry.name not in (MARKER, STATE_FILE):
             entry.unlink()
-    (lab_dir / MARKER).unlink()
+    for name in (STATE_FILE, MARKER):  # the record last: what a failure leaves must stay recognisable
+        (lab_dir / name).unlink(missing_ok=True)
     lab_dir.rmdir()
     return f"the directory {lab_dir}"

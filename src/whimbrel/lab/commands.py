@@ -14,9 +14,9 @@ import msgspec
 from whimbrel.lab import cleanup, processes
 from whimbrel.lab.build import build
 from whimbrel.lab.config import DEFAULT_LAB_DIR, controller_socket, write_configs
+from whimbrel.lab.record import claim, is_marked, prefix_reserved, recorded
 from whimbrel.lab.topology import (
     CONTROLLER,
-    NAMESPACE_DIR,
     ROUTER,
     Gateway,
     Topology,
@@ -27,8 +27,6 @@ from whimbrel.lab.topology import (
 from whimbrel.model.errors import Conflict, Refused
 from whimbrel.network import netns
 
-STATE_FILE = "lab.json"
-DEFAULT_PREFIX = "wl-"
 Report = Callable[[str], None]
 
 
@@ -72,20 +70,24 @@ def lab_up(
     if os.geteuid() != 0:
         raise Refused("a lab needs root for its network namespaces: run it with sudo")
     with _locked(lab_dir):
-        _make_way(plan, progress, lab_dir)
-        try:
-            cleanup.mark(lab_dir)
-            (lab_dir / STATE_FILE).write_bytes(msgspec.json.encode(plan))
-            build(plan)
-            progress(f"{len(plan.namespaces)} network namespaces linked")
-            write_configs(plan, lab_dir)
-            for process in processes.lab_processes(plan, lab_dir):
-                processes.start(process)
-            processes.wait_until_ready(plan, lab_dir, progress)
-        except BaseException:
-            _sweep(plan, lab_dir)
-            raise
+        _make_way(progress, lab_dir)
+        with prefix_reserved(plan):
+            claim(lab_dir, plan)
+            try:
+                _bring_up(plan, progress, lab_dir)
+            except BaseException:
+                cleanup.sweep(lab_dir)
+                raise
         return lab_status(lab_dir=lab_dir)
+
+
+def _bring_up(plan: Topology, progress: Report, lab_dir: Path) -> None:
+    build(plan)
+    progress(f"{len(plan.namespaces)} network namespaces linked")
+    write_configs(plan, lab_dir)
+    for process in processes.lab_processes(plan, lab_dir):
+        processes.start(process)
+    processes.wait_until_ready(plan, lab_dir, progress)
 
 
 def lab_down(progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR) -> None:
@@ -93,7 +95,7 @@ def lab_down(progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR) -> N
     if os.geteuid() != 0:
         raise Refused("removing a lab needs root: run it with sudo")
     with _locked(lab_dir):
-        removed = _sweep(_saved(lab_dir), lab_dir)
+        removed = cleanup.sweep(lab_dir)
     for line in removed:
         progress(f"removed {line}")
     if not removed:
@@ -101,11 +103,10 @@ def lab_down(progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR) -> N
 
 
 def lab_status(*, lab_dir: Path = DEFAULT_LAB_DIR) -> LabStatus:
-    """What is there; never raises for a lab that is down or broken."""
-    plan = _saved(lab_dir)
+    """What is there, also of a lab that is down or broken."""
+    plan = recorded(lab_dir)
     if plan is None:
-        leftovers = NAMESPACE_DIR.is_dir() and any(NAMESPACE_DIR.glob(f"{DEFAULT_PREFIX}*"))
-        return LabStatus(up=False, present=leftovers or lab_dir.exists(), directory=str(lab_dir))
+        return LabStatus(up=False, present=is_marked(lab_dir), directory=str(lab_dir))
     nodes = tuple(_nodes(plan, lab_dir))
     return LabStatus(
         up=all(node.alive for node in nodes),
@@ -125,7 +126,7 @@ def run_in(node: str, *, lab_dir: Path = DEFAULT_LAB_DIR) -> AbstractContextMana
 
 def node_namespace(node: str, *, lab_dir: Path = DEFAULT_LAB_DIR) -> Path:
     """The namespace file of a node (for `network.netns.call` and `enter`)."""
-    plan = _saved(lab_dir)
+    plan = recorded(lab_dir)
     if plan is None:
         raise Refused("no lab is up: run `whimbrel lab up`")
     return plan.namespace_path(node)
@@ -160,15 +161,7 @@ def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
         yield node(user.name, "user", str(plan.user_address(user, plan.gateway(user.attached[0]))))
 
 
-def _saved(lab_dir: Path) -> Topology | None:
-    """The topology of the lab that is or was up; None when there is none or its file is damaged."""
-    try:
-        return msgspec.json.decode((lab_dir / STATE_FILE).read_bytes(), type=Topology)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
-
-
-def _make_way(plan: Topology, progress: Report, lab_dir: Path) -> None:
+def _make_way(progress: Report, lab_dir: Path) -> None:
     status = lab_status(lab_dir=lab_dir)
     running = [node.name for node in status.nodes if node.pid]
     if status.up:
@@ -176,18 +169,9 @@ def _make_way(plan: Topology, progress: Report, lab_dir: Path) -> None:
             f"a lab is up already (topology {status.topology}): use it, or run `whimbrel lab down` first"
         )
     if running:
-        raise Conflict(
-            f"a lab is half up (only {', '.join(running)} run): run `whimbrel lab down` first"
-        )
-    for earlier in (_saved(lab_dir), plan):
-        for line in _sweep(earlier, lab_dir):
-            progress(f"removed from an earlier lab: {line}")
-
-
-def _sweep(plan: Topology | None, lab_dir: Path) -> list[str]:
-    if plan is None:
-        return cleanup.sweep(lab_dir, DEFAULT_PREFIX)
-    return cleanup.sweep(lab_dir, plan.prefix, [site.name for site in plan.sites])
+        raise Conflict(f"a lab is half up (only {', '.join(running)} run): run `whimbrel lab down` first")
+    for line in cleanup.sweep(lab_dir):
+        progress(f"removed from an earlier lab: {line}")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from whimbrel.memory.ranges import Ranges, as_ranges, intersect, split, total_bytes, union
+from whimbrel.memory.ranges import Ranges, as_ranges, gaps, intersect, split, total_bytes, union
 from whimbrel.memory.vmas import read_vmas
 from whimbrel.model.units import PAGE_BYTES
 
@@ -93,7 +93,7 @@ def _read_slowly(pid: int, pieces: Ranges, target: NDArray[np.uint8]) -> Ranges:
         for start, end in pieces.tolist():
             row = as_ranges([(start, end)])
             here = intersect(row, mapped)
-            missing += _complement(start, end, here)
+            missing += gaps(start, end, here)
             for low, high in here.tolist():
                 at = offset + low - start
                 missing += _read_mapped(pid, memory, low, high, target[at : at + high - low])
@@ -123,14 +123,3 @@ def _read_mapped(
             got = PAGE_BYTES
         start += got
     return missing
-
-
-def _complement(start: int, end: int, inside: Ranges) -> list[tuple[int, int]]:
-    gaps = []
-    for low, high in inside.tolist():
-        if start < low:
-            gaps.append((start, low))
-        start = high
-    if start < end:
-        gaps.append((start, end))
-    return gaps

@@ -26,7 +26,6 @@ class Status:
     tracer: int
     ns_pids: tuple[int, ...]
     anonymous_bytes: int
-    locked_bytes: int
 
     @property
     def dead(self) -> bool:
@@ -49,7 +48,6 @@ def read_status(directory_fd: int) -> Status:
         tracer=int(fields[b"TracerPid"]),
         ns_pids=tuple(map(int, fields[b"NSpid"].split())),
         anonymous_bytes=size(b"RssAnon", b"RssShmem", b"VmSwap"),
-        locked_bytes=size(b"VmLck"),
     )
 
 

@@ -52,6 +52,16 @@ def intersect(ranges: Ranges, keep: Ranges) -> Ranges:
     )
 
 
+def subtract(ranges: Ranges, without: Ranges) -> Ranges:
+    """The bytes of `ranges` that do not lie in `without`. Both must be sorted and disjoint."""
+    if not len(ranges) or not len(without):
+        return ranges
+    gaps = np.empty((len(without) + 1, 2), np.uint64)
+    gaps[0, 0], gaps[1:, 0] = 0, without[:, 1]
+    gaps[:-1, 1], gaps[-1, 1] = without[:, 0], np.iinfo(np.uint64).max
+    return intersect(ranges, gaps[gaps[:, 0] < gaps[:, 1]])
+
+
 def touched(rows: Ranges, by: Ranges) -> NDArray[np.bool_]:
     """For each of `rows` (sorted, disjoint): does any byte of `by` (sorted, disjoint) lie in it?"""
     if not len(rows) or not len(by):
@@ -59,6 +69,20 @@ def touched(rows: Ranges, by: Ranges) -> NDArray[np.bool_]:
     return np.searchsorted(by[:, 1], rows[:, 0], side="right") < np.searchsorted(
         by[:, 0], rows[:, 1], side="left"
     )
+
+
+def gaps(start: int, end: int, inside: Ranges) -> list[tuple[int, int]]:
+    """What of `[start, end)` is not in `inside` (sorted, disjoint)."""
+    found = []
+    for low, high in inside.tolist():
+        if high <= start or low >= end:
+            continue
+        if start < low:
+            found.append((start, low))
+        start = high
+    if start < end:
+        found.append((start, end))
+    return found
 
 
 def split(ranges: Ranges, piece_bytes: int) -> Ranges:

@@ -55,14 +55,32 @@ class ProcessIndex:
             self.pages = np.insert(self.pages, at[~known], pages[~known])
             self.slots = np.insert(self.slots, at[~known], slots[~known])
 
-    def find(self, pages: Pages) -> npt.NDArray[np.int64]:
-        """Slots of `pages`, -1 where a page never came."""
-        at = np.searchsorted(self.pages, pages)
-        slots = np.full(len(pages), -1, np.int64)
-        inside = at < len(self.pages)
-        hit = np.flatnonzero(inside)[self.pages[at[inside]] == pages[inside]]
-        slots[hit] = self.slots[at[hit]]
-        return slots
+    def span(self, ranges: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """For each byte range: where its pages begin and end in `pages`."""
+        low = np.searchsorted(self.pages, ranges[:, 0] // np.uint64(PAGE_BYTES))
+        high = np.searchsorted(self.pages, ranges[:, 1] // np.uint64(PAGE_BYTES))
+        return low, high
+
+    def stretches(self, ranges: npt.NDArray[np.uint64]) -> list[tuple[int, int]]:
+        """The pages of the byte ranges, in order, as (first slot, count) of what is contiguous in the store."""
+        _, slots = self.select(ranges)
+        if len(slots) == 0:
+            return []
+        cut = np.flatnonzero(np.diff(slots) != 1) + 1
+        starts = np.concatenate(([0], cut))
+        counts = np.diff(np.concatenate((starts, [len(slots)])))
+        return list(zip(slots[starts].tolist(), counts.tolist(), strict=True))
+
+    def select(self, ranges: npt.NDArray[np.uint64]) -> tuple[Pages, npt.NDArray[np.int64]]:
+        """Copies of the pages and slots that lie in the ascending byte ranges."""
+        low, high = self.span(ranges)
+        parts = [slice(first, last) for first, last in zip(low.tolist(), high.tolist(), strict=True) if first < last]
+        if not parts:
+            return np.empty(0, np.uint64), np.empty(0, np.int64)
+        return (
+            np.concatenate([self.pages[part] for part in parts]),
+            np.concatenate([self.slots[part] for part in parts]),
+        )
 
 
 class PageStore:
@@ -120,7 +138,11 @@ class PageStore:
                 break
             chosen.append(pages[:limit])
             limit -= len(pages)
-        return np.unique(np.concatenate(chosen)) if chosen else np.empty(0, np.uint64)
+        if not chosen:
+            return np.empty(0, np.uint64)
+        # not np.unique: its first call imports 20 ms of modules, and this runs inside the freeze
+        pages = np.sort(np.concatenate(chosen))
+        return pages[np.concatenate(([True], pages[1:] != pages[:-1]))]
 
     @property
     def map(self) -> mmap.mmap:

@@ -17,11 +17,12 @@ import time
 from whimbrel.memory import uffd
 from whimbrel.memory.guardian import AttachError, Guardian
 from whimbrel.memory.processes import Status, read_status
-from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, intersect, joined, touched, union
-from whimbrel.memory.vmas import open_proc, trackable_ranges
+from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, gaps, intersect, joined, touched, union
+from whimbrel.memory.vmas import Private, open_proc, private_mappings
 
 # Mappings nearer to each other than this are scanned in one call; the call walks what lies between, too.
 _RUN_GAP_BYTES = 64 << 20
+_FILE_RUN_GAP_BYTES = 1 << 20
 
 # How long to wait before the next try to attach, by errno; other failures are tried again at the next scan.
 _RETRY_AFTER_S = {errno.ETIMEDOUT: 2.0, errno.ENOTSUP: math.inf, errno.ENOSYS: math.inf, errno.EMFILE: 1.0}
@@ -62,7 +63,8 @@ class TrackedProcess:
 
     def scan(self, scanner: uffd.Scanner, guardian: Guardian) -> Ranges:
         """Pages written since the last scan, or never reported; re-armed in the same step."""
-        keep = self._keep()
+        private = self._private()
+        keep = private.rows
         if not len(keep):
             return EMPTY
         pagemap = self._open_pagemap()
@@ -72,7 +74,8 @@ class TrackedProcess:
             parts = []
             if self.attached:
                 # Not cut down to `keep`: whatever was re-armed here must be reported, or it would be lost.
-                parts += [scanner.written(pagemap, *run, rearm=True) for run in runs]
+                parts += self._written(private, runs, pagemap, scanner, rearm=True)
+                parts += self._dropped(private, pagemap, scanner)
             fresh = intersect(union(*(scanner.unregistered(pagemap, *run) for run in runs)), keep)
             if len(fresh):
                 parts.append(
@@ -88,20 +91,21 @@ class TrackedProcess:
     def scan_stopped(self, scanner: uffd.Scanner) -> Ranges:
         """The same for a process that stands still, whoever stopped it: changes nothing in it, attaches
         nothing."""
-        keep = self._keep()
+        private = self._private()
+        keep = private.rows
         if not len(keep):
             return EMPTY
         pagemap = self._open_pagemap()
         try:
-            parts = []
-            for run in joined(keep, _RUN_GAP_BYTES):
-                if self._report_all:
-                    parts.append(scanner.present(pagemap, *run))
-                    continue
+            parts = self._dropped(private, pagemap, scanner)
+            runs = joined(keep, _RUN_GAP_BYTES)
+            if self._report_all:
+                parts += [scanner.present(pagemap, *run) for run in runs]
+            else:
                 # Two looks, because a mark left over in a moved mapping means nothing (Linux before 6.14
                 # keeps it).
-                parts.append(scanner.written(pagemap, *run, rearm=False))
-                parts.append(scanner.unregistered(pagemap, *run))
+                parts += self._written(private, runs, pagemap, scanner, rearm=False)
+                parts += [scanner.unregistered(pagemap, *run) for run in runs]
         finally:
             os.close(pagemap)
         return intersect(union(*parts), keep)
@@ -113,11 +117,30 @@ class TrackedProcess:
             os.close(self._directory)
             self._directory = -1
 
-    def _keep(self) -> Ranges:
-        status = self.status()
-        if status.dead:
-            return EMPTY
-        return trackable_ranges(self._directory)
+    def _private(self) -> Private:
+        return Private(EMPTY, EMPTY, EMPTY) if self.status().dead else private_mappings(self._directory)
+
+    def _written(
+        self,
+        private: Private,
+        runs: list[tuple[int, int]],
+        pagemap: int,
+        scanner: uffd.Scanner,
+        *,
+        rearm: bool,
+    ) -> list[Ranges]:
+        parts = [
+            scanner.written(pagemap, start, end, rearm=rearm, files=False)
+            for start, end in private.large.tolist()
+        ]
+        for run in runs:
+            parts += [scanner.written(pagemap, *rest, rearm=rearm) for rest in gaps(*run, private.large)]
+        return parts
+
+    def _dropped(self, private: Private, pagemap: int, scanner: uffd.Scanner) -> list[Ranges]:
+        runs = joined(private.of_files, _FILE_RUN_GAP_BYTES)
+        found = union(*(scanner.dropped(pagemap, *run) for run in runs))
+        return [intersect(found, private.of_files)]
 
     def _open_pagemap(self) -> int:
         # Anew each time: an open pagemap stays with the address space it was opened for, also after exec.

@@ -63,10 +63,19 @@ class Scanner:
         self._vector: NDArray[np.uint64] = np.empty((regions, 3), dtype=np.uint64)
         self._never = _IS_PFNZERO | _IS_FILE | (_IS_GUARD if _knows_guard_regions() else 0)
 
-    def written(self, pagemap: int, start: int, end: int, *, rearm: bool) -> Ranges:
-        """Pages of registered mappings that were written since they were last re-armed."""
+    def written(self, pagemap: int, start: int, end: int, *, rearm: bool, files: bool = True) -> Ranges:
+        """Pages of registered mappings that were written since they were last re-armed. `files=False`, for
+        where no file is mapped, is several times faster: the kernel need not look at each page."""
         flags = _PM_SCAN_WP_MATCHING if rearm else 0
-        return self._scan(pagemap, start, end, flags, self._never, _IS_WPALLOWED | _IS_WRITTEN)
+        absent = self._never if files else self._never & ~_IS_FILE
+        return self._scan(pagemap, start, end, flags, absent, _IS_WPALLOWED | _IS_WRITTEN)
+
+    def dropped(self, pagemap: int, start: int, end: int) -> Ranges:
+        """Pages of registered mappings of files of which only the write-protect mark is left: their own
+        copy was dropped (MADV_DONTNEED, truncation) and what they hold is again the file's. The kernel
+        lists them as swapped out, so really swapped pages are among them."""
+        absent = self._never | _IS_WRITTEN | _IS_PRESENT
+        return self._scan(pagemap, start, end, 0, absent, _IS_WPALLOWED | _IS_SWAPPED)
 
     def unregistered(self, pagemap: int, start: int, end: int) -> Ranges:
         """All populated pages of mappings that are not registered, without unmodified file pages."""

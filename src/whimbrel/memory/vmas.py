@@ -1,8 +1,8 @@
 """A process's mappings, and which of them cross by us.
 
-The page channel carries what CRIU leaves as holes (see `whimbrel.checkpoint.images`): the pages that no file holds
-of all private mappings, those of files included (their copied-on-write pages), but not the kernel's own mappings
-and not huge-TLB. Everything else is in CRIU's images.
+The page channel carries what CRIU leaves as holes (see `whimbrel.checkpoint.images`): the pages that no
+file holds of all private mappings, those of files included (their copied-on-write pages), but not the
+kernel's own mappings and not huge-TLB. Everything else is in CRIU's images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges
+from whimbrel.memory.ranges import Ranges, as_ranges
 
 # Names that /proc/PID/maps gives to mappings without a file; the rest ([heap], [stack], [anon:x], "") is
 # memory.
@@ -18,6 +18,7 @@ _KERNEL_NAMES = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]"
                            b"[uprobes]"))  # fmt: skip
 _NO_DEVICE = b"00:00"
 _HUGE_TLB = b"/anon_hugepage"
+_LARGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Vma:
 def trackable(vma: Vma) -> bool:
     """Does this mapping cross by us? Memory without any permission counts, its pages may have been written
     before; so do mappings of files, whose copied-on-write pages no file holds."""
-    return vma.private and not vma.huge_tlb and vma.name.encode() not in _KERNEL_NAMES
+    name = vma.name.encode()
+    return vma.private and not (vma.huge_tlb or name.startswith(_HUGE_TLB) or name in _KERNEL_NAMES)
 
 
 def read_proc(directory_fd: int, name: str) -> bytes:
@@ -117,13 +119,23 @@ def parse_smaps(text: bytes) -> list[Vma]:
     return found
 
 
-def trackable_ranges(directory_fd: int) -> Ranges:
-    """What crosses by us in the process behind an open /proc/PID (see `trackable`), one row per mapping.
+@dataclass(frozen=True, slots=True, eq=False)
+class Private:
+    """What crosses by us in one process: one row per mapping. Of `rows`, `of_files` have a file behind, and
+    `large` have none and are 1 MiB or more."""
 
-    The hot path of every scan: maps alone, without objects. A droppable mapping is included: it cannot be told
-    apart here, and sending it too does no harm.
+    rows: Ranges
+    of_files: Ranges
+    large: Ranges
+
+
+def private_mappings(directory_fd: int) -> Private:
+    """The trackable mappings of the process behind an open /proc/PID (see `trackable`).
+
+    The hot path of every scan: maps alone, without objects. A droppable mapping is included: it cannot be
+    told apart here, and sending it too does no harm.
     """
-    rows: list[int] = []
+    rows, of_files, large = [], [], []
     for line in read_proc(directory_fd, "maps").splitlines():
         fields = line.split(None, 5)
         if fields[1][3] != 0x70:  # 'p'
@@ -132,11 +144,10 @@ def trackable_ranges(directory_fd: int) -> Ranges:
         if name in _KERNEL_NAMES or name.startswith(_HUGE_TLB):
             continue
         start, end = fields[0].split(b"-")
-        rows.append(int(start, 16))
-        rows.append(int(end, 16))
-    return as_ranges(zip(rows[::2], rows[1::2], strict=True)) if rows else EMPTY
-
-
-def vdso_ranges(pid: int) -> Ranges:
-    """The code page(s) that the kernel maps into a process: no page map calls them written, yet CRIU's lists them."""
-    return as_ranges((vma.start, vma.end) for vma in read_vmas(pid) if vma.name == "[vdso]")
+        row = (int(start, 16), int(end, 16))
+        rows.append(row)
+        if fields[4] != b"0":
+            of_files.append(row)
+        elif row[1] - row[0] >= _LARGE_BYTES:
+            large.append(row)
+    return Private(as_ranges(rows), as_ranges(of_files), as_ranges(large))

@@ -71,6 +71,19 @@ def say(event: str, **fields: object) -> None:
         os.write(1, msgspec.json.encode({"event": event, "at_s": time.time(), **fields}) + b"\n")
 
 
+class Laps:
+    """How long each part of the restore took, for the record of the migration."""
+
+    def __init__(self) -> None:
+        self.taken_ms: list[tuple[str, float]] = []
+        self._last_s = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now_s = time.monotonic()
+        self.taken_ms.append((name, (now_s - self._last_s) * 1e3))
+        self._last_s = now_s
+
+
 class Receiver:
     def __init__(self, order: ReceiveOrder) -> None:
         self.order = order
@@ -163,10 +176,12 @@ class Receiver:
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
+        laps = Laps()
         later, eager_pages = settle(
             self.images, self.store, lazy=order.lazy, recent_pages=order.eager_recent_pages
         )
         self.eager_pages = eager_pages
+        laps.lap("settle")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
             tcp_established=True,
@@ -186,19 +201,23 @@ class Receiver:
             opts.inherit_fd.add(key=name, fd=fds[stream])
         handover = self._listen_for_faults(later) if order.lazy else None
         self.criu.begin_restore(opts)
-        self.criu.advance("pre-resume")
+        for point in ("setup-namespaces", "post-restore", "pre-resume"):
+            self.criu.advance(point)
+            laps.lap(f"criu to {point}")
         if handover is not None:
             handover.join()
-        pids = self.cgroup.pids()
-        narrow = widen(pids)
+        narrow = widen(self.cgroup.pids())
         threading.Timer(WIDE_BUFFERS_S, narrow).start()
+        laps.lap("buffers")
         channel.send(Kind.READY)
         channel.expect(Kind.GO)
         # ------------------------------- the point of no return: the source has committed -----------------
         self.commit()
+        laps.lap("agreement")
         self.faults_before = self.lazy.faults
         self.criu.advance(None)
-        channel.send(Kind.RUNNING)
+        laps.lap("criu to running")
+        channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms))
         self.port.open(self.order.service)
         self.port.announce(self.order.service)
         pid = self.criu.restored_pid
@@ -212,7 +231,7 @@ class Receiver:
         listener.bind(str(self.images / "lazy-pages.socket"))
         listener.listen(1)
         base = address_of(memoryview(self.store.map))
-        by_pid = {pages.ns_pid: pages for pages in later}
+        by_pid = {pages.ns_pid: pages.ranges for pages in later}
 
         def collect() -> None:
             conn, _ = listener.accept()
@@ -230,9 +249,9 @@ class Receiver:
                     for level, kind, data in ancillary:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                             fds.frombytes(data[:4])
-                    pages = by_pid[ns_pid]
                     os.set_blocking(fds[0], False)
-                    self.lazy.add(LazySpace(fds[0], pages.pages, pages.slots, base))
+                    pages, slots = self.store.index[ns_pid].select(by_pid[ns_pid])
+                    self.lazy.add(LazySpace(fds[0], pages, slots, base))
 
         self.lazy.start()
         thread = threading.Thread(target=collect, name="collect", daemon=True)

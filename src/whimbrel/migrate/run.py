@@ -381,7 +381,8 @@ async def _commit(job: Migration, hands: Hands, channel: PageChannel, peer: Peer
             job.committed = True
         try:
             channel.send(Kind.GO)
-            await asyncio.shield(hands.do(channel.expect, Kind.RUNNING))
+            told = await asyncio.shield(hands.do(channel.expect, Kind.RUNNING))
+            _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
         except WhimbrelError:
             if await _destination_gave_up(job, peer):
                 job.committed = False
@@ -391,6 +392,16 @@ async def _commit(job: Migration, hands: Hands, channel: PageChannel, peer: Peer
         if not job.committed:
             job.source.cgroup.thaw()
         raise
+
+
+def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
+    """The destination's clock is another one: its laps are laid end to end back from now."""
+    start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in laps)
+    for name, taken_ms in laps:
+        job.phases.append(
+            Phase(name=f"freeze.restore.{name}", start_ms=round(start_ms, 3), duration_ms=round(taken_ms, 3))
+        )
+        start_ms += taken_ms
 
 
 async def _destination_gave_up(job: Migration, peer: Peer) -> bool:

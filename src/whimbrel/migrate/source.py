@@ -22,10 +22,10 @@ from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.memory.peek import read_pages_into
-from whimbrel.memory.ranges import Ranges, split, total_bytes
+from whimbrel.memory.ranges import Ranges, as_ranges, split, total_bytes
 from whimbrel.memory.processes import ns_pid_of, tree_of
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
-from whimbrel.memory.vmas import vdso_ranges
+from whimbrel.memory.vmas import read_vmas
 from whimbrel.migrate.pagechannel import CHUNK_BYTES, Kind, PageChannel
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
@@ -134,11 +134,12 @@ def _without(ranges: Ranges, missing: Ranges, view: memoryview) -> tuple[Ranges,
 
 
 def vdso_of(root_pid: int) -> list[ProcessPages]:
-    """For each process of the tree the pages that no scan reports (see `vdso_ranges`)."""
+    """The code that the kernel maps into each process: no scan reports it as written, yet CRIU's page map lists it."""
     found = []
     for pid in tree_of(root_pid):
         with contextlib.suppress(ProcessLookupError):
-            found.append(ProcessPages(pid, ns_pid_of(pid), vdso_ranges(pid)))
+            vdso = as_ranges((vma.start, vma.end) for vma in read_vmas(pid) if vma.name == "[vdso]")
+            found.append(ProcessPages(pid, ns_pid_of(pid), vdso))
     return found
 
 

@@ -114,17 +114,21 @@ class Cgroup:
                 os.kill(pid, signal.SIGKILL)
         return pids
 
-    def remove(self) -> None:
-        """Delete the empty groups and their empty parents. Raises WhimbrelError when one is in use."""
+    def remove(self, *, with_parents: bool = False) -> None:
+        """Delete the empty groups, nested ones too. Raises WhimbrelError when one is in use.
+
+        `with_parents`: the parents as well, where nothing else is in them. Not while services start: runc
+        could be about to make a group in there.
+        """
         for folder in self._present():
             nested = sorted((entry for entry in folder.glob("**/") if entry != folder), reverse=True)
             for entry in (*nested, folder):
                 _remove_folder(entry)
-            for parent in folder.parents:
-                if parent in hierarchies():
-                    break
-                with contextlib.suppress(OSError):  # another service still lives there
-                    parent.rmdir()
+        if with_parents:
+            for folder in self.folders:
+                for parent in folder.parents[: len(Path(self.path).parents) - 1]:
+                    with contextlib.suppress(OSError):  # gone, or in use by another service
+                        parent.rmdir()
 
     def memory_bytes(self) -> int | None:
         """What the memory controller charges to the group; None where there is no such controller."""

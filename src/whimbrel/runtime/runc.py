@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -84,21 +86,27 @@ class Runc:
         self, name: str, argv: tuple[str, ...], *, timeout_s: float = 60.0, max_bytes: int = 1 << 20
     ) -> ExecResult:
         """Run a command inside; its output is cut at `max_bytes` each. Raises Refused after `timeout_s`."""
-        process = await self._start("exec", name, *argv, output=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stderr is not None
-        try:
-            async with asyncio.timeout(timeout_s):
-                out, err = await asyncio.gather(
-                    _read_at_most(process.stdout, max_bytes), _read_at_most(process.stderr, max_bytes)
-                )
-                code = await process.wait()
-        except TimeoutError as error:
-            raise Refused(f"the command in {name} ran longer than {timeout_s:g} s and was ended") from error
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        with tempfile.TemporaryDirectory(prefix="whimbrel-exec-") as folder:
+            pid_file = Path(folder, "pid")
+            process = await self._start(
+                "exec", "--pid-file", str(pid_file), name, *argv, output=subprocess.PIPE
+            )
+            assert process.stdout is not None
+            assert process.stderr is not None
+            try:
+                async with asyncio.timeout(timeout_s):
+                    out, err = await asyncio.gather(
+                        _read_at_most(process.stdout, max_bytes), _read_at_most(process.stderr, max_bytes)
+                    )
+                    code = await process.wait()
+            except TimeoutError as error:
+                raise Refused(
+                    f"the command in {name} ran longer than {timeout_s:g} s: it was ended"
+                ) from error
+            finally:
+                if process.returncode is None:
+                    _end_exec(process, pid_file)
+                    await process.wait()
         return ExecResult(
             exit_code=code, stdout=out.decode(errors="replace"), stderr=err.decode(errors="replace")
         )
@@ -136,6 +144,14 @@ class Runc:
             )  # fmt: skip
         except FileNotFoundError as error:
             raise Refused(f"{self._program} is not installed: run `whimbrel check`") from error
+
+
+def _end_exec(process: asyncio.subprocess.Process, pid_file: Path) -> None:
+    """End the command itself, not only the runc that waits for it: that would leave it running inside."""
+    try:
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    except (OSError, ValueError):
+        process.kill()
 
 
 async def _finished(process: asyncio.subprocess.Process) -> int:

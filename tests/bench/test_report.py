@@ -1,0 +1,153 @@
+"""Tables and summaries out of records."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from whimbrel.bench import report, table
+from whimbrel.bench.downtime import Options
+from whimbrel.bench.trial import Workload, round_trip
+from whimbrel.model.errors import BadInput
+from whimbrel.model.migration import MigrationRecord, Outcome, Phase
+
+
+def record(outage_ms: float = 60.0, **changes: object) -> MigrationRecord:
+    plain = MigrationRecord(
+        id="m-1",
+        service="demo",
+        source="edge-1",
+        destination="edge-2",
+        strategy="hybrid",
+        outcome=Outcome.DONE,
+        workload="20 MB",
+        total_ms=1234.5,
+        freeze_ms=48.2,
+        outage_udp_ms=outage_ms,
+        outage_tcp_ms=outage_ms + 1,
+        lost=0,
+        resets=0,
+        state_ok=True,
+        bytes_sent=211_000_000,
+        phases=(
+            Phase(name="prepare", start_ms=0, duration_ms=100),
+            Phase(name="freeze", start_ms=100, duration_ms=outage_ms),
+        ),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.04, "0.0 ms"), (9.94, "9.9 ms"), (63.4, "63 ms"), (999.4, "999 ms"), (1234.5, "1.23 s")],
+)
+def test_ms(value: float | None, text: str) -> None:
+    assert table.ms(value) == text
+
+
+def test_a_row_shows_what_was_measured() -> None:
+    assert table.cells(record()) == (
+        "edge-1 → edge-2", "hybrid", "1.23 s", "48 ms", "60 ms", "61 ms", "0", "0", "211 MB", "ok",
+    )  # fmt: skip
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    unseen = record(lost=None, resets=None, outage_udp_ms=None, outage_tcp_ms=None, state_ok=None)
+    assert table.cells(unseen)[4:8] == ("-", "-", "-", "-")
+    assert table.cells(unseen)[-1] == "-"
+
+
+@pytest.mark.parametrize(
+    ("changes", "good", "state"),
+    [
+        ({}, True, "ok"),
+        ({"state_ok": None, "lost": None, "resets": None}, True, "-"),
+        ({"lost": 1}, False, "ok"),
+        ({"resets": 1}, False, "ok"),
+        ({"state_ok": False}, False, "DAMAGED"),
+        ({"outcome": Outcome.ROLLED_BACK, "error": "the link broke"}, False, "rolled-back: the link broke"),
+    ],
+)
+def test_what_is_good(changes: dict[str, object], good: bool, state: str) -> None:
+    assert table.is_good(record(**changes)) is good
+    assert table.state_text(record(**changes)) == state
+
+
+def test_plain_text_is_aligned() -> None:
+    lines = table.plain(("strategy", "total"), [("hybrid", "9 ms"), ("stop-and-copy", "1.23 s")]).splitlines()
+    assert lines == ["strategy        total", "hybrid           9 ms", "stop-and-copy  1.23 s"]
+
+
+def test_not_a_terminal_gets_plain_text_and_a_terminal_a_table() -> None:
+    for terminal in (False, True):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=160)
+        table.show_migrations(console, [record(), record(lost=3)])
+        assert "edge-1 → edge-2" in out.getvalue()
+        assert ("\x1b[" in out.getvalue()) is terminal
+
+
+def test_markdown() -> None:
+    lines = table.migrations_markdown([record()]).splitlines()
+    assert lines[1] == "|---|---|---:|---:|---:|---:|---:|---:|---:|---|"
+    assert lines[2].startswith("| edge-1 → edge-2 | hybrid | 1.23 s |")
+
+
+def test_summary_has_medians_and_ratios_against_the_baseline() -> None:
+    ours = [record(value) for value in (50, 60, 70, 80, 100)]
+    failed = record(1.0, outcome=Outcome.FAILED)
+    plain = [record(value, strategy=report.BASELINE) for value in (600, 700, 800)]
+    elsewhere = record(30, workload="200 MB")
+    first, base, other = report.summary([*ours, failed, *plain, elsewhere])
+    assert (first["strategy"], first["workload"], first["n"], first["failed"]) == ("hybrid", "20 MB", 5, 1)
+    assert first["outage_udp_ms"] == {"p50": 70, "p95": 100}
+    assert first["ratio_udp"] == pytest.approx(0.1)
+    assert first["phases_ms"] == {"prepare": 100, "freeze": 70}
+    assert "ratio_udp" not in base
+    assert "ratio_udp" not in other
+    assert report.summary_cells(first)[-2:] == ("1/10.0", "1/9.9")
+
+
+def test_a_group_without_one_success_is_still_reported() -> None:
+    (entry,) = report.summary([record(outcome=Outcome.FAILED, error="no")])
+    assert (entry["n"], entry["failed"], entry["outage_udp_ms"]) == (0, 1, None)
+    assert report.summary_cells(entry)[2] == "0 (+1 failed)"
+
+
+def test_document_is_json_with_the_agreed_names() -> None:
+    document = json.loads(json.dumps(report.document({"sizes_mb": [20]}, [record()])))
+    assert set(document) == {"machine", "parameters", "runs", "summary"}
+    assert document["machine"]["cpus"] > 0
+    agreed = {
+        "id", "service", "workload", "source", "destination", "strategy", "reason", "outcome", "error",
+        "total_ms", "freeze_ms", "outage_udp_ms", "outage_tcp_ms", "lost", "resets", "state_ok", "rss_bytes",
+        "bytes_sent", "phases", "rounds",
+    }  # fmt: skip
+    assert agreed <= set(document["runs"][0])
+    assert {"strategy", "workload", "n", "outage_udp_ms"} <= set(document["summary"][0])
+
+
+def test_round_trip_goes_round() -> None:
+    assert round_trip(["a", "b", "c"], 4) == [("a", "b"), ("b", "c"), ("c", "a"), ("a", "b")]
+
+
+@pytest.mark.parametrize(("size", "name"), [(20, "20 MB, 500 pages/s"), (1024, "1 GB, 500 pages/s")])
+def test_workload_names(size: int, name: str) -> None:
+    assert Workload(size).name == name
+
+
+def test_the_baseline_runs_less_often_where_it_takes_seconds() -> None:
+    options = Options()
+    assert [options.baselines(workload) for workload in options.workloads()] == [10, 10, 3]
+    assert options.total == 53
+    assert Options(baseline=False).total == 30
+
+
+@pytest.mark.parametrize("wrong", [{"strategies": ("teleport",)}, {"migrations": 0}, {"sizes_mb": ()}])
+def test_options_are_checked_before_anything_starts(wrong: dict[str, object]) -> None:
+    with pytest.raises(BadInput):
+        Options(**wrong)  # type: ignore[arg-type]
