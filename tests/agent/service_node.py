@@ -90,18 +90,16 @@ class ServiceNode:
 
     def assert_clean(self) -> None:
         """Nothing of any service is left: files, mounts, control groups, processes, namespaces, ports."""
-        left = [str(path.relative_to(self.state_dir)) for kind in ("services", "netns", "run/runc", "run/waiting")
-                for path in (self.state_dir / kind).glob("*")]  # fmt: skip
+        kinds = ("services", "netns", "run/runc", "run/waiting")
+        left = [str(path) for kind in kinds for path in (self.state_dir / kind).glob("*")]
         assert left == []
         mounts = Path("/proc/self/mountinfo").read_text()
         assert f"{self.state_dir}/" not in mounts
         everything = Cgroup(f"/whimbrel/{self.name}")
         assert everything.pids() == []
         assert [path for folder in everything.folders for path in folder.glob("*/")] == []
-        assert netns.call(self.namespace, lambda: sorted(name for _, name in socket.if_nameindex())) == [
-            "lo",
-            BRIDGE,
-        ]
+        interfaces = netns.call(self.namespace, socket.if_nameindex)
+        assert [name for _, name in interfaces] == ["lo", BRIDGE]
 
     def close(self) -> None:
         self.run(_remove_all)
@@ -133,5 +131,5 @@ async def answers(address: str) -> bool:
 
 async def until(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -84,7 +84,7 @@ def test_names_and_addresses_are_not_given_twice(node: ServiceNode) -> None:
             host.run(node.spec()), host.run(node.spec(number=2)), return_exceptions=True
         )
         assert [type(result).__name__ for result in both] == ["ServiceStatus", "BadInput"]
-        with pytest.raises(BadInput, match="service svc on .* already"):
+        with pytest.raises(BadInput, match=r"service svc on .* already"):
             await host.run(node.spec(number=3))
         with pytest.raises(BadInput, match=r"address 10\.77\.9\.1 is used by service svc"):
             await host.run(node.spec("other"))
@@ -196,7 +196,7 @@ def test_memory_limit_ends_a_service_that_passes_it(node: ServiceNode) -> None:
         script = "x=xxxxxxxxxxxxxxxx; while true; do x=$x$x; done"
         await host.run(node.spec(script=script, memory_limit_bytes=20 << 20))
         async with asyncio.timeout(10):
-            while (await host.inspect("svc")).state is not ServiceState.STOPPED:
+            while (await host.inspect("svc")).state is not ServiceState.STOPPED:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         stopped = await host.inspect("svc")
         assert (stopped.pid, stopped.rss_bytes, stopped.processes) == (0, 0, 0)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -23,13 +24,13 @@ DOWN = LabStatus(up=False, present=False, directory="")
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
 
-    def up(progress: Callable[[str], None]) -> LabStatus:
+    def up(topology: Path | None, progress: Callable[[str], None], *, lab_dir: Path) -> LabStatus:
         seen.append("up")
         return UP
 
     monkeypatch.setattr(session, "lab_up", up)
-    monkeypatch.setattr(session, "lab_down", lambda: seen.append("down"))
-    monkeypatch.setattr(session, "lab_status", lambda: DOWN)
+    monkeypatch.setattr(session, "lab_down", lambda **_: seen.append("down"))
+    monkeypatch.setattr(session, "lab_status", lambda **_: DOWN)
     return seen
 
 
@@ -64,7 +65,7 @@ def test_the_lab_goes_down_after_a_failure_and_after_success(calls: list[str]) -
 def test_a_second_signal_does_not_cut_the_cleanup_short(
     calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down() -> None:
+    def down(*, lab_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         calls.append("down")
@@ -76,7 +77,7 @@ def test_a_second_signal_does_not_cut_the_cleanup_short(
 
 
 def test_a_lab_that_is_up_can_be_used_and_stays(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "lab_status", lambda: UP)
+    monkeypatch.setattr(session, "lab_status", lambda **_: UP)
     with session.lab_session(lambda _: None, reuse=True) as status:
         assert status is UP
     assert calls == []

@@ -1,4 +1,4 @@
-"""Stands in for `python -m whimbrel agent|controller`: answers one call, or misbehaves as its environment says."""
+"""Stands in for `python -m whimbrel agent|controller`: answers a call, or misbehaves when told so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lab's own machinery, with stubs in place of agents and controller (the demo's tests use the real ones)."""
+"""The lab's own machinery, with stubs in place of agents and controller (the demo uses the real ones)."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_configurations_are_what_agents_and_controller_read(tmp_path: Path) 
 
 def test_up_twice_is_refused_and_harms_nothing(lab: Lab) -> None:
     first = lab.up()
-    with pytest.raises(Conflict, match="a lab is up already.*whimbrel lab down"):
+    with pytest.raises(Conflict, match=r"a lab is up already.*whimbrel lab down"):
         lab.up()
     assert lab.status() == first
     os.kill(first.nodes[2].pid, signal.SIGKILL)
@@ -146,7 +146,7 @@ def test_down_without_a_lab_says_so(lab: Lab) -> None:
 
 @pytest.fixture
 def neighbour(lab: Lab) -> Iterator[subprocess.Popen[bytes]]:
-    """Somebody else's namespace under the very name that this lab would use, and a process that lives in it."""
+    """Somebody else's namespace under the very name that this lab would use, and a process in it."""
     path = topology.load(lab.file).namespace_path("ue-1")
     netns.create(path)
     inhabitant = netns.call(path, lambda: subprocess.Popen(["sleep", "100"], start_new_session=True))
@@ -283,7 +283,7 @@ def test_the_services_of_a_real_node_of_the_same_name_are_left_alone(lab: Lab) -
         finally:
             service.kill()
             service.wait()
-            group.remove()
+            group.remove(with_parents=True)
 
 
 def test_code_can_run_in_a_node(lab: Lab) -> None:

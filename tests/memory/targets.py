@@ -18,7 +18,7 @@ import numpy as np
 
 from whimbrel.memory.peek import read_pages_into
 from whimbrel.memory.processes import tree_of
-from whimbrel.memory.ranges import total_bytes
+from whimbrel.memory.ranges import Ranges, total_bytes
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
 from whimbrel.memory.vmas import read_vmas, trackable
 
@@ -195,6 +195,11 @@ class Shadow:
                     )
                     compared += 1
         return compared
+
+
+def pages(some: Ranges) -> set[int]:
+    """Addresses of all pages in the ranges."""
+    return {page for start, end in some.tolist() for page in range(start, end, PAGE)}
 
 
 @functools.cache

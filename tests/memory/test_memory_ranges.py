@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from targets import PAGE, program
+from targets import PAGE, pages, program
 
 from whimbrel.memory import peek, ranges
 from whimbrel.memory.peek import read_pages_into
@@ -19,10 +19,6 @@ from whimbrel.memory.vmas import parse_maps, parse_smaps, read_vmas, trackable
 rows = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6)), max_size=8).map(
     lambda pairs: ranges.as_ranges((start * PAGE, (start + count) * PAGE) for start, count in pairs)
 )
-
-
-def pages(some: ranges.Ranges) -> set[int]:
-    return {page for start, end in some.tolist() for page in range(start, end, PAGE)}
 
 
 def assert_tidy(some: ranges.Ranges) -> None:

@@ -20,7 +20,7 @@ def test_port_names_fit_an_interface_name() -> None:
 
 @pytest.mark.parametrize("text", ["10.77.1", "10.77.1.1/33", "fe80::1/64", "", "edge-1"])
 def test_a_wrong_address_is_named(text: str) -> None:
-    with pytest.raises(BadInput, match="write it like 10.77.1.1/16"):
+    with pytest.raises(BadInput, match=r"write it like 10\.77\.1\.1/16"):
         interface(text)
 
 

@@ -108,7 +108,7 @@ async def test_cgroup_holds_ends_and_forgets_everything(make_node: MakeNode) -> 
     await until(lambda: len(cgroup.pids()) == 3)
     assert pid in cgroup.pids()
     assert (cgroup.memory_bytes() or 0) > 0
-    sleeper = subprocess.Popen(["sleep", "1000"])
+    sleeper = subprocess.Popen(["sleep", "1000"])  # noqa: ASYNC220
     try:
         cgroup.attach(sleeper.pid)
         assert sleeper.pid in cgroup.pids()

@@ -1,4 +1,4 @@
-"""The container's description: what the user asked for, equal on every node, and no more rights than needed."""
+"""The container's description: what the user asked for, equal on every node, with few rights."""
 
 from __future__ import annotations
 

@@ -103,6 +103,16 @@ def test_two_at_once_unpack_once(tmp_path: Path, store: ImageStore) -> None:
     assert left_behind(store) == [found[0].digest.removeprefix("sha256:")]
 
 
+def test_remains_of_a_killed_process_are_cleared(tmp_path: Path, store: ImageStore) -> None:
+    layout = make_layout(tmp_path / "oci", BASE)
+    digest = store.ensure(f"oci:{layout}").digest.removeprefix("sha256:")
+    (store.root / digest).rename(store.root / f".new-{digest}")
+    (store.root / f".new-{digest}/half").write_text("half")
+    image = store.ensure(f"oci:{layout}")
+    assert not (image.rootfs.parent / "half").exists()
+    assert left_behind(store) == [digest]
+
+
 HOSTILE = {
     "climbs": [file("../../escaped")],
     "climbs inside": [file("a/../../escaped")],
@@ -110,6 +120,14 @@ HOSTILE = {
     "through an absolute link": [link("out", "{outside}"), file("out/escaped")],
     "through a climbing link": [folder("a"), link("a/out", "../../.."), file("a/out/escaped")],
     "through two links": [link("one", "two"), link("two", "{outside}"), file("one/escaped")],
+    "a link below a link": [
+        folder("usr/lib"),
+        link("lib", "usr/lib"),
+        link("lib/out", "/"),
+        file("usr/lib/out/escaped"),
+    ],
+    "round and round": [link("a", "b"), link("b", "a"), file("a/escaped")],
+    "the root itself": [link("./", "{outside}"), file("escaped")],
     "hard link to outside": [hard_link("mine", "../../../outside/precious")],
     "hard link to an absolute path": [hard_link("mine", "{outside}/precious")],
     "hard link through a link": [link("out", "{outside}"), hard_link("mine", "out/precious")],
@@ -136,7 +154,7 @@ def test_layer_that_leaves_its_root_is_refused(
     with pytest.raises(BadInput) as caught:
         store.ensure(f"oci:{tmp_path}/oci")
     assert "\n" not in str(caught.value)
-    assert members[-1][0].name in str(caught.value)
+    assert "is refused: member" in str(caught.value)
     assert left_behind(store) == []
     assert [entry.name for entry in outside.iterdir()] == ["precious"]
     assert (outside / "precious").read_text() == "precious"
@@ -146,8 +164,9 @@ def test_layer_that_leaves_its_root_is_refused(
 
 
 def test_links_that_stay_inside_are_no_attack(tmp_path: Path, store: ImageStore) -> None:
-    layer = tar(folder("usr/lib"), link("lib", "usr/lib"), file("lib/a", b"a"), link("etc/mtab", "/proc/mounts"),
-                hard_link("usr/lib/b", "usr/lib/a"), link("far", "/"))  # fmt: skip
+    layer = tar(folder("usr/lib"), link("lib", "usr/lib"), file("lib/a", b"a"), link("mtab", "/proc/mounts"),
+                hard_link("usr/lib/b", "usr/lib/a"), link("far", "/"), link("usr/up", "../usr/lib/../lib"),
+                file("usr/up/c", b"c"))  # fmt: skip
     replaced = tar(folder("far"), file("far/file", b"in"))
     image = store.ensure(f"oci:{make_layout(tmp_path / 'oci', layer, replaced)}")
     assert (image.rootfs / "usr/lib/b").read_bytes() == b"a"

@@ -159,7 +159,7 @@ class Incoming:
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
-                kind = event["event"]
+                kind = event.pop("event")
                 if kind == "listening" and not ready.done():
                     ready.set_result(event["port"])
                 elif kind == "running":
@@ -169,7 +169,7 @@ class Incoming:
                     arrival.filled.set()
                 elif kind == "failed":
                     arrival.error = event["error"]
-                log.info("incoming", id=arrival.ticket.migration, **event)
+                log.info(f"incoming service {kind}", id=arrival.ticket.migration, **event)
         finally:
             await arrival.worker.wait()
             if not ready.done():

@@ -23,6 +23,7 @@ from whimbrel.bench.probe import Probe, measured
 from whimbrel.bench.trial import COMMAND, IMAGE_DIR, PORT, Run, Workload, inside, round_trip, trial
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab.commands import LabStatus
+from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.migration import Strategy
@@ -44,6 +45,8 @@ class Options:
     baseline_runs: int | None = None
     dirty_pages_per_s: int = 500
     quiet_s: float = 1.5
+    topology: Path | None = None
+    lab_dir: Path = DEFAULT_LAB_DIR
 
     def __post_init__(self) -> None:
         known = [str(strategy) for strategy in Strategy]
@@ -167,7 +170,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     bad = [entry["failed"] or not entry["state_ok"] for entry in result["summary"]]
     table.show(console, report.HEADINGS, rows, ["bold red" if one else "" for one in bad])
     phases = [
-        (entry["workload"], entry["strategy"], phase, table.ms(duration))
+        (entry["workload"], entry["strategy"], indented(phase), table.ms(duration))
         for entry in result["summary"]
         for phase, duration in entry["phases_ms"].items()
     ]
@@ -182,6 +185,12 @@ def show(console: Console, result: dict[str, Any]) -> None:
         )
         windows = noise["windows"]
         console.print(f"Client alone, {windows} windows of 1 s: {figures}", highlight=False, soft_wrap=True)
+
+
+def indented(phase: str) -> str:
+    """``freeze.dump`` -> ``  dump``: a part of a phase stands below it."""
+    *above, name = phase.split(".")
+    return "  " * len(above) + name
 
 
 @contextmanager
@@ -214,7 +223,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
                 layout = build_demo_image(IMAGE_DIR, progress=tell)
             except BuildError as error:
                 raise Refused(str(error)) from error
-            with lab_session(tell, reuse=True) as status:
+            with lab_session(tell, reuse=True, topology=options.topology, lab_dir=options.lab_dir) as status:
                 benchmark = Benchmark(options, status, f"{layout}:{TAG}", tell, runs, noise)
                 try:
                     benchmark.measure()

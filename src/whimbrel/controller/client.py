@@ -1,5 +1,5 @@
-"""`ControllerClient`: the controller's API for Python, synchronous. Everything raises typed errors of "
-"`model.errors`."""
+"""`ControllerClient`: the controller's API for Python, synchronous. Everything raises typed errors of
+`model.errors`."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ class ControllerClient:
     ) -> MigrationRecord:
         """Start a migration and wait for its end. A migration that failed is a record too: look at `outcome`.
 
-        Raises what refused the start (unknown names, agent down, Conflict). An exception in `on_progress`, and
-        KeyboardInterrupt, leave the migration running.
+        Raises what refused the start (unknown names, agent down, Conflict). The migration goes
+        on after an exception in `on_progress` and after KeyboardInterrupt.
         """
         started = self.start_migration(
             service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason

@@ -39,8 +39,8 @@ class Feed:
             queue.put_nowait(None)
 
     async def follow(self) -> AsyncIterator[MigrationEvent]:
-        """The last news, then all that comes, last the record; an empty event now and then shows that we "
-        "live."""
+        """The last news, then all that comes, last the record; an empty event now and then shows that we
+        live."""
         queue: asyncio.Queue[MigrationEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:

@@ -1,7 +1,7 @@
 """Migrations of the region: checked, handed to the source's agent, watched, and kept on disk.
 
-The source's agent carries a migration out. The controller may be restarted or lose sight of the agent meanwhile;
-it then finds the outcome by looking at where the service runs, and never guesses.
+The source's agent carries a migration out. The controller may be restarted or lose sight of it meanwhile; it
+then finds the outcome by looking at where the service runs, and never guesses.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Migrations:
     async def start(self, request: MigrationRequest, reason: str = "") -> MigrationRecord:
         """Check and start. `request.id` is ignored. Returns the record as it stands, outcome `running`.
 
-        Raises Unknown (service, node), BadInput (destination is the source or no edge), Conflict (it moves already),
-        Unreachable (an agent that is needed is down). Nothing was touched in any of these cases.
+        Raises Unknown (service, node), BadInput (destination is the source or no edge), Conflict (it moves
+        already), Unreachable (an agent that is needed is down). Nothing was touched in any of these cases.
         """
         self.refuse_if_moving(request.service)
         self._starting.add(request.service)

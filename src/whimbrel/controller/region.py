@@ -21,8 +21,8 @@ log = structlog.get_logger()
 
 
 class Region:
-    """One `Peer` for each node, connected again after a loss; every agent hears of all nodes when it "
-    "(re)connects."""
+    """One `Peer` for each node, connected again after a loss; every agent hears of all nodes when it
+    (re)connects."""
 
     def __init__(self, nodes: Iterable[Endpoint], *, retry_s: float = RETRY_S) -> None:
         self.nodes = {node.name: node for node in nodes}

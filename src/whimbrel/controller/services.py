@@ -1,5 +1,5 @@
-"""Services of the region: the agents are the truth, this module asks them and keeps names and addresses "
-"unique."""
+"""Services of the region: the agents are the truth, this module asks them and keeps names and addresses
+unique."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class Services:
     async def run(self, spec: ServiceSpec, node: str) -> ServiceStatus:
         """Start a service on an edge node; an empty `spec.address` means: choose a free one.
 
-        Raises Unknown (node), BadInput (name or address taken, address outside of the pool), Unreachable (agent
-        down) and whatever the agent refuses.
+        Raises Unknown (node), BadInput (name or address taken, address outside of the pool), Unreachable
+        (agent down) and whatever the agent refuses.
         """
         home = self._region.edge(node)
         spec = await self._reserve(spec)

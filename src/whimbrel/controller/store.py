@@ -1,5 +1,5 @@
-"""The record of migrations, on disk: SQLite, one row each, the record as JSON beside the columns we search "
-"by."""
+"""The record of migrations, on disk: SQLite, one row each, the record as JSON beside the columns we search
+by."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from whimbrel.model.service import ServiceStatus
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as the controller sees it now. When its agent does not answer, `up` is false and `error` says "
-    "why."""
+    """A node as the controller sees it now. When its agent does not answer, `up` is false and `error` says
+    why."""
 
     name: str
     role: Role
@@ -38,8 +38,8 @@ class Logs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MigrationEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a migration's event stream: progress, or at the end the record; neither means: still "
-    "there."""
+    """One line of a migration's event stream: progress, or at the end the record; neither means: still
+    there."""
 
     progress: Progress | None = None
     record: MigrationRecord | None = None

@@ -99,7 +99,7 @@ def _service_groups(nodes: Iterable[str]) -> list[Cgroup]:
 
 
 def _empty_cgroups(nodes: Iterable[str], inodes: set[int]) -> str:
-    """Kill and remove the nodes' services. A group that holds strangers is another node's of the same name."""
+    """Kill and remove the nodes' services; a group of strangers is another node's of the same name."""
     killed: set[int] = set()
     removed: list[Cgroup] = []
     for group in _service_groups(nodes):
@@ -110,6 +110,11 @@ def _empty_cgroups(nodes: Iterable[str], inodes: set[int]) -> str:
         group.remove()
         killed.update(pids)
         removed.append(group)
+    for node in nodes:
+        for folder in Cgroup(f"/whimbrel/{node}").folders:
+            with contextlib.suppress(OSError):  # gone, or in use: then it is not ours
+                folder.rmdir()
+                folder.parent.rmdir()
     told = (_count(killed, "service process", "service processes"), _count(removed, "control group"))
     return ", ".join(line for line in told if line)
 

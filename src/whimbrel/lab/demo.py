@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from whimbrel.bench.table import is_good, ms, show_migrations
 from whimbrel.bench.trial import IMAGE_DIR, Run, Workload, inside, round_trip, trial
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab.commands import LabStatus
+from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
 from whimbrel.model.errors import BadInput, Refused
 from whimbrel.model.migration import Progress, Strategy
@@ -82,7 +84,14 @@ def describe_user(probe: Probe) -> str:
     return f"the user talks: UDP answers after {udp}, TCP after {tcp}"
 
 
-def run_demo(teller: Teller, runs: list[Run], strategy: str = Strategy.HYBRID) -> None:
+def run_demo(
+    teller: Teller,
+    runs: list[Run],
+    strategy: str = Strategy.HYBRID,
+    *,
+    topology: Path | None = None,
+    lab_dir: Path = DEFAULT_LAB_DIR,
+) -> None:
     """The whole scenario; each migration is appended to `runs` as soon as it is over.
 
     Nothing is left behind, also after Ctrl-C, SIGTERM and failure.
@@ -90,7 +99,7 @@ def run_demo(teller: Teller, runs: list[Run], strategy: str = Strategy.HYBRID) -
     image = build_image(teller)
     teller.done("image ready")
     teller.now("bringing up the lab")
-    with lab_session(teller.now) as status:
+    with lab_session(teller.now, topology=topology, lab_dir=lab_dir) as status:
         edges = names(status, "edge")
         teller.done(f"lab up: {', '.join(edges)}, {', '.join(names(status, 'gateway'))}, one user")
         with ControllerClient(status.controller) as controller:
@@ -127,6 +136,8 @@ def demo(
     strategy: str = Strategy.HYBRID,
     headless: bool = False,
     json_output: bool = False,
+    topology: Path | None = None,
+    lab_dir: Path = DEFAULT_LAB_DIR,
 ) -> int:
     """The command; returns its exit code: 1 when a migration failed, lost a request, broke a connection or
     damaged the state. Raises WhimbrelError.
@@ -140,7 +151,7 @@ def demo(
     runs: list[Run] = []
     try:
         with Teller(console, live=not headless) as teller:
-            run_demo(teller, runs, strategy)
+            run_demo(teller, runs, strategy, topology=topology, lab_dir=lab_dir)
     finally:
         if runs and not json_output:
             show_migrations(console, [run.record for run in runs])

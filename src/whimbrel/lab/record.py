@@ -53,7 +53,7 @@ def recorded(lab_dir: Path) -> Topology | None:
 def prefix_reserved(plan: Topology) -> Iterator[None]:
     """Nobody else builds under this prefix inside the block, and nothing bears its names at the start.
 
-    So whatever bears them afterwards is ours to remove. The lock is an abstract socket, gone with its process.
+    So whatever bears them afterwards is ours to remove. The lock is an abstract socket: no file stays.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
         try:

@@ -6,9 +6,11 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from whimbrel.lab.commands import LabStatus, Report, lab_down, lab_status, lab_up
+from whimbrel.lab.config import DEFAULT_LAB_DIR
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -46,20 +48,26 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lab_session(progress: Report, *, reuse: bool = False) -> Iterator[LabStatus]:
+def lab_session(
+    progress: Report,
+    *,
+    reuse: bool = False,
+    topology: Path | None = None,
+    lab_dir: Path = DEFAULT_LAB_DIR,
+) -> Iterator[LabStatus]:
     """Bring a lab up and take it down at the end of the block, however that ends.
 
     With `reuse`, a lab that is up already is used, and left up. Raises what `lab_up` raises.
     """
-    status = lab_status()
+    status = lab_status(lab_dir=lab_dir)
     if reuse and status.up:
         with interruptible():
             yield status
         return
     with interruptible():
-        status = lab_up(progress=progress)
+        status = lab_up(topology, progress, lab_dir=lab_dir)
         try:
             yield status
         finally:
             with undisturbed():
-                lab_down()
+                lab_down(lab_dir=lab_dir)

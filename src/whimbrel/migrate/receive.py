@@ -29,6 +29,7 @@ from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
 from whimbrel.memory.store import PageStore, pages_of
+from whimbrel.migrate import failpoints
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
@@ -203,6 +204,7 @@ class Receiver:
         self.criu.begin_restore(opts)
         for point in ("setup-namespaces", "post-restore", "pre-resume"):
             self.criu.advance(point)
+            failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
         if handover is not None:
             handover.join()
@@ -213,13 +215,16 @@ class Receiver:
         channel.expect(Kind.GO)
         # ------------------------------- the point of no return: the source has committed -----------------
         self.commit()
+        failpoints.wait_at("receive.committed")
         laps.lap("agreement")
         self.faults_before = self.lazy.faults
         self.criu.advance(None)
         laps.lap("criu to running")
-        channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms))
         self.port.open(self.order.service)
         self.port.announce(self.order.service)
+        laps.lap("announce")
+        # Only now: the source answers with Release, and a gateway must not send to a closed port.
+        channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms))
         pid = self.criu.restored_pid
         adopt(Path(self.order.runc_root), self.order.service, pid)
         say("running", pid=pid)
@@ -260,6 +265,7 @@ class Receiver:
 
     # --- after the commit: the rest -----------------------------------------------------------------------
     def fill(self, channel: PageChannel) -> FillReport:
+        failpoints.wait_at("receive.fill")
         started = time.monotonic()
         placed = self.lazy.fill_all()
         report = FillReport(

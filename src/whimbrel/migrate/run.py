@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from whimbrel.memory.processes import ns_pids_of
+from whimbrel.migrate import failpoints
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.preflight import check_offer
@@ -101,6 +102,10 @@ class Migration:
     def now_ms(self) -> float:
         return (time.monotonic() - self.started_s) * 1e3
 
+    async def pause_at(self, point: str) -> None:
+        if failpoints.armed(point):
+            await asyncio.to_thread(failpoints.wait_at, point)
+
     def cancel(self) -> bool:
         """Ask for the end; False when it is too late. Whoever holds the gate at the commit wins."""
         with self._gate:
@@ -136,15 +141,17 @@ class Migration:
     async def phase(self, name: str) -> AsyncIterator[None]:
         start = self.now_ms()
         self.emit(Progress(migration=self.request.id, phase=name))
+        await self.pause_at(name)
         try:
             yield
         finally:
             self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
 
-    @contextlib.contextmanager
-    def step(self, name: str) -> Any:
+    @contextlib.asynccontextmanager
+    async def step(self, name: str) -> AsyncIterator[None]:
         """A part of a phase, kept in the record but not announced: announcing costs time in the freeze."""
         start = self.now_ms()
+        await self.pause_at(name)
         try:
             yield
         finally:
@@ -309,21 +316,21 @@ async def _freeze_and_restore(
     service, address, port = job.request.service, job.source.status.spec.address.split("/")[0], job.node.port
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid))
-    with job.step("freeze.hold"):
+    async with job.step("freeze.hold"):
         undo.push_async_callback(_release_here, job, holders, address)
         await asyncio.gather(*(holder.call(Hold(address=address), timeout_s=1) for holder in holders))
         await hands.do(_drain, port, service)
     job.frozen_s = time.monotonic()
-    with job.step("freeze.stop"):
+    async with job.step("freeze.stop"):
         _journal(job, "frozen")
         await hands.do(dump.freeze)
         port.close(service)
-    with job.step("freeze.dump"):
+    async with job.step("freeze.dump"):
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
         images, early = await asyncio.gather(
             hands.do(dump.finish), hands.do(_send_final, tracker, sender, job.source.holes and plan.rounds)
         )
-    with job.step("freeze.pages"):
+    async with job.step("freeze.pages"):
         late = await hands.do(_send_last, job, tracker, sender)
         await hands.do(files.send, channel, job.source.cgroup.pids())
     job.rounds.append(
@@ -334,7 +341,7 @@ async def _freeze_and_restore(
             duration_ms=round((time.monotonic() - job.frozen_s) * 1e3, 3),
         )
     )
-    with job.step("freeze.restore"):
+    async with job.step("freeze.restore"):
         order = RestoreOrder(lazy=plan.lazy, stdio=stdio, eager_recent_pages=EAGER_RECENT_PAGES)
         channel.limit(0)
         await hands.do(channel.send, Kind.IMAGES, 0, images)
@@ -375,12 +382,14 @@ async def _commit(job: Migration, hands: Hands, channel: PageChannel, peer: Peer
     job.source.cgroup.freeze()  # if CRIU or this agent dies from here on, the source must not run on by itself
     try:
         _journal(job, "deciding")
+        await job.pause_at("commit")
         with job._gate:
             if job._cancelled:
                 raise Cancelled("cancelled on request; the service runs on where it was")
             job.committed = True
         try:
             channel.send(Kind.GO)
+            await job.pause_at("after-go")
             told = await asyncio.shield(hands.do(channel.expect, Kind.RUNNING))
             _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
         except WhimbrelError:

@@ -3,8 +3,8 @@
 The neighbour entry of the service's address is put into the state INCOMPLETE by hand. The kernel then queues
 every packet for it, and, since it did not begin to ask itself, it never asks and never gives up: no retry
 timer, and no question that the service's old place could answer while it drains. The announcement from the
-new place (or `release`) completes the entry, and the queue leaves in order (a packet that arrives in that very
-instant may overtake it).
+new place (or `release`) completes the entry, and the queue leaves in order (a packet that arrives in that
+very instant may overtake it).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from whimbrel.model.errors import BadInput, WhimbrelError
 from whimbrel.storage.listing import Changes
@@ -58,7 +58,7 @@ def _pack_one(archive: tarfile.TarFile, folder: Path, path: str) -> None:
         archive.addfile(member)
         return
     with full.open("rb") as file:
-        archive.addfile(member, _Exactly(file, member.size))  # type: ignore[arg-type]
+        archive.addfile(member, cast(IO[bytes], _Exactly(file, member.size)))
 
 
 class _Exactly:
@@ -82,7 +82,7 @@ def apply(folder: Path, stream: IO[bytes]) -> None:
         with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as archive:
             folder_times: dict[str, int] = {}
             for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep every member for ever
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member for ever
                 _apply_one(archive, member, root, folder_times)
             for path, mtime_ns in folder_times.items():
                 with contextlib.suppress(FileNotFoundError), _parent(root, path) as (parent, name):

@@ -14,7 +14,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -115,7 +114,7 @@ class ImageStore:
     def _once(self, digest: str, fill: Callable[[Path], _ImageFile]) -> Image:
         if not self.has(digest):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._lock(digest), self._staging() as staging:
+            with self._lock(digest), self._staging(digest) as staging:
                 if not self.has(digest):
                     config = fill(staging)
                     (staging / "image.json").write_bytes(msgspec.json.encode(config))
@@ -136,8 +135,15 @@ class ImageStore:
             yield
 
     @contextlib.contextmanager
-    def _staging(self) -> Iterator[Path]:
-        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+    def _staging(self, digest: str) -> Iterator[Path]:
+        """A folder to fill, gone afterwards unless renamed.
+
+        With the lock held, one that exists was left behind by a process that was killed.
+        """
+        staging = self.root / f".new-{self._folder(digest).name}"
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(mode=0o700)
         try:
             yield staging
         finally:

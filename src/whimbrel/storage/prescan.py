@@ -20,6 +20,8 @@ _MAX_LINKS = 40
 
 
 class ImageLabels(NamedTuple):
+    """What umoci does not tell apart: the entry point without the command."""
+
     entrypoint: tuple[str, ...]
 
 
@@ -40,43 +42,70 @@ def prescan_layout(layout: Path, reference: str) -> ImageLabels:
 
 
 class Tree:
-    """What the layers so far would put where: enough to follow symbolic links without a disk."""
+    """Where the members so far put symbolic links: enough to follow them without a disk.
+
+    A node is a folder (a dict by name, only of what leads to links) or a link (its target).
+    """
 
     def __init__(self) -> None:
-        self.links: dict[str, str] = {}
+        self._root: dict[str, Any] = {}
         self.members = 0
         self.bytes = 0
 
-    def escapes(self, path: str, *, follow_last: bool = False) -> bool:
-        """Whether a plain unpacker, following links on the real disk, would leave the root at `path`."""
-        return self._resolve(path, 0, follow_last) is None
+    def resolve(self, path: str) -> list[str] | None:
+        """The real place of `path`, its last part not followed.
 
-    def forget(self, path: str) -> None:
-        """`path` became something else than a link, or went away with all below it."""
-        for known in [link for link in self.links if link == path or link.startswith(path + "/")]:
-            del self.links[known]
-
-    def _resolve(self, path: str, depth: int, follow_last: bool) -> str | None:
+        None when a plain unpacker, which follows the links on its disk, would leave the root on the way.
+        """
         at: list[str] = []
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        for position, part in enumerate(parts):
+        todo = _parts(path)[::-1]
+        links = 0
+        while todo:
+            part = todo.pop()
             if part == "..":
                 if not at:
                     return None
                 at.pop()
                 continue
             at.append(part)
-            target = self.links.get("/".join(at))
-            if target is None or (position == len(parts) - 1 and not follow_last):
-                continue
-            if depth >= _MAX_LINKS or target.startswith("/"):
+            target = self._node(at) if todo else None
+            if isinstance(target, str):
+                links += 1
+                if links > _MAX_LINKS or target.startswith("/"):
+                    return None
+                at.pop()
+                todo += _parts(target)[::-1]
+        return at
+
+    def put_link(self, place: list[str], target: str) -> None:
+        folder = self._root
+        for part in place[:-1]:
+            below = folder.get(part)
+            if not isinstance(below, dict):
+                below = folder[part] = {}
+            folder = below
+        folder[place[-1]] = target
+
+    def forget(self, place: list[str]) -> None:
+        """What was at `place` is no link any more, and has none below."""
+        folder = self._node(place[:-1])
+        if place and isinstance(folder, dict):
+            folder.pop(place[-1], None)
+
+    def is_link(self, place: list[str]) -> bool:
+        return isinstance(self._node(place), str)
+
+    def _node(self, place: list[str]) -> Any:
+        node: Any = self._root
+        for part in place:
+            if not isinstance(node, dict):
                 return None
-            at.pop()
-            resolved = self._resolve("/".join([*at, target]), depth + 1, True)
-            if resolved is None:
-                return None
-            at = resolved.split("/") if resolved else []
-        return "/".join(at)
+            node = node.get(part)
+        return node
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
 
 
 class _Padded:
@@ -100,9 +129,9 @@ class _Padded:
 def scan_layer(stream: IO[bytes], tree: Tree, reference: str) -> None:
     """Check one uncompressed layer; `tree` carries the links of the layers below. Raises BadInput."""
     try:
-        with tarfile.open(fileobj=_Padded(stream), mode="r|") as archive:  # type: ignore[arg-type]
+        with tarfile.open(fileobj=cast(IO[bytes], _Padded(stream)), mode="r|") as archive:
             for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # it would keep every member for ever
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member for ever
                 tree.members += 1
                 tree.bytes += member.size
                 if tree.members > MAX_MEMBERS or tree.bytes > MAX_UNPACKED_BYTES:
@@ -118,28 +147,27 @@ def scan_layer(stream: IO[bytes], tree: Tree, reference: str) -> None:
 
 
 def _problem(member: tarfile.TarInfo, tree: Tree) -> str:
-    name = member.name
+    name, target = member.name, member.linkname
     if name.startswith("/"):
         return "has an absolute path"
     if ".." in name.split("/"):
         return "climbs out of the image with '..'"
-    path = "/".join(part for part in name.split("/") if part not in ("", "."))
-    if tree.escapes(path):
+    place = tree.resolve(name)
+    if place is None:
         return "would be written through a symbolic link that leads out of the image"
-    if member.isblk() or (member.ischr() and not path.startswith("dev/")):
+    if member.isblk() or (member.ischr() and place[:1] != ["dev"]):
         return "is a device node"
-    if member.islnk():
-        target = member.linkname
-        if target.startswith("/") or ".." in target.split("/") or tree.escapes(target):
-            return f"is a hard link to {target!r}, out of the image"
-    base = path.rpartition("/")[2]
-    if base.startswith(".wh."):
-        tree.forget(path.rpartition("/")[0] if base == ".wh..wh..opq" else path.replace(".wh.", "", 1))
+    if member.islnk() and (target.startswith("/") or ".." in _parts(target) or tree.resolve(target) is None):
+        return f"is a hard link to {target!r}, out of the image"
+    if place and place[-1].startswith(".wh."):
+        hidden = place[:-1] if place[-1] == ".wh..wh..opq" else [*place[:-1], place[-1].removeprefix(".wh.")]
+        tree.forget(hidden)
     elif member.issym():
-        tree.forget(path)
-        tree.links[path] = member.linkname
-    else:
-        tree.forget(path) if path in tree.links else None
+        if not place:
+            return "replaces the root of the image by a symbolic link"
+        tree.put_link(place, target)
+    elif not member.isdir() or tree.is_link(place):
+        tree.forget(place)
     return ""
 
 

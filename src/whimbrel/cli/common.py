@@ -1,0 +1,86 @@
+"""What several commands share: options, the controller's address, output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from whimbrel.controller.client import ControllerClient
+
+ControllerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--controller",
+        envvar="WHIMBREL_CONTROLLER",
+        metavar="ADDRESS",
+        help="The controller: unix:PATH or tcp:HOST:PORT. Default: a running lab's, else this host's.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def connect(address: str | None) -> ControllerClient:
+    """A client for the address, or for the lab's controller if there is one, else for this host's."""
+    from whimbrel.controller.client import ControllerClient
+    from whimbrel.controller.config import DEFAULT_LISTEN
+    from whimbrel.lab.config import DEFAULT_LAB_DIR, controller_socket
+
+    if not address:
+        lab: Path = controller_socket(DEFAULT_LAB_DIR)
+        address = f"unix:{lab}" if lab.exists() else DEFAULT_LISTEN
+    return ControllerClient(address)
+
+
+def console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Structs become objects; times keep full precision."""
+    import msgspec
+
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    sys.stdout.write(text + "\n")
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+    """A table on a terminal, aligned columns elsewhere. Nothing is cut in a pipe."""
+    out = console()
+    if out.is_terminal:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for heading in headings:
+            table.add_column(heading, overflow="fold")
+        for index, row in enumerate(rows):
+            table.add_row(*row, style=styles[index] if index < len(styles) else None)
+        out.print(table)
+        return
+    lines = [tuple(headings), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """``name  value`` lines, names aligned; empty values are left out."""
+    width = max(len(name) for name, _ in fields)
+    for name, value in fields:
+        if value:
+            print(f"{name.ljust(width)}  {value}")
+
+
+def note(text: str) -> None:
+    """One line that is not the answer: to standard error."""
+    print(f"whimbrel: {text}", file=sys.stderr)

@@ -1,0 +1,143 @@
+"""`lab`, `demo` and `bench`: what needs no controller of its own, because it brings one up."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from whimbrel.cli.common import JsonOption, console, print_json, print_table
+from whimbrel.model.migration import Strategy
+
+labs = typer.Typer(help="Emulated sites on this host.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(labs, name="lab")
+    app.command()(demo)
+    app.command()(bench)
+
+
+@labs.command("up")
+def up(
+    topology: Annotated[
+        Path | None, typer.Option("--topology", metavar="FILE", help="TOML file; default: three edges.")
+    ] = None,
+) -> None:
+    """Bring up edge nodes, gateways and users in network namespaces, with their agents and a controller."""
+    from whimbrel.lab import lab_up
+    from whimbrel.lab.session import interruptible
+
+    with interruptible():
+        status = lab_up(topology, print)
+    print(f"lab up: {len(status.nodes)} nodes, controller at {status.controller}")
+
+
+@labs.command("down")
+def down() -> None:
+    """Remove the lab and all that runs in it. Safe to repeat."""
+    from whimbrel.lab import lab_down
+
+    lab_down(print)
+
+
+@labs.command("status")
+def status(json: JsonOption = False) -> None:
+    """What of a lab is there."""
+    from whimbrel.lab import lab_status
+
+    found = lab_status()
+    if json:
+        print_json(found)
+        return
+    if not found.present:
+        print("no lab is up: `whimbrel lab up` brings one up")
+        return
+    if not found.nodes:
+        print("there are leftovers of a lab: `whimbrel lab down` removes them")
+        return
+    print(f"topology {found.topology}, {'up' if found.up else 'NOT whole'}, controller at {found.controller}")
+    rows = [
+        (
+            node.name,
+            node.role,
+            "alive" if node.alive else "down",
+            node.address,
+            node.overlay_address or "-",
+            node.namespace,
+            str(node.pid or "-"),
+        )
+        for node in found.nodes
+    ]
+    headings = ("node", "role", "state", "address", "overlay", "namespace", "pid")
+    print_table(headings, rows, ["" if node.alive else "bold red" for node in found.nodes])
+
+
+def demo(
+    scenario: Annotated[str, typer.Option("--scenario", metavar="NAME", help="What to show.")] = "round-trip",
+    strategy: Annotated[Strategy, typer.Option("--strategy", help="How to migrate.")] = Strategy.HYBRID,
+    headless: Annotated[bool, typer.Option("--headless", help="No live display.")] = False,
+    json: JsonOption = False,
+) -> int:
+    """Move a running service over three edge nodes while its user keeps talking to it; leaves nothing
+    behind."""
+    from whimbrel.lab.demo import demo as show
+
+    return show(scenario=scenario, strategy=strategy.value, headless=headless, json_output=json)
+
+
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime or pages.")],
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")
+    ] = None,
+    migrations: Annotated[int, typer.Option("--migrations", min=1, help="downtime: how many of each.")] = 10,
+    sizes: Annotated[
+        str, typer.Option("--sizes", metavar="MB,…", help="downtime: memory of the services.")
+    ] = "20,200,1024",
+    strategies: Annotated[
+        str, typer.Option("--strategies", metavar="S,…", help="downtime: strategies to compare.")
+    ] = Strategy.HYBRID.value,
+    baseline: Annotated[
+        bool,
+        typer.Option("--baseline/--no-baseline", help="downtime: also runc checkpoint + copy + restore."),
+    ] = True,
+) -> None:
+    """Measure, side by side with the baseline in one run."""
+    from whimbrel.model.errors import BadInput
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise BadInput(
+            f"{json.absolute().parent} is no directory: make it first, the figures go to {json.name} there"
+        )
+    if name == "downtime":
+        result = _downtime(migrations, sizes, strategies, baseline)
+    elif name == "pages":
+        from whimbrel.bench import pages
+
+        result = pages.run(console())
+    else:
+        raise BadInput(f"there is no benchmark {name!r}: choose downtime or pages")
+    if json is not None:
+        json.write_text(json_module.dumps(result, indent=2) + "\n")
+
+
+def _downtime(migrations: int, sizes: str, strategies: str, baseline: bool) -> dict[str, Any]:
+    from whimbrel.bench import downtime
+    from whimbrel.model.errors import BadInput
+
+    try:
+        sizes_mb = tuple(int(size) for size in sizes.split(","))
+    except ValueError as error:
+        raise BadInput(
+            f"--sizes {sizes!r} is not a list of numbers of MB: write it like 20,200,1024"
+        ) from error
+    options = downtime.Options(
+        sizes_mb=sizes_mb,
+        strategies=tuple(strategies.split(",")),
+        migrations=migrations,
+        baseline=baseline,
+    )
+    return downtime.run(options, console())
