@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -28,23 +30,31 @@ class Result(msgspec.Struct):
     runs: list[MigrationRecord]
 
 
-def start(tmp_path: Path) -> subprocess.Popen[bytes]:
+@pytest.fixture
+def lab() -> Iterator[Path]:
+    """A short path: the sockets in it have at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="wd-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def start(lab: Path) -> subprocess.Popen[bytes]:
     """Other names for everything than the default lab has, so that one that is up is not touched."""
     text = resources.files("whimbrel.lab").joinpath("topologies/default.toml").read_text()
     text = text.replace('"edge-', '"demo-').replace('"gw-', '"door-')
-    topology = tmp_path / "topology.toml"
+    topology = lab / "topology.toml"
     topology.write_text(text.replace('name = "default"', f'name = "demo"\nprefix = "{PREFIX}"', 1))
     program = textwrap.dedent(f"""
         import sys
         from pathlib import Path
         from whimbrel.lab.demo import demo
-        sys.exit(demo(json_output=True, topology=Path({str(topology)!r}), lab_dir=Path({str(tmp_path / "lab")!r})))
+        folder = Path({str(lab)!r})
+        sys.exit(demo(json_output=True, topology=folder / "topology.toml", lab_dir=folder / "lab"))
     """)
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def leftovers(tmp_path: Path) -> list[str]:
-    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(tmp_path) in line]
+def leftovers(lab: Path) -> list[str]:
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if str(lab) in line]
     spaces = [path.name for path in Path("/run/netns").glob(f"{PREFIX}*")]
     groups = [str(path) for path in Path("/sys/fs/cgroup").glob("*/whimbrel/demo-*")]
     processes = []
@@ -53,13 +63,13 @@ def leftovers(tmp_path: Path) -> list[str]:
             command = entry.read_bytes()
         except OSError:
             continue
-        if str(tmp_path).encode() in command:
+        if str(lab).encode() in command:
             processes.append(command.replace(b"\0", b" ").decode())
     return mounts + spaces + groups + processes
 
 
-def test_the_user_loses_nothing_and_nothing_is_left(tmp_path: Path) -> None:
-    demo = start(tmp_path)
+def test_the_user_loses_nothing_and_nothing_is_left(lab: Path) -> None:
+    demo = start(lab)
     out, err = demo.communicate(timeout=180)
     assert demo.returncode == 0, err.decode()
     runs = msgspec.json.decode(out, type=Result).runs
@@ -71,12 +81,12 @@ def test_the_user_loses_nothing_and_nothing_is_left(tmp_path: Path) -> None:
     for run in runs:
         assert run.outcome is Outcome.DONE
         assert (run.lost, run.resets, run.state_ok) == (0, 0, True)
-    assert leftovers(tmp_path) == []
+    assert leftovers(lab) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_when_it_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
-    demo = start(tmp_path)
+def test_nothing_is_left_when_it_is_interrupted(lab: Path, number: signal.Signals) -> None:
+    demo = start(lab)
     assert demo.stderr is not None
     for line in demo.stderr:
         if b"the user talks" in line:
@@ -85,4 +95,4 @@ def test_nothing_is_left_when_it_is_interrupted(tmp_path: Path, number: signal.S
     demo.send_signal(number)
     demo.communicate(timeout=60)
     assert demo.returncode not in (0, None)
-    assert leftovers(tmp_path) == []
+    assert leftovers(lab) == []

@@ -63,8 +63,8 @@ def test_every_page_that_criu_lists_was_reported(tmp_path: Path) -> None:
             text=True,
         )
         assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
-        # After CRIU, as in a migration: it patches a system call into a page of text and back; from then on that
-        # page is the process's own.
+        # After CRIU, as in a migration: it patches a system call into a page of text and back; from
+        # then on that page is the process's own.
         shadow.round(final=True)
         for pid in members:
             theirs = pages(read_pagemap(tmp_path, pid).ranges)

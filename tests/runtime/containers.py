@@ -95,7 +95,7 @@ def shell(name: str, script: str, **more: object) -> ServiceSpec:
     )  # type: ignore[arg-type]
 
 
-async def until(condition: object, *, timeout_s: float = 10.0) -> None:
+async def until(condition: object, *, timeout_s: float = 30.0) -> None:
     """Wait for a condition that another process brings about; fails after the time."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # type: ignore[operator]  # noqa: ASYNC110

@@ -16,7 +16,7 @@ from containers import Node, shell, until
 from whimbrel.checkpoint.swrk import criu_path
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
-from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, tail
+from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
 from whimbrel.runtime.runc import process_start_ticks
 from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, build_spec
 from whimbrel.storage.archive import apply, pack
@@ -103,6 +103,7 @@ async def move(source: Node, target: Node, images: Path) -> int:
     assert is_placeholder(target.runc.root, "svc")
     adopt(target.runc.root, "svc", restored)
     await until(lambda: not waiting.alive)
+    assert settle(source.folder / "services/svc/logs", timeout_s=30)
     add_log_segments(logs, pack_logs(source.folder / "services/svc/logs"))
     await source.remove("svc")
     return restored
@@ -122,7 +123,7 @@ async def assert_full_citizen(node: Node, pid: int) -> None:
     groups = Path(f"/proc/{pid}/cgroup").read_text().split()
     assert all(line.endswith(node.cgroup("svc").path) for line in groups), groups
     assert pid in node.cgroup("svc").pids()
-    assert len(node.cgroup("svc").pids()) <= 2  # the shell and its sleep: no placeholder
+    await until(lambda: len(node.cgroup("svc").pids()) <= 2)  # the shell and its sleep: no placeholder
     assert (node.cgroup("svc").memory_bytes() or 0) > 0
     before = int((node.layer("svc").rootfs / "tmp/count").read_text() or 0)
     await until(lambda: int((node.layer("svc").rootfs / "tmp/count").read_text() or 0) > before + 2)

@@ -10,7 +10,7 @@ import pytest
 from containers import until
 
 from whimbrel.model.errors import BadInput
-from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, segments, tail
+from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, segments, settle, tail
 from whimbrel.runtime.runc import process_start_ticks
 
 
@@ -22,7 +22,11 @@ async def test_what_is_written_arrives_and_the_logger_ends_with_its_writer(tmp_p
     reader = _readers(pipe)
     assert len(reader) == 1
     assert os.stat(f"/proc/{reader[0]}").st_uid == os.getuid()
+    assert not settle(tmp_path / "logs", timeout_s=0)
+    os.write(pipe, b"x" * 60_000)
     os.close(pipe)
+    assert settle(tmp_path / "logs", timeout_s=30)
+    assert len(tail(tmp_path / "logs", 1 << 20)) == 60_006
     await until(lambda: process_start_ticks(reader[0]) is None)
 
 

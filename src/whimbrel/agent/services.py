@@ -21,13 +21,14 @@ from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, Servic
 from whimbrel.network.names import interface
 from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
-from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, tail
+from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
 from whimbrel.runtime.runc import Runc
 from whimbrel.storage.images import Image, ImageStore
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler, Peer
 
 log = structlog.get_logger()
+LAST_WORDS_S = 2.0
 
 
 class ServiceHost:
@@ -259,9 +260,10 @@ class ServiceHost:
         return find_restored(self.runc.root, name, self.place(name).cgroup.pids())
 
     async def send_logs(self, name: str, peer: Peer) -> None:
-        """Source: the output written so far follows the service."""
-        segments = await in_thread(pack_logs, self.place(name).logs)
-        await peer.call(calls.AddLogs(name=name, segments=segments))
+        """Source, when its processes are dead: their output follows the service."""
+        logs = self.place(name).logs
+        await in_thread(settle, logs, timeout_s=LAST_WORDS_S)
+        await peer.call(calls.AddLogs(name=name, segments=await in_thread(pack_logs, logs)))
 
     # --- calls --------------------------------------------------------------------------------------------
     async def _on_run(self, call: calls.RunService, _: EmitEvent) -> ServiceStatus:

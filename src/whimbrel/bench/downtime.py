@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 from whimbrel.bench import report, table
 from whimbrel.bench.baseline import Baseline
 from whimbrel.bench.probe import Probe, measured
-from whimbrel.bench.trial import COMMAND, IMAGE_DIR, PORT, Run, Workload, inside, round_trip, trial
+from whimbrel.bench.trial import COMMAND, IMAGE_DIR, PORT, Run, Workload, inside, next_after, trial
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
@@ -112,7 +112,6 @@ class Benchmark:
         self.tell(said)
 
     def ours(self, controller: ControllerClient, workload: Workload, strategy: str) -> None:
-        moves = round_trip(self.edges, self.options.migrations)
         with trial(
             controller,
             self.user,
@@ -125,8 +124,8 @@ class Benchmark:
             if not self.noise:
                 self.tell("measuring the client itself, nothing moves")
                 self.noise = msgspec.to_builtins(subject.probe.noise(NOISE_WINDOWS))
-            for _, destination in moves:
-                self.note(subject.move(destination, strategy))
+            for _ in range(self.options.migrations):
+                self.note(subject.move(next_after(self.edges, subject.at), strategy))
 
     def plain(self, workload: Workload) -> None:
         edges = [node for node in self.status.nodes if node.role == "edge"]
@@ -137,11 +136,11 @@ class Benchmark:
             baseline.start(self.edges[0])
             host = BASELINE_ADDRESS.split("/")[0]
             with Probe(host, PORT, workload.memory_mb, prefix=self.user) as probe:
-                for _, destination in round_trip(self.edges, self.options.baselines(workload)):
+                for _ in range(self.options.baselines(workload)):
                     probe.quiet()
                     time.sleep(self.options.quiet_s)
                     probe.begin()
-                    record = baseline.move(destination, workload.name)
+                    record = baseline.move(next_after(self.edges, baseline.at), workload.name)
                     window = probe.end()
                     self.note(Run(measured(record, window, probe.digest_ok()), window))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from whimbrel.bench.probe import Probe, Window, measured
 from whimbrel.controller.client import ControllerClient
 from whimbrel.model.errors import WhimbrelError
-from whimbrel.model.migration import MigrationRecord, Progress
+from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.model.service import ServiceStatus
 
 PORT = 7000
@@ -65,13 +65,13 @@ class Run:
 
 @dataclass
 class Trial:
-    """A running service and a client that talks to it."""
+    """A running service, the node it is `at`, and a client that talks to it."""
 
     controller: ControllerClient
     service: str
+    at: str
     probe: Probe
     quiet_s: float = 2.0
-    runs: list[Run] = field(default_factory=list)
 
     def move(self, to: str, strategy: str, on_progress: OnProgress | None = None) -> Run:
         """A quiet phase, the migration, the client's verdict. Raises what refuses the start."""
@@ -81,7 +81,8 @@ class Trial:
         record = self.controller.migrate(self.service, to, strategy=strategy, on_progress=on_progress)
         window = self.probe.end()
         run = Run(measured(record, window, self.probe.digest_ok()), window)
-        self.runs.append(run)
+        if record.outcome is Outcome.DONE:
+            self.at = to
         return run
 
 
@@ -103,13 +104,13 @@ def trial(
     )
     try:
         with Probe(workload.service_address(status), PORT, workload.memory_mb, prefix=user) as probe:
-            yield Trial(controller, service, probe, quiet_s)
+            yield Trial(controller, service, node, probe, quiet_s)
     finally:
         # what went wrong in the block is what the user must see, not that the service is gone with it
         with contextlib.suppress(WhimbrelError):
             controller.remove_service(service)
 
 
-def round_trip(nodes: Sequence[str], moves: int) -> list[tuple[str, str]]:
-    """`moves` steps from the first node to the second, on to the next, and after the last to the first."""
-    return [(nodes[i % len(nodes)], nodes[(i + 1) % len(nodes)]) for i in range(moves)]
+def next_after(nodes: Sequence[str], node: str) -> str:
+    """The node after `node`, the first after the last: the way of every round trip."""
+    return nodes[(nodes.index(node) + 1) % len(nodes)]

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from whimbrel.bench.probe import Probe
 from whimbrel.bench.table import is_good, ms, show_migrations
-from whimbrel.bench.trial import IMAGE_DIR, Run, Workload, inside, round_trip, trial
+from whimbrel.bench.trial import IMAGE_DIR, Run, Workload, inside, next_after, trial
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
 from whimbrel.model.errors import BadInput, Refused
-from whimbrel.model.migration import Progress, Strategy
+from whimbrel.model.migration import Outcome, Progress, Strategy
 from whimbrel.workloads.build import TAG, BuildError, build_demo_image
 
 SCENARIOS = {"round-trip": "edge-1 -> edge-2 -> edge-3 -> edge-1, 200 MB with 500 pages/s rewritten"}
@@ -108,11 +108,14 @@ def run_demo(
             with trial(controller, user_place(status), quiet_s=QUIET_S, **where) as subject:  # type: ignore[arg-type]
                 teller.done(f"service {SERVICE} runs on {edges[0]}: {WORKLOAD.name}")
                 teller.done(describe_user(subject.probe))
-                for source, destination in round_trip(edges, len(edges)):
-                    teller.now(f"{source} -> {destination}")
+                for _ in edges:
+                    destination = next_after(edges, subject.at)
+                    teller.now(f"{subject.at} -> {destination}")
                     run = subject.move(destination, strategy, teller.progress)
                     runs.append(run)
                     teller.done(sentence(run))
+                    if run.record.outcome is not Outcome.DONE:
+                        break  # the table tells why
         teller.now("removing the lab")
     teller.done("lab removed")
 

@@ -7,6 +7,7 @@ while the agent is down, so the reader is its own tiny process (`cat`), which en
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import subprocess
@@ -31,6 +32,7 @@ def open_log(logs: Path, node: str, *, now_ns: int | None = None) -> int:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         with segment.open("ab") as target:
+            fcntl.flock(target, fcntl.LOCK_EX)  # held by the logger until it ends, see `settle`
             # --fork: the logger is init's child, not ours, so that it outlives the agent and leaves no zombie
             subprocess.run(
                 ["setsid", "--fork", "cat"],
@@ -69,6 +71,22 @@ def segments(logs: Path) -> list[Path]:
         return []
     found = (entry for entry in logs.iterdir() if _SEGMENT.fullmatch(entry.name) and not entry.is_symlink())
     return sorted(found, key=_start_ns)
+
+
+def settle(logs: Path, *, timeout_s: float) -> bool:
+    """Wait until no logger writes any more: all that ended writers said is in the files. Blocking."""
+    deadline = time.monotonic() + timeout_s
+    for segment in segments(logs):
+        with segment.open("rb") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        return False
+                    time.sleep(0.001)
+    return True
 
 
 def pack_logs(logs: Path, *, max_bytes: int = 16 << 20) -> bytes:

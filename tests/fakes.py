@@ -1,0 +1,228 @@
+"""In-memory agents that speak the real agent protocol: same calls, same errors, no containers.
+
+`tests/controller/test_contract.py` runs one suite against these and against real agents, so that they cannot
+drift apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from msgspec.structs import replace
+
+from whimbrel import __version__
+from whimbrel.model.errors import BadInput, Cancelled, WhimbrelError
+from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Progress, Round
+from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources, Role
+from whimbrel.model.service import ExecResult, ServiceState, ServiceStatus
+from whimbrel.wire import calls
+from whimbrel.wire.rpc import EmitEvent, RpcServer
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class FakeAgent:
+    """One agent. `refuse_migration`: raised by `Migrate`; `fail_image`: raised by `RunService`."""
+
+    def __init__(self, name: str, role: Role, region: FakeRegion) -> None:
+        self.endpoint = Endpoint(
+            name=name, role=role, host="127.0.0.1", port=free_port(), overlay_host=f"127.0.1.{len(region.agents) + 1}"
+        )
+        self.services: dict[str, ServiceStatus] = {}
+        self.peers: list[tuple[Endpoint, ...]] = []
+        self.requests: list[calls.Migrate] = []
+        self.refuse_migration: WhimbrelError | None = None
+        self._region = region
+        self._server: RpcServer | None = None
+        self._cancelled: set[str] = set()
+
+    async def start(self) -> None:
+        self._server = RpcServer(
+            {
+                calls.GetNode: self._node,
+                calls.SetPeers: self._set_peers,
+                calls.RunService: self._run,
+                calls.ListServices: self._list,
+                calls.InspectService: self._inspect,
+                calls.RemoveService: self._remove,
+                calls.ServiceLogs: self._logs,
+                calls.ExecInService: self._exec,
+                calls.Migrate: self._migrate,
+                calls.CancelMigration: self._cancel,
+            }
+        )
+        await self._server.start(self.endpoint.host, self.endpoint.port)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
+
+    def _known(self, name: str) -> ServiceStatus:
+        if name not in self.services:
+            raise BadInput(f"there is no service {name!r} on {self.endpoint.name}")
+        return self.services[name]
+
+    async def _node(self, _: calls.GetNode, emit: EmitEvent) -> NodeStatus:
+        return NodeStatus(
+            endpoint=self.endpoint,
+            capabilities=Capabilities(whimbrel=__version__, machine="x86_64", kernel="6.18", criu="4.2.1", runc="1.1.5"),
+            resources=Resources(
+                cpus=2, load_1min=0.5, memory_total_bytes=8 << 30, memory_available_bytes=4 << 30,
+                disk_available_bytes=100 << 30,
+            ),
+            services=tuple(sorted(self.services)),
+        )  # fmt: skip
+
+    async def _set_peers(self, call: calls.SetPeers, _: EmitEvent) -> None:
+        self.peers.append(call.peers)
+
+    async def _run(self, call: calls.RunService, _: EmitEvent) -> ServiceStatus:
+        if not call.spec.image.startswith(("oci:", "oci-archive:", "rootfs:")):
+            raise BadInput(f"image {call.spec.image!r} is no reference: write oci:PATH")
+        status = ServiceStatus(
+            spec=call.spec,
+            node=self.endpoint.name,
+            state=ServiceState.RUNNING,
+            pid=4242,
+            mac="02:77:0a:4d:01:01",
+            image_digest="sha256:0",
+            rss_bytes=20 << 20,
+            processes=1,
+            started_unix_s=time.time(),
+        )
+        self.services[call.spec.name] = status
+        return status
+
+    async def _list(self, _: calls.ListServices, emit: EmitEvent) -> tuple[ServiceStatus, ...]:
+        return tuple(self.services.values())
+
+    async def _inspect(self, call: calls.InspectService, _: EmitEvent) -> ServiceStatus:
+        return self._known(call.name)
+
+    async def _remove(self, call: calls.RemoveService, _: EmitEvent) -> None:
+        self._known(call.name)
+        del self.services[call.name]
+
+    async def _logs(self, call: calls.ServiceLogs, _: EmitEvent) -> str:
+        self._known(call.name)
+        return "line one\nline two\n"[-call.tail_bytes :]
+
+    async def _exec(self, call: calls.ExecInService, _: EmitEvent) -> ExecResult:
+        self._known(call.name)
+        if call.argv[0] == "false":
+            return ExecResult(exit_code=1, stdout="", stderr="")
+        return ExecResult(exit_code=0, stdout=" ".join(call.argv) + "\n", stderr="")
+
+    async def _migrate(self, call: calls.Migrate, emit: EmitEvent) -> MigrationRecord:
+        self.requests.append(call)
+        request = call.request
+        status = self._known(request.service)
+        if self.refuse_migration is not None:
+            raise self.refuse_migration
+        record = MigrationRecord(
+            id=request.id,
+            service=request.service,
+            source=self.endpoint.name,
+            destination=call.destination.name,
+            strategy=request.strategy.value,
+            outcome=Outcome.DONE,
+            rss_bytes=status.rss_bytes,
+            total_ms=321.0,
+            freeze_ms=45.5,
+            bytes_sent=21 << 20,
+            phases=(Phase(name="rounds", start_ms=0.0, duration_ms=200.0),),
+            rounds=(Round(n=1, dirty_pages=5120, bytes_sent=20 << 20, duration_ms=100.0),),
+        )
+        if request.dry_run:
+            return replace(record, outcome=Outcome.DRY_RUN, phases=(), rounds=())
+        self.services[request.service] = replace(status, state=ServiceState.MIGRATING)
+        emit(Progress(migration=request.id, phase="prepare"))
+        emit(Progress(migration=request.id, phase="rounds", detail="round 1", fraction=0.5))
+        try:
+            while not self._region.go.is_set():
+                if request.id in self._cancelled:
+                    raise Cancelled("cancelled on request")
+                await asyncio.sleep(0.01)
+        except Cancelled as error:
+            self.services[request.service] = status
+            return replace(
+                record, outcome=Outcome.CANCELLED, error=str(error), error_code=error.code, phases=(), rounds=()
+            )
+        emit(Progress(migration=request.id, phase="freeze"))
+        del self.services[request.service]
+        destination = self._region.agents[call.destination.name]
+        destination.services[request.service] = replace(
+            status, node=destination.endpoint.name, migrations=status.migrations + 1
+        )
+        return record
+
+    async def _cancel(self, call: calls.CancelMigration, _: EmitEvent) -> bool:
+        if not any(one.request.id == call.id for one in self.requests) or self._region.go.is_set():
+            return False
+        self._cancelled.add(call.id)
+        return True
+
+
+class FakeRegion:
+    """Agents on loopback, served from a thread of their own. Migrations wait while `go` is not set."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.agents: dict[str, FakeAgent] = {}
+        for name in ("edge-1", "edge-2", "edge-3"):
+            self.agents[name] = FakeAgent(name, Role.EDGE, self)
+        self.agents["gw-1"] = FakeAgent("gw-1", Role.GATEWAY, self)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> FakeRegion:
+        self._thread.start()
+        for name in self.agents:
+            self.up(name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go.set()
+        for name in self.agents:
+            self.down(name)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def up(self, name: str) -> None:
+        self._do(self.agents[name].start())
+
+    def down(self, name: str) -> None:
+        self._do(self.agents[name].stop())
+
+    def reset(self) -> None:
+        """No services, no grudges; all agents answer."""
+        self.go.set()
+        for name, agent in self.agents.items():
+            agent.services.clear()
+            agent.requests.clear()
+            agent.refuse_migration = None
+            if agent._server is None:
+                self.up(name)
+
+    def config_text(self, listen: str, state_dir: str) -> str:
+        text = f'listen = "{listen}"\nstate_dir = "{state_dir}"\naddress_pool = "10.77.1.0/16"\n'
+        for agent in self.agents.values():
+            end = agent.endpoint
+            text += f'\n[[nodes]]\nname = "{end.name}"\nrole = "{end.role}"\nhost = "{end.host}"\n'
+            text += f'port = {end.port}\noverlay_host = "{end.overlay_host}"\n'
+        return text
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(10)

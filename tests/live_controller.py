@@ -1,0 +1,74 @@
+"""A real controller process on a UNIX socket, in front of fake agents."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fakes import FakeRegion
+
+from whimbrel.controller.client import ControllerClient
+from whimbrel.model.errors import Unreachable
+
+
+def wait_until(condition, what: str, timeout_s: float = 15.0) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s} s in vain: {what}")
+        time.sleep(0.02)
+
+
+class LiveController:
+    """`start`, `terminate` and `kill` as often as you like; the state directory stays."""
+
+    def __init__(self, region: FakeRegion, directory: Path) -> None:
+        self.region = region
+        self.address = f"unix:{directory}/c.sock"
+        self.socket = directory / "c.sock"
+        self.log = directory / "controller.log"
+        self._config = directory / "controller.toml"
+        self._config.write_text(region.config_text(self.address, str(directory / "state")))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "whimbrel", "controller", "--config", str(self._config)], stderr=log
+            )
+        wait_until(self.answers, f"the controller answers\n{self.log.read_text()}")
+
+    def answers(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            pytest.fail(f"the controller ended: {self.log.read_text()}")
+        try:
+            with self.client() as client:
+                return all(node.up for node in client.nodes())
+        except Unreachable:
+            return False
+
+    def client(self) -> ControllerClient:
+        return ControllerClient(self.address)
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit code."""
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(15)
+        self._process = None
+        return code
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self.terminate()

@@ -1,0 +1,197 @@
+"""A lab of its own for the migration tests: real agents, real CRIU, a real service, and clients at a user's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from whimbrel.controller.client import ControllerClient
+from whimbrel.lab import commands, processes
+from whimbrel.model.migration import MigrationRecord
+from whimbrel.network import netns
+from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.workloads.build import build_demo_image
+
+EDGES = ("tm-1", "tm-2", "tm-3")
+PORT = 7000
+IMAGE_CACHE = Path("/var/cache/whimbrel/images")
+
+
+@dataclass
+class Lab:
+    directory: Path
+    failpoints: Path
+    image: str
+    controller: ControllerClient
+
+    def state_dir(self, node: str) -> Path:
+        return self.directory / node
+
+    def agent_pid(self, node: str) -> int:
+        return processes.read_pid(self.state_dir(node) / "agent.pid")
+
+    def restart_agent(self, node: str) -> None:
+        plan = commands.recorded(self.directory)
+        assert plan is not None
+        for process in processes.lab_processes(plan, self.directory):
+            if process.directory.name == node:
+                processes.start(process)
+        deadline = time.monotonic() + 20
+        while not any(view.name == node and view.alive for view in self.controller.nodes()):
+            assert time.monotonic() < deadline, f"the agent of {node} does not come back"
+            time.sleep(0.1)
+
+    def arm(self, point: str) -> None:
+        (self.failpoints / point).touch()
+
+    def wait_reached(self, point: str, timeout_s: float = 20.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not (self.failpoints / f"{point}.reached").exists():
+            assert time.monotonic() < deadline, f"nobody came to {point}"
+            time.sleep(0.005)
+
+    def disarm(self) -> None:
+        for path in self.failpoints.iterdir():
+            path.unlink()
+
+    def leftovers(self, node: str, service: str) -> list[str]:
+        """Whatever a node still has of a service that must not be there."""
+        state = self.state_dir(node)
+        found = [str(path) for path in (state / "services" / service, state / "netns" / service) if path.exists()]
+        found += [str(path) for path in (state / "run").glob("incoming-*")]
+        found += [str(path) for path in (state / "run/runc").glob(service)]
+        found += [str(folder) for folder in Cgroup(f"/whimbrel/{node}/{service}").folders if folder.exists()]
+        mounts = Path("/proc/self/mountinfo").read_text()
+        found += [line.split()[4] for line in mounts.splitlines() if f"{state}/services/{service}/" in line]
+        return found
+
+
+class User:
+    """One TCP connection and one UDP socket from the user's namespace to the service."""
+
+    def __init__(self, lab: Lab, address: str) -> None:
+        where = commands.node_namespace("ue-1", lab_dir=lab.directory)
+        self.tcp = netns.call(where, lambda: socket.create_connection((address, PORT), timeout=15))
+        self.udp = netns.call(where, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self.udp.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE: the user loses nothing itself
+        self.udp.settimeout(5)
+        self.udp.connect((address, PORT))
+        self._buffer = self.tcp.makefile("rb")
+
+    def ask(self, request: str) -> tuple[int, int]:
+        self.tcp.sendall(request.encode() + b"\n")
+        first, second = self._buffer.readline().split()
+        return int(first), int(second)
+
+    def echo(self, text: bytes) -> bytes:
+        self.udp.send(text)
+        return self.udp.recv(2048)
+
+    def close(self) -> None:
+        self._buffer.close()
+        self.tcp.close()
+        self.udp.close()
+
+
+TOPOLOGY = """
+name = "migration-tests"
+prefix = "tm-"
+overlay_subnet = "10.77.0.0/16"
+controller_subnet = "192.168.100.0/24"
+[[edges]]
+name = "tm-1"
+subnet = "192.168.101.0/24"
+[[edges]]
+name = "tm-2"
+subnet = "192.168.102.0/24"
+[[edges]]
+name = "tm-3"
+subnet = "192.168.103.0/24"
+[[gateways]]
+name = "tm-gw-1"
+subnet = "192.168.111.0/24"
+overlay_address = "10.77.0.1"
+access_subnet = "10.99.0.0/24"
+[[gateways]]
+name = "tm-gw-2"
+subnet = "192.168.112.0/24"
+overlay_address = "10.77.0.2"
+access_subnet = "10.99.1.0/24"
+[[users]]
+name = "ue-1"
+attached = ["tm-gw-1", "tm-gw-2"]
+"""
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("moving containers needs root")
+    base = tmp_path_factory.mktemp("migration-lab")
+    topology = base / "topology.toml"
+    topology.write_text(TOPOLOGY)
+    failpoints = base / "failpoints"
+    failpoints.mkdir()
+    image = build_demo_image(IMAGE_CACHE)
+    directory = Path("/var/lib/whimbrel-tests/migration")
+    os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
+    commands.lab_down(lab_dir=directory)
+    commands.lab_up(topology, lab_dir=directory)
+    try:
+        with ControllerClient(f"unix:{directory}/controller.sock") as controller:
+            yield Lab(directory, failpoints, f"oci:{image}:demo", controller)
+    finally:
+        del os.environ["WHIMBREL_FAILPOINTS"]
+        commands.lab_down(lab_dir=directory)
+
+
+@dataclass
+class Running:
+    """A service on the lab, a user that talks to it, and its memory size."""
+
+    lab: Lab
+    name: str
+    memory_mb: int
+    user: User
+
+    @property
+    def node(self) -> str:
+        return self.lab.controller.service(self.name).node
+
+    def migrate(self, to: str, strategy: str = "hybrid") -> MigrationRecord:
+        return self.lab.controller.migrate(self.name, to, strategy)
+
+
+@pytest.fixture
+def running(lab: Lab) -> Iterator[Running]:
+    """The demo service with 24 MB on the first edge, talked to by a user; removed afterwards."""
+    memory_mb = 24
+    status = lab.controller.run_service(
+        "mover", lab.image, "tm-1", env=[f"MEMORY_MB={memory_mb}"], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
+    )
+    user = _user_when_ready(lab, status.spec.address.split("/")[0])
+    try:
+        yield Running(lab, "mover", memory_mb, user)
+    finally:
+        user.close()
+        lab.disarm()
+        for node in EDGES:
+            if lab.agent_pid(node) == 0:
+                lab.restart_agent(node)
+        lab.controller.remove_service("mover")
+
+
+def _user_when_ready(lab: Lab, address: str) -> User:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return User(lab, address)
+        except OSError:
+            assert time.monotonic() < deadline, "the service does not answer"
+            time.sleep(0.05)

@@ -1,0 +1,109 @@
+"""Every strategy moves a running service with its state, its connections and its place in the runtime."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from tests.migrate.conftest import EDGES, Running
+from whimbrel.model.migration import Outcome, Strategy
+from whimbrel.workloads.service import expected_digest
+
+
+def state_is_right(running: Running) -> bool:
+    writes, digest = running.user.ask("digest")
+    return digest == expected_digest(writes, running.memory_mb)
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_the_service_moves_with_state_and_connections(running: Running, strategy: Strategy) -> None:
+    user = running.user
+    count, writes = user.ask("count")
+    for target in (EDGES[1], EDGES[2], EDGES[0]):
+        record = running.migrate(target, strategy)
+        assert (record.outcome, record.error) == (Outcome.DONE, "")
+        assert running.node == target
+        next_count, next_writes = user.ask("count")
+        assert next_count == count + 1, "the counter lives in the service: it must go on by one"
+        assert next_writes > writes, "the writer thread must run on"
+        count, writes = next_count, next_writes
+        assert user.echo(b"still there") == b"still there"
+        assert state_is_right(running)
+        for node in set(EDGES) - {target}:
+            assert running.lab.leftovers(node, running.name) == []
+    status = running.lab.controller.service(running.name)
+    assert status.migrations == 3
+    if strategy is not Strategy.STOP_AND_COPY:
+        assert len(record.rounds) >= 3, "at least the first round, another, and the final one"
+        assert record.rounds[0].dirty_pages > running.memory_mb * 200
+
+
+def test_a_moved_container_is_a_full_citizen_of_its_runtime(running: Running) -> None:
+    for target in (EDGES[1], EDGES[0], EDGES[1]):
+        assert running.migrate(target).outcome is Outcome.DONE
+    root = running.lab.state_dir(EDGES[1]) / "run/runc"
+
+    def runc(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["runc", "--root", root, *args], capture_output=True, text=True, check=True)
+
+    listed = {item["id"]: item for item in json.loads(runc("list", "--format", "json").stdout)}
+    assert listed[running.name]["status"] == "running"
+    state = json.loads(runc("state", running.name).stdout)
+    assert state["pid"] == running.lab.controller.service(running.name).pid
+    inside = runc("exec", running.name, "/usr/bin/python3", "-c", "import os; print(os.listdir('/srv'))")
+    assert "service.py" in inside.stdout
+    executed = running.lab.controller.exec(running.name, ["/usr/bin/python3", "-c", "print(6 * 7)"])
+    assert (executed.exit_code, executed.stdout) == (0, "42\n")
+    log = running.lab.controller.logs(running.name)
+    assert "serving on port" in log, "what it wrote on its first node follows it"
+    runc("kill", running.name, "KILL")
+    runc("delete", "--force", running.name)
+
+
+def test_output_after_the_move_is_in_the_log(running: Running) -> None:
+    running.migrate(EDGES[1])
+    write = "open('/proc/1/fd/1', 'w').write('written after the move\\n')"
+    running.lab.controller.exec(running.name, ["/usr/bin/python3", "-c", write])
+    assert "written after the move" in running.lab.controller.logs(running.name)
+
+
+def test_files_follow(running: Running) -> None:
+    def sh(code: str) -> str:
+        result = running.lab.controller.exec(running.name, ["/usr/bin/python3", "-c", code])
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    sh("import os; os.makedirs('/data/deep'); open('/data/deep/a', 'w').write('before'); open('/dev/shm/s','w').write('shared'); os.remove('/srv/service.py')")
+    assert running.migrate(EDGES[1]).outcome is Outcome.DONE
+    assert sh("print(open('/data/deep/a').read(), open('/dev/shm/s').read())") == "before shared\n"
+    assert sh("import os; print(os.path.exists('/srv/service.py'))") == "False\n"
+
+
+def test_held_packets_are_delivered_not_lost(running: Running) -> None:
+    """Datagrams sent throughout a migration are all answered."""
+    import threading
+
+    stop = threading.Event()
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        while not stop.is_set():
+            running.user.udp.send(b"%d" % sent)
+            sent += 1
+            stop.wait(0.002)
+
+    running.user.udp.settimeout(2)
+    sender = threading.Thread(target=send)
+    sender.start()
+    record = running.migrate(EDGES[1])
+    stop.set()
+    sender.join()
+    assert record.outcome is Outcome.DONE
+    answered: set[bytes] = set()
+    with pytest.raises(TimeoutError):
+        while True:
+            answered.add(running.user.udp.recv(64))
+    assert len(answered) == sent
