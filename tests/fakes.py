@@ -35,7 +35,11 @@ class FakeAgent:
 
     def __init__(self, name: str, role: Role, region: FakeRegion) -> None:
         self.endpoint = Endpoint(
-            name=name, role=role, host="127.0.0.1", port=free_port(), overlay_host=f"127.0.1.{len(region.agents) + 1}"
+            name=name,
+            role=role,
+            host="127.0.0.1",
+            port=free_port(),
+            overlay_host=f"127.0.1.{len(region.agents) + 1}",
         )
         self.services: dict[str, ServiceStatus] = {}
         self.peers: list[tuple[Endpoint, ...]] = []
@@ -75,7 +79,9 @@ class FakeAgent:
     async def _node(self, _: calls.GetNode, emit: EmitEvent) -> NodeStatus:
         return NodeStatus(
             endpoint=self.endpoint,
-            capabilities=Capabilities(whimbrel=__version__, machine="x86_64", kernel="6.18", criu="4.2.1", runc="1.1.5"),
+            capabilities=Capabilities(
+                whimbrel=__version__, machine="x86_64", kernel="6.18", criu="4.2.1", runc="1.1.5"
+            ),
             resources=Resources(
                 cpus=2, load_1min=0.5, memory_total_bytes=8 << 30, memory_available_bytes=4 << 30,
                 disk_available_bytes=100 << 30,
@@ -156,7 +162,12 @@ class FakeAgent:
         except Cancelled as error:
             self.services[request.service] = status
             return replace(
-                record, outcome=Outcome.CANCELLED, error=str(error), error_code=error.code, phases=(), rounds=()
+                record,
+                outcome=Outcome.CANCELLED,
+                error=str(error),
+                error_code=error.code,
+                phases=(),
+                rounds=(),
             )
         emit(Progress(migration=request.id, phase="freeze"))
         del self.services[request.service]

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import FakeRegion
 
+from fakes import FakeRegion
 from whimbrel.controller.client import ControllerClient
 from whimbrel.model.errors import Unreachable
 
@@ -72,3 +73,26 @@ class LiveController:
     def stop(self) -> None:
         if self._process is not None:
             self.terminate()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveController]:
+    with FakeRegion() as region:
+        controller = LiveController(region, Path(tmp_path_factory.mktemp("ctl")))
+        controller.start()
+        yield controller
+        controller.stop()
+
+
+@pytest.fixture
+def region(live: LiveController) -> Iterator[FakeRegion]:
+    """The fake agents behind the controller, fresh."""
+    live.region.reset()
+    yield live.region
+    live.region.reset()
+
+
+@pytest.fixture
+def client(live: LiveController, region: FakeRegion) -> Iterator[ControllerClient]:
+    with live.client() as client:
+        yield client

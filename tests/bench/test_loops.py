@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from whimbrel.bench import loops
-from whimbrel.bench.loops import CounterCheck, Shared
+from whimbrel.bench.loops import Shared
+from whimbrel.bench.outage import CounterCheck
 
 
 def test_counter_goes_up_by_one() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
+from whimbrel.model.errors import Conflict
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
@@ -43,7 +44,7 @@ class Lab:
             if process.directory.name == node:
                 processes.start(process)
         deadline = time.monotonic() + 20
-        while not any(view.name == node and view.alive for view in self.controller.nodes()):
+        while not any(view.name == node and view.up for view in self.controller.nodes()):
             assert time.monotonic() < deadline, f"the agent of {node} does not come back"
             time.sleep(0.1)
 
@@ -184,7 +185,18 @@ def running(lab: Lab) -> Iterator[Running]:
         for node in EDGES:
             if lab.agent_pid(node) == 0:
                 lab.restart_agent(node)
-        lab.controller.remove_service("mover")
+        _remove(lab, "mover")
+
+
+def _remove(lab: Lab, name: str) -> None:
+    """Remove the service; a migration that a failed test left behind may take a moment to end."""
+    deadline = time.monotonic() + 40
+    while True:
+        try:
+            return lab.controller.remove_service(name)
+        except Conflict:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 def _user_when_ready(lab: Lab, address: str) -> User:

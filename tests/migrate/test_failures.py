@@ -49,21 +49,16 @@ class Attempt:
 
 
 def criu_pids(lab: Lab, node: str) -> list[int]:
-    """CRIU workers of one node: their /run is a directory of the node's."""
+    """CRIU workers of one node: they alone see a directory of the node's tmpfs as /run."""
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
         try:
-            if b"swrk" not in (entry / "cmdline").read_bytes() and (entry / "comm").read_text() != "criu\n":
-                continue
-            if str(lab.state_dir(node)) in (entry / "mountinfo").read_text():
-                roots = [line.split()[3] for line in (entry / "mountinfo").read_text().splitlines() if " /run " in line]
-                sources = [line for line in (entry / "mountinfo").read_text().splitlines() if " /run " in line]
-                if roots and sources and _same_device(sources[-1], lab.state_dir(node) / "run"):
-                    found.append(int(entry.name))
+            mounts = (entry / "mountinfo").read_text().splitlines() if entry.name.isdigit() else []
         except OSError:
             continue
+        runs = [line for line in mounts if line.split()[4] == "/run"]
+        if runs and _same_device(runs[-1], lab.state_dir(node) / "run"):
+            found.append(int(entry.name))
     return found
 
 

@@ -39,21 +39,20 @@ class Outgoing:
         self._port = port
         self._run_dir = run_dir
         self._journal = Journal(run_dir / "journal")
-        self._running: dict[str, Migration | None] = {}
+        self._running: dict[str, Migration] = {}
 
     async def migrate(self, call: Migrate, emit: EmitEvent) -> MigrationRecord:
         request = call.request
         status = await self._host.inspect(request.service)
-        if request.service in self._running:
+        if call.destination.name == self._config.name:
+            raise BadInput(f"{request.service} runs on {self._config.name} already: choose another node")
+        if status.state is ServiceState.MIGRATING:
             raise Conflict(
                 f"{request.service} is being migrated already: wait for it (`whimbrel migration ls`) or cancel it"
             )
-        if call.destination.name == self._config.name:
-            raise BadInput(f"{request.service} runs on {self._config.name} already: choose another node")
         if status.state is not ServiceState.RUNNING:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
-        self._running[request.service] = None
-        try:
+        with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
@@ -67,14 +66,15 @@ class Outgoing:
                 send_logs=lambda peer: self._host.send_logs(request.service, peer),
                 discard=lambda: self._host.discard(request.service),
             )
-            self._running[request.service] = job
-            log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)
-            record = await migrate(job)
-            log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
-                     error=record.error)  # fmt: skip
-            return record
-        finally:
-            del self._running[request.service]
+            self._running[request.id] = job
+            try:
+                log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)
+                record = await migrate(job)
+            finally:
+                del self._running[request.id]
+        log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
+                 error=record.error)  # fmt: skip
+        return record
 
     def _source(self, name: str, status: Any) -> Source:
         return Source(
@@ -86,10 +86,8 @@ class Outgoing:
         )
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
-        for job in self._running.values():
-            if job is not None and job.request.id == call.id:
-                return job.cancel()
-        return False
+        job = self._running.get(call.id)
+        return job is not None and job.cancel()
 
     async def settle_leftovers(self) -> None:
         """After a restart: what had not been committed runs on here, what had been is removed."""

@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from whimbrel.bench.outage import Trace
+from whimbrel.bench.outage import CounterCheck, Trace
 
 RING = 1 << 19  # requests remembered: more than 8 minutes at 1,000/s
 EVENTS = 1024  # resets, and counter faults, whose times are remembered
@@ -219,24 +219,6 @@ def receive_datagrams(shared: Shared, sock: socket.socket, run: bytes) -> None:
             head[UDP_DUPLICATES] += 1
         else:
             answered[slot] = when_ns
-
-
-class CounterCheck:
-    """The service's own counters, seen from one user: requests go up by one each, writes never go back."""
-
-    def __init__(self) -> None:
-        self.requests = self.writes = -1
-        self.unanswered = 0
-
-    def broken(self) -> None:
-        """The connection broke with a request under way: the service may or may not have counted it."""
-        self.unanswered += 1
-
-    def accepts(self, requests: int, writes: int) -> bool:
-        due = self.requests + 1
-        fine = self.requests < 0 or (due <= requests <= due + self.unanswered and writes >= self.writes)
-        self.requests, self.writes, self.unanswered = requests, writes, 0
-        return fine
 
 
 def connect(target: tuple[str, int], answer_timeout_s: float) -> socket.socket | None:

@@ -92,3 +92,21 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     if not values:
         return {}
     return {"p50": median(values), "p99": quantile(values, 0.99), "max": max(values)}
+
+
+class CounterCheck:
+    """The service's own counters, seen from one user: requests go up by one each, writes never go back."""
+
+    def __init__(self) -> None:
+        self.requests = self.writes = -1
+        self.unanswered = 0
+
+    def broken(self) -> None:
+        """The connection broke with a request under way: the service may or may not have counted it."""
+        self.unanswered += 1
+
+    def accepts(self, requests: int, writes: int) -> bool:
+        due = self.requests + 1
+        fine = self.requests < 0 or (due <= requests <= due + self.unanswered and writes >= self.writes)
+        self.requests, self.writes, self.unanswered = requests, writes, 0
+        return fine

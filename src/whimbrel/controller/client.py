@@ -14,7 +14,7 @@ import msgspec
 from whimbrel.controller.config import parse_listen
 from whimbrel.controller.problems import error_from_problem
 from whimbrel.controller.views import Logs, MigrationEvent, NodeView, ServiceList
-from whimbrel.model.errors import Unreachable
+from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.migration import MigrationRecord, Progress, Strategy
 from whimbrel.model.service import ExecResult, ServiceStatus
 
@@ -229,4 +229,7 @@ class ControllerClient:
 
 
 def _part(name: str) -> str:
+    """A name as a part of a path. Raises BadInput for what would lead to another path."""
+    if name in ("", ".", "..") or "/" in name:
+        raise BadInput(f"{name!r} is no name: `whimbrel service ls` and `whimbrel migration ls` show the names")
     return quote(name, safe="")

@@ -155,7 +155,7 @@ def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:
                 f"node {node.name}: overlay_host {node.overlay_host!r} is not an IPv4 address"
             ) from error
         for what, key, known in (
-            ("the agent's address", f"{node.host}:{node.port}", places.get((node.host, node.port))),
+            ("agent address", f"{node.host}:{node.port}", places.get((node.host, node.port))),
             ("overlay_host", node.overlay_host, tunnels.get(node.overlay_host)),
         ):
             if known:

@@ -15,36 +15,36 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, tag_field="call"):
     reply: ClassVar[Any] = None
 
 
-class GetNode(Call, tag="node"):
+class GetNode(Call, tag="node", frozen=True):
     reply: ClassVar[Any] = NodeStatus
 
 
-class SetPeers(Call, tag="peers"):
+class SetPeers(Call, tag="peers", frozen=True):
     """All nodes of the region: the agent joins them by VXLAN and forgets the ones that are gone."""
 
     peers: tuple[Endpoint, ...]
 
 
 # --- services ---------------------------------------------------------------------------------------------
-class RunService(Call, tag="service.run"):
+class RunService(Call, tag="service.run", frozen=True):
     spec: ServiceSpec
     reply: ClassVar[Any] = ServiceStatus
 
 
-class ListServices(Call, tag="service.list"):
+class ListServices(Call, tag="service.list", frozen=True):
     reply: ClassVar[Any] = tuple[ServiceStatus, ...]
 
 
-class InspectService(Call, tag="service.inspect"):
+class InspectService(Call, tag="service.inspect", frozen=True):
     name: str
     reply: ClassVar[Any] = ServiceStatus
 
 
-class RemoveService(Call, tag="service.remove"):
+class RemoveService(Call, tag="service.remove", frozen=True):
     name: str
 
 
-class ServiceLogs(Call, tag="service.logs"):
+class ServiceLogs(Call, tag="service.logs", frozen=True):
     """The last `tail_bytes` of the service's output, from all nodes it ran on."""
 
     name: str
@@ -52,21 +52,21 @@ class ServiceLogs(Call, tag="service.logs"):
     reply: ClassVar[Any] = str
 
 
-class AddLogs(Call, tag="service.logs.add"):
+class AddLogs(Call, tag="service.logs.add", frozen=True):
     """Segments of the output from the node that a service comes from (see `whimbrel.runtime.logger`)."""
 
     name: str
     segments: bytes
 
 
-class ExecInService(Call, tag="service.exec"):
+class ExecInService(Call, tag="service.exec", frozen=True):
     name: str
     argv: tuple[str, ...]
     reply: ClassVar[Any] = ExecResult
 
 
 # --- migration, source side -------------------------------------------------------------------------------
-class Migrate(Call, tag="migrate"):
+class Migrate(Call, tag="migrate", frozen=True):
     """Answered when the migration is over; `Progress` events meanwhile."""
 
     request: MigrationRequest
@@ -75,7 +75,7 @@ class Migrate(Call, tag="migrate"):
     reply: ClassVar[Any] = MigrationRecord
 
 
-class CancelMigration(Call, tag="migrate.cancel"):
+class CancelMigration(Call, tag="migrate.cancel", frozen=True):
     """Answers False when the migration is past its commit or unknown."""
 
     id: str
@@ -83,7 +83,7 @@ class CancelMigration(Call, tag="migrate.cancel"):
 
 
 # --- migration, destination side --------------------------------------------------------------------------
-class OfferMigration(Call, tag="incoming.offer"):
+class OfferMigration(Call, tag="incoming.offer", frozen=True):
     """May this service come? Answers with what the source compares; raises Refused with the reason if not."""
 
     spec: ServiceSpec
@@ -98,7 +98,7 @@ class OfferReply(msgspec.Struct, frozen=True, kw_only=True):
     has_image: bool
 
 
-class PrepareIncoming(Call, tag="incoming.prepare"):
+class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
     """Make everything ready (image, root file system, network, runtime record) and open the page channel."""
 
     id: str
@@ -116,14 +116,14 @@ class IncomingReady(msgspec.Struct, frozen=True, kw_only=True):
     token: str
 
 
-class AbortIncoming(Call, tag="incoming.abort"):
+class AbortIncoming(Call, tag="incoming.abort", frozen=True):
     """Undo PrepareIncoming, whatever of it happened. Safe to repeat; after the commit it answers False."""
 
     id: str
     reply: ClassVar[Any] = bool
 
 
-class FinishIncoming(Call, tag="incoming.finish"):
+class FinishIncoming(Call, tag="incoming.finish", frozen=True):
     """Wait until all pages are local, then adopt the service."""
 
     id: str
@@ -131,19 +131,19 @@ class FinishIncoming(Call, tag="incoming.finish"):
 
 
 # --- holding packets at a gateway -------------------------------------------------------------------------
-class PrepareHold(Call, tag="hold.prepare"):
+class PrepareHold(Call, tag="hold.prepare", frozen=True):
     """Make room for the packets of one address: queue size and retry times; changes no traffic."""
 
     address: str
 
 
-class Hold(Call, tag="hold.on"):
+class Hold(Call, tag="hold.on", frozen=True):
     """From the answer on, packets for `address` wait here until the address is announced or released."""
 
     address: str
 
 
-class Release(Call, tag="hold.off"):
+class Release(Call, tag="hold.off", frozen=True):
     """Let packets for `address` go to `mac` now."""
 
     address: str
