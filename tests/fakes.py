@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from whimbrel import __version__
-from whimbrel.model.errors import BadInput, Cancelled, WhimbrelError
+from whimbrel.model.errors import BadInput, Cancelled, Conflict, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Progress, Round
 from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources, Role
 from whimbrel.model.service import ExecResult, ServiceState, ServiceStatus
@@ -124,10 +124,13 @@ class FakeAgent:
         return "line one\nline two\n"[-call.tail_bytes :]
 
     async def _exec(self, call: calls.ExecInService, _: EmitEvent) -> ExecResult:
-        self._known(call.name)
-        if call.argv[0] == "false":
-            return ExecResult(exit_code=1, stdout="", stderr="")
-        return ExecResult(exit_code=0, stdout=" ".join(call.argv) + "\n", stderr="")
+        """Runs the command here: there is no container to run it in."""
+        if self._known(call.name).state is ServiceState.MIGRATING:
+            raise Conflict(f"service {call.name} is being migrated: wait until that is over")
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*call.argv, stdout=pipe, stderr=pipe)
+        out, err = await process.communicate()
+        return ExecResult(exit_code=process.returncode or 0, stdout=out.decode(), stderr=err.decode())
 
     async def _migrate(self, call: calls.Migrate, emit: EmitEvent) -> MigrationRecord:
         self.requests.append(call)

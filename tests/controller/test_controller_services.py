@@ -53,7 +53,7 @@ def test_run_inspect_logs_exec_remove(client: ControllerClient) -> None:
         ("7/udp",), ("serve",), ("A=b",), 1 << 20, "w",
     )  # fmt: skip
     assert client.logs("demo", tail_bytes=9) == "line two\n"
-    assert client.exec("demo", ["echo", "hi"]).stdout == "echo hi\n"
+    assert client.exec("demo", ["echo", "hi"]).stdout == "hi\n"
     assert [status.spec.name for status in client.services()] == ["demo"]
     client.remove_service("demo")
     assert client.services() == []

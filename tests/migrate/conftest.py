@@ -182,6 +182,8 @@ def running(lab: Lab) -> Iterator[Running]:
     finally:
         user.close()
         lab.disarm()
+        for log in sorted(lab.directory.glob("tm-[123]/*.log")):
+            print(f"--- {log}\n{log.read_text()[-1500:]}")  # shown by pytest when the test has failed
         for node in EDGES:
             if lab.agent_pid(node) == 0:
                 lab.restart_agent(node)

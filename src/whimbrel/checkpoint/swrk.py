@@ -91,6 +91,9 @@ class CriuWorker:
     def pid(self) -> int:
         return self._process.pid
 
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def warm_up(self) -> tuple[int, ...]:
         """Ask for the version and keep the worker: it then has loaded everything. Returns (major, minor, sublevel)."""
         request = pb.Request(type=pb.VERSION, keep_open=True)

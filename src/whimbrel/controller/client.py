@@ -231,5 +231,7 @@ class ControllerClient:
 def _part(name: str) -> str:
     """A name as a part of a path. Raises BadInput for what would lead to another path."""
     if name in ("", ".", "..") or "/" in name:
-        raise BadInput(f"{name!r} is no name: `whimbrel service ls` and `whimbrel migration ls` show the names")
+        raise BadInput(
+            f"{name!r} is no name: `whimbrel service ls` and `whimbrel migration ls` show the names"
+        )
     return quote(name, safe="")

@@ -206,11 +206,18 @@ class Receiver:
             self.criu.advance(point)
             failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
+        # The latch: the tasks come out of CRIU's hands frozen, so that no death of CRIU's lets them run, and after
+        # the agreement nothing is left that could fail but one write.
+        self.cgroup.spare(self.criu.pid)
+        self.cgroup.freeze()
+        self.criu.advance(None)
+        laps.lap("criu to detached")
         if handover is not None:
             handover.join()
         narrow = widen(self.cgroup.pids())
         threading.Timer(WIDE_BUFFERS_S, narrow).start()
         laps.lap("buffers")
+        failpoints.wait_at("receive.ready")
         channel.send(Kind.READY)
         channel.expect(Kind.GO)
         # ------------------------------- the point of no return: the source has committed -----------------
@@ -218,11 +225,10 @@ class Receiver:
         failpoints.wait_at("receive.committed")
         laps.lap("agreement")
         self.faults_before = self.lazy.faults
-        self.criu.advance(None)
-        laps.lap("criu to running")
         self.port.open(self.order.service)
+        self.cgroup.thaw()
         self.port.announce(self.order.service)
-        laps.lap("announce")
+        laps.lap("thaw and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms))
         pid = self.criu.restored_pid

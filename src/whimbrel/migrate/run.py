@@ -379,28 +379,22 @@ def _drain(port: ServicePort, service: str) -> None:
 
 async def _commit(job: Migration, hands: Hands, channel: PageChannel, peer: Peer) -> None:
     """GO. From the moment it may have left, only the destination knows: the source stays frozen until told."""
-    job.source.cgroup.freeze()  # if CRIU or this agent dies from here on, the source must not run on by itself
+    _journal(job, "deciding")
+    await job.pause_at("commit")
+    with job._gate:
+        if job._cancelled:
+            raise Cancelled("cancelled on request; the service runs on where it was")
+        job.committed = True
     try:
-        _journal(job, "deciding")
-        await job.pause_at("commit")
-        with job._gate:
-            if job._cancelled:
-                raise Cancelled("cancelled on request; the service runs on where it was")
-            job.committed = True
-        try:
-            channel.send(Kind.GO)
-            await job.pause_at("after-go")
-            told = await asyncio.shield(hands.do(channel.expect, Kind.RUNNING))
-            _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
-        except WhimbrelError:
-            if await _destination_gave_up(job, peer):
-                job.committed = False
-                raise
-        job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
-    except BaseException:
-        if not job.committed:
-            job.source.cgroup.thaw()
-        raise
+        channel.send(Kind.GO)
+        await job.pause_at("after-go")
+        told = await asyncio.shield(hands.do(channel.expect, Kind.RUNNING))
+        _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
+    except WhimbrelError:
+        if await _destination_gave_up(job, peer):
+            job.committed = False
+            raise
+    job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
 
 
 def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:

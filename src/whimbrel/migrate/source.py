@@ -221,6 +221,10 @@ class Dump:
     def finish(self) -> bytes:
         """Write all images; returns them as the payload of an IMAGES frame."""
         self._criu.advance("post-dump")
+        # The latch: from here on the tree stays as the images say, even if CRIU or this agent dies.
+        self._source.cgroup.freeze()
+        if not self._criu.alive():
+            raise StepFailed("CRIU died at the source while it held the service")
         files = {
             path.name: path.read_bytes()
             for path in self.images.iterdir()
@@ -240,6 +244,7 @@ class Dump:
                 self._page_server.send(_CLOSE)  # a lazy dump ends, and thaws, when its page server is told to
             self._criu.wait(timeout_s=1.0)
         self.close()
+        self._source.cgroup.thaw()
 
     def close(self) -> None:
         """End CRIU, whatever it does. A tree that it holds runs on unless it was killed or its cgroup is frozen."""
