@@ -127,6 +127,7 @@ class CriuWorker:
         Raises StepFailed with CRIU's reason.
         """
         while self._pending is not None and self._pending.type == pb.NOTIFY:
+            self.restored_pid = self._pending.notify.pid or self.restored_pid
             if self._pending.notify.script == point:
                 return
             self._pending = self._exchange(_go_on(True))
@@ -138,7 +139,8 @@ class CriuWorker:
             raise StepFailed(f"CRIU's {self._what} failed: {reason.strip() or 'see its log'}")
         if point is not None:
             raise StepFailed(f"CRIU's {self._what} ended before {point}")
-        self.restored_pid = int(reply.restore.pid) if reply.HasField("restore") else 0
+        if reply.HasField("restore"):
+            self.restored_pid = int(reply.restore.pid)
 
     def give_up(self) -> None:
         """At a pause: tell CRIU to undo what it did so far, as far as it can; `kill` does the rest."""

@@ -206,18 +206,14 @@ class Receiver:
             self.criu.advance(point)
             failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
-        # The latch: the tasks come out of CRIU's hands frozen, so that no death of CRIU's lets them run, and after
-        # the agreement nothing is left that could fail but one write.
-        self.cgroup.spare(self.criu.pid)
-        self.cgroup.freeze()
-        self.criu.advance(None)
-        laps.lap("criu to detached")
         if handover is not None:
             handover.join()
         narrow = widen(self.cgroup.pids())
         threading.Timer(WIDE_BUFFERS_S, narrow).start()
         laps.lap("buffers")
         failpoints.wait_at("receive.ready")
+        if not self.criu.alive():
+            raise StepFailed("CRIU died at the destination before the service was handed over")
         channel.send(Kind.READY)
         channel.expect(Kind.GO)
         # ------------------------------- the point of no return: the source has committed -----------------
@@ -226,9 +222,9 @@ class Receiver:
         laps.lap("agreement")
         self.faults_before = self.lazy.faults
         self.port.open(self.order.service)
-        self.cgroup.thaw()
+        self._let_run()
         self.port.announce(self.order.service)
-        laps.lap("thaw and announce")
+        laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms))
         pid = self.criu.restored_pid
@@ -286,6 +282,15 @@ class Receiver:
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
         say("filled", **msgspec.structs.asdict(report))
         return report
+
+    def _let_run(self) -> None:
+        """CRIU lets go. Should it die just here, the kernel lets go in its place, at the same instruction."""
+        assert self.criu is not None
+        try:
+            self.criu.advance(None)
+        except StepFailed:
+            if not Path(f"/proc/{self.criu.restored_pid}/stat").exists():
+                raise
 
     def commit(self) -> None:
         """The file is the destination's word; the gate keeps an abort that comes at the same moment out."""

@@ -56,19 +56,6 @@ class Cgroup:
             except OSError as error:
                 raise WhimbrelError(f"process {pid} cannot enter {file.parent}: {error.strerror}") from error
 
-    def spare(self, pid: int) -> None:
-        """Take a process inside out of `freeze`'s reach: to the top of the one hierarchy that freezes.
-
-        Only that one: each move costs about a millisecond. Raises WhimbrelError.
-        """
-        for hierarchy, folder in zip(hierarchies(), self.folders, strict=True):
-            if any((folder / name).exists() for name in _FREEZER):
-                try:
-                    (hierarchy / "cgroup.procs").write_text(str(pid))
-                except OSError as error:
-                    raise WhimbrelError(f"process {pid} cannot leave {folder}: {error.strerror}") from error
-                return
-
     def procs_files(self) -> tuple[Path, ...]:
         """Where a process writes ``0`` to move itself in, one file for each hierarchy."""
         return tuple(folder / "cgroup.procs" for folder in self._present())
