@@ -90,7 +90,7 @@ def _send(way: str, namespace: str, host: str, port: int, size_bytes: int, pipe:
         everything = np.array([(start, start + size_bytes)], np.uint64)
         pipe.send(time.monotonic())
         PageSender(channel).send([ProcessPages(pid=holder, ns_pid=1, ranges=everything)])
-        order = RestoreOrder(lazy=True, stdio={}, eager_recent_pages=0)
+        order = RestoreOrder(lazy=True, stdio={}, eager_hot_pages=0)
         channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(order))
         channel.close()
     finally:

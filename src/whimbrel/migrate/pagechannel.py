@@ -64,7 +64,7 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     lazy: bool
     stdio: dict[str, int]
-    eager_recent_pages: int
+    eager_hot_pages: int
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):

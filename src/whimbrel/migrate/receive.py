@@ -126,6 +126,7 @@ class Receiver:
             payload = channel.receive_payload(size)
             if kind is Kind.ROUND:
                 round_number += 1
+                self.store.merge()
                 channel.send(Kind.ACK, number)
             elif kind is Kind.FILES:
                 self._take_files(number, payload)
@@ -179,7 +180,7 @@ class Receiver:
         assert self.criu is not None
         laps = Laps()
         later, eager_pages = settle(
-            self.images, self.store, lazy=order.lazy, recent_pages=order.eager_recent_pages
+            self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages
         )
         self.eager_pages = eager_pages
         laps.lap("settle")

@@ -2,7 +2,7 @@
 
 The dump left holes (see `checkpoint.images`). Here each hole becomes either *present* (copied into CRIU's own
 pages file) or *lazy* (placed through a userfaultfd while the program runs). Present are: all pages of mappings
-that cannot be lazy, and of the lazy ones those written most recently, which the program will touch first.
+that cannot be lazy, and of the lazy ones those that the program writes all the time.
 
 This runs inside the freeze, so it works on ranges, of which there are some hundred, and never on single pages, of
 which there are hundreds of thousands.
@@ -51,13 +51,14 @@ def ranges_of(pages: Pages) -> Ranges:
     return np.stack((first, last + np.uint64(1)), axis=1) * np.uint64(PAGE_BYTES)
 
 
-def settle(images: Path, store: PageStore, *, lazy: bool, recent_pages: int) -> tuple[list[LazyPages], int]:
+def settle(images: Path, store: PageStore, *, lazy: bool, hot_pages: int) -> tuple[list[LazyPages], int]:
     """Rewrite every page map in `images`. Returns what is left for later, per process, and the pages put in place.
 
     Raises StepFailed when a page exists that never arrived: better to roll back than to restore a hole.
     """
     later: list[LazyPages] = []
     in_place = 0
+    store.merge()
     for ns_pid in img.pagemap_pids(images):
         old = img.read_pagemap(images, ns_pid)
         index = store.index.get(ns_pid, ProcessIndex())
@@ -66,8 +67,8 @@ def settle(images: Path, store: PageStore, *, lazy: bool, recent_pages: int) -> 
         _check_all_arrived(ns_pid, ours, index)
         waiting = EMPTY
         if lazy:
-            recent = ranges_of(store.recent_pages(ns_pid, recent_pages))
-            waiting = subtract(intersect(union(ours), img.lazy_ranges(images, ns_pid)), recent)
+            hot = ranges_of(store.hot_pages(ns_pid, hot_pages))
+            waiting = subtract(intersect(union(ours), img.lazy_ranges(images, ns_pid)), hot)
         now = subtract(union(ours), waiting)
         in_place += total_bytes(now) // PAGE_BYTES
         pieces = _pieces(old, holes, now, waiting)

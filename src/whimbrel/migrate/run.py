@@ -60,7 +60,7 @@ from whimbrel.wire.rpc import Peer
 
 T = TypeVar("T")
 DRAIN_LIMIT_S = 0.004
-EAGER_RECENT_PAGES = 1024
+EAGER_HOT_PAGES = 1024
 FILL_TIMEOUT_S = 120.0
 
 
@@ -342,7 +342,7 @@ async def _freeze_and_restore(
         )
     )
     async with job.step("freeze.restore"):
-        order = RestoreOrder(lazy=plan.lazy, stdio=stdio, eager_recent_pages=EAGER_RECENT_PAGES)
+        order = RestoreOrder(lazy=plan.lazy, stdio=stdio, eager_hot_pages=EAGER_HOT_PAGES)
         channel.limit(0)
         await hands.do(channel.send, Kind.IMAGES, 0, images)
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
@@ -429,9 +429,6 @@ async def _after_commit(
     """Only forward. Whatever fails here is told, but the service runs at the destination."""
     async with job.phase("switch"):
         _journal(job, "committed")
-        await hands.do(job.source.cgroup.kill_frozen)
-        dump.close()
-        tracker.close()
         address = job.source.status.spec.address.split("/")[0]
         mac = job.source.status.mac
         await asyncio.gather(
@@ -446,6 +443,10 @@ async def _after_commit(
                 f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, "
                 f"fill {report.fill_ms:.0f} ms"
             )
+        # Only now: freeing a gigabyte would take the processor from those who need it to answer.
+        await hands.do(job.source.cgroup.kill_frozen)
+        dump.close()
+        tracker.close()
         job.bytes_sent = channel.sent_bytes
         channel.close()
         await job.send_logs(peer)

@@ -12,6 +12,8 @@ import re
 import shutil
 import socket
 import struct
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from whimbrel.memory.ranges import Ranges, as_ranges, split, total_bytes
 from whimbrel.memory.processes import ns_pid_of, tree_of
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
 from whimbrel.memory.vmas import read_vmas
-from whimbrel.migrate.pagechannel import CHUNK_BYTES, Kind, PageChannel
+from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
@@ -37,6 +39,7 @@ from whimbrel.storage.layer import Layer
 from whimbrel.storage.listing import Listing, changed, mapped_files, snapshot
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
+BATCH_BYTES = 1 << 21
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 
 
@@ -85,37 +88,64 @@ class FileSync:
 
 
 class PageSender:
-    """Reads pages out of the processes and sends them; the buffer stays in the cache between read and send."""
+    """Reads pages out of the processes and sends them: one thread reads the next batch while this one sends.
+
+    Batches are small enough to stay in the processor's cache between the two.
+    """
 
     def __init__(self, channel: PageChannel) -> None:
         self._channel = channel
-        self._buffer = bytearray(CHUNK_BYTES)
+        self._buffers = [bytearray(BATCH_BYTES) for _ in range(2)]
 
     def send(self, dirty: list[ProcessPages]) -> int:
         """Send all pages; returns how many bytes of pages crossed. Pages that vanish meanwhile are left out."""
         sent = 0
-        for process in dirty:
-            batch: list[Ranges] = []
-            size = 0
-            for row in split(process.ranges, CHUNK_BYTES):
-                length = int(row[1] - row[0])
-                if size + length > CHUNK_BYTES:
-                    sent += self._send_batch(process, np.array(batch, np.uint64), size)
-                    batch, size = [], 0
-                batch.append(row)
-                size += length
-            if batch:
-                sent += self._send_batch(process, np.array(batch, np.uint64), size)
+        batches = _batches(dirty)
+        first = next(batches, None)
+        if first is None:
+            return 0
+        with ThreadPoolExecutor(1, "read-pages") as reader:
+            turn = 0
+            reading: Future[_Batch] | None = reader.submit(_read, first, self._buffers[0])
+            while reading is not None:
+                ready = reading.result()
+                following = next(batches, None)
+                turn = 1 - turn
+                reading = None
+                if following is not None:
+                    reading = reader.submit(_read, following, self._buffers[turn])
+                if len(ready.contents):
+                    self._channel.send_pages(ready.ns_pid, ready.ranges, ready.contents)
+                sent += len(ready.contents)
         return sent
 
-    def _send_batch(self, process: ProcessPages, ranges: Ranges, size: int) -> int:
-        view = memoryview(self._buffer)[:size]
-        missing = read_pages_into(process.pid, ranges, view)
-        if len(missing):
-            ranges, view = _without(ranges, missing, view)
-        if len(view):
-            self._channel.send_pages(process.ns_pid, ranges, view)
-        return len(view)
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    ns_pid: int
+    ranges: Ranges
+    contents: memoryview
+
+
+def _batches(dirty: list[ProcessPages]) -> Iterator[ProcessPages]:
+    """The same pages in pieces of at most `BATCH_BYTES`."""
+    for process in dirty:
+        rows = split(process.ranges, BATCH_BYTES)
+        ends = np.cumsum((rows[:, 1] - rows[:, 0]).astype(np.int64))
+        first, done = 0, 0
+        while first < len(rows):
+            last = max(first + 1, int(np.searchsorted(ends, done + BATCH_BYTES, side="right")))
+            yield ProcessPages(process.pid, process.ns_pid, rows[first:last])
+            first, done = last, int(ends[last - 1])
+
+
+def _read(piece: ProcessPages, buffer: bytearray) -> _Batch:
+    view = memoryview(buffer)[: piece.size_bytes]
+    ranges = piece.ranges
+    missing = read_pages_into(piece.pid, ranges, view)
+    if len(missing):
+        ranges, view = _without(ranges, missing, view)
+    return _Batch(piece.ns_pid, ranges, view)
 
 
 def _without(ranges: Ranges, missing: Ranges, view: memoryview) -> tuple[Ranges, memoryview]:
