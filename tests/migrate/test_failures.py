@@ -205,8 +205,8 @@ def test_source_agent_killed_and_restarted(running: Running, point: str) -> None
     running.lab.wait_reached(point)
     os.kill(running.lab.agent_pid(SOURCE), signal.SIGKILL)
     running.lab.disarm()
-    attempt._thread.join(timeout=60)
     running.lab.restart_agent(SOURCE)
+    attempt.join()
     assert running.user.ask("count")[0] == count + 1
     deadline = time.monotonic() + 10
     expected = SOURCE if point == "freeze.pages" else DESTINATION

@@ -23,7 +23,7 @@ from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.services import ServiceHost
 from whimbrel.migrate.receive import ReceiveOrder
-from whimbrel.model.errors import BadInput, Conflict, StepFailed
+from whimbrel.model.errors import Conflict, StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.runtime.logger import open_log
@@ -54,8 +54,7 @@ class Arrival:
     work_dir: Path
     worker: asyncio.subprocess.Process
     reading: asyncio.Task[None]
-    running: asyncio.Event
-    filled: asyncio.Event
+    adopted: asyncio.Event
     pid: int = 0
     error: str = ""
 
@@ -144,7 +143,7 @@ class Incoming:
         ticket = Ticket(
             migration=call.id, service=call.service, worker_pid=worker.pid, worker_start=_start_ticks(worker.pid)
         )
-        arrival = Arrival(ticket, work_dir, worker, None, asyncio.Event(), asyncio.Event())  # type: ignore[arg-type]
+        arrival = Arrival(ticket, work_dir, worker, None, asyncio.Event())  # type: ignore[arg-type]
         arrival.reading = asyncio.create_task(self._read_events(arrival, ready))
         try:
             async with asyncio.timeout(WORKER_START_S):
@@ -164,9 +163,9 @@ class Incoming:
                     ready.set_result(event["port"])
                 elif kind == "running":
                     arrival.pid = event["pid"]
-                    arrival.running.set()
-                elif kind == "filled":
-                    arrival.filled.set()
+                elif kind == "filled":  # not before: another migration must find all pages here
+                    await self._host.adopt_incoming(arrival.ticket.service, arrival.pid)
+                    arrival.adopted.set()
                 elif kind == "failed":
                     arrival.error = event["error"]
                 log.info(f"incoming service {kind}", id=arrival.ticket.migration, **event)
@@ -174,8 +173,11 @@ class Incoming:
             await arrival.worker.wait()
             if not ready.done():
                 ready.set_exception(StepFailed(f"the receiving process ended: {arrival.error or 'see its log'}"))
-            arrival.running.set()
-            arrival.filled.set()
+            if arrival.committed and not arrival.adopted.is_set():
+                await self._host.adopt_incoming(
+                    arrival.ticket.service, self._host.restored_pid(arrival.ticket.service.spec.name)
+                )
+            arrival.adopted.set()
             if not arrival.committed and arrival.ticket.migration in self._arrivals:
                 await self._undo(arrival)
 
@@ -192,15 +194,17 @@ class Incoming:
         return True
 
     async def finish(self, call: calls.FinishIncoming, _: EmitEvent) -> ServiceStatus:
+        """The source knows that it has committed: this side's word is not needed any more."""
         arrival = self._arrivals.get(call.id)
-        if arrival is None:
-            raise BadInput(f"there is no incoming migration {call.id} on {self._config.name}")
-        await arrival.running.wait()
-        if not arrival.committed:
-            raise StepFailed(f"the service does not run on {self._config.name}: {arrival.error}")
-        await arrival.filled.wait()
-        status = await self._host.adopt_incoming(arrival.ticket.service, arrival.pid)
-        self._forget(arrival)
+        work_dir = self._run_dir / f"incoming-{call.id}"
+        if arrival is not None:
+            await arrival.adopted.wait()
+        if not (work_dir / "committed").exists():
+            reason = arrival.error if arrival is not None else "there is no such incoming migration"
+            raise StepFailed(f"the service does not run on {self._config.name}: {reason}")
+        status = await self._host.inspect((work_dir / "committed").read_text())
+        self._arrivals.pop(call.id, None)
+        shutil.rmtree(work_dir, ignore_errors=True)
         return status
 
     async def _stop_worker(self, arrival: Arrival) -> None:
@@ -219,10 +223,6 @@ class Incoming:
             await self._host.discard(arrival.ticket.service.spec.name)
             shutil.rmtree(arrival.work_dir, ignore_errors=True)
 
-    def _forget(self, arrival: Arrival) -> None:
-        self._arrivals.pop(arrival.ticket.migration, None)
-        shutil.rmtree(arrival.work_dir, ignore_errors=True)
-
     async def settle_leftovers(self) -> None:
         """After a restart: adopt what has committed, remove the rest (its worker died with the last agent)."""
         for work_dir in sorted(self._run_dir.glob("incoming-*")):
@@ -235,9 +235,11 @@ class Incoming:
                 if (work_dir / "committed").exists():
                     await self._host.adopt_incoming(ticket.service, self._host.restored_pid(name))
                     log.warning("adopted a service whose migration outlived the agent", service=name)
-                else:
-                    await self._host.discard(name)
-            shutil.rmtree(work_dir, ignore_errors=True)
+                    path.unlink()  # the word stays until the source has heard it
+                    continue
+                await self._host.discard(name)
+            if not (work_dir / "committed").exists():
+                shutil.rmtree(work_dir, ignore_errors=True)
 
 
 def _start_ticks(pid: int) -> int:

@@ -21,10 +21,11 @@ from whimbrel.model.migration import MigrationRecord
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import ServiceState
 from whimbrel.network.port import ServicePort
+from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import cgroup_path
 from whimbrel.storage.layer import Layer
-from whimbrel.wire.calls import AbortIncoming, CancelMigration, Migrate, Release
+from whimbrel.wire.calls import AbortIncoming, CancelMigration, FinishIncoming, Migrate, Release
 from whimbrel.wire.rpc import EmitEvent, Peer
 
 log = structlog.get_logger()
@@ -102,8 +103,11 @@ class Outgoing:
             committed = not await _ask_until_answered(entry.peer, entry.migration)
         if committed:
             await asyncio.to_thread(cgroup.kill_frozen)
+            if entry.peer is not None:
+                await self._hand_over(entry, entry.peer)
             await self._host.discard(entry.service)
         else:
+            await asyncio.to_thread(leave_repair_mode, cgroup.pids())
             cgroup.thaw()
             status = await self._host.inspect(entry.service)
             await asyncio.to_thread(self._port.open, entry.service)
@@ -111,6 +115,16 @@ class Outgoing:
             await asyncio.gather(*(_release(gateway, status) for gateway in entry.gateways))
         self._journal.clear(entry.migration, "source")
         log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, committed=committed)
+
+
+    async def _hand_over(self, entry: Entry, endpoint: Endpoint) -> None:
+        """What the finish of an interrupted migration still owes the destination; the service runs there anyway."""
+        try:
+            async with Peer(endpoint.name, endpoint.host, endpoint.port) as peer:
+                await self._host.send_logs(entry.service, peer)
+                await peer.call(FinishIncoming(id=entry.migration))
+        except WhimbrelError as error:
+            log.warning("the destination did not hear the end of a migration", id=entry.migration, error=str(error))
 
 
 async def _ask_until_answered(endpoint: Endpoint, migration: str) -> bool:

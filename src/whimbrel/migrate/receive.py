@@ -298,7 +298,9 @@ class Receiver:
         with self._gate:
             if self._aborted:
                 raise StepFailed("the agent gave the migration up at the last moment")
-            (self.work / "committed").touch()
+            word = self.work / "committed.new"
+            word.write_text(self.order.service)
+            word.rename(self.work / "committed")
             self.committed = True
 
     def abort(self) -> bool:

@@ -62,6 +62,7 @@ T = TypeVar("T")
 DRAIN_LIMIT_S = 0.004
 EAGER_HOT_PAGES = 1024
 FILL_TIMEOUT_S = 120.0
+AGENT_RETURN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -449,11 +450,26 @@ async def _after_commit(
         tracker.close()
         job.bytes_sent = channel.sent_bytes
         channel.close()
-        await job.send_logs(peer)
-        await peer.call(FinishIncoming(id=job.request.id), timeout_s=FILL_TIMEOUT_S)
+        await _tell_the_end(job, peer)
         await job.discard()
         job.node.journal.clear(job.request.id, "source")
         await hands.settle()
+
+
+async def _tell_the_end(job: Migration, peer: Peer) -> None:
+    """The output so far follows the service, and the destination's agent may forget the migration. That agent may
+    have died meanwhile: it gets some seconds to come back; without it the service runs there all the same."""
+    deadline = time.monotonic() + AGENT_RETURN_S
+    while True:
+        try:
+            await job.send_logs(peer)
+            await peer.call(FinishIncoming(id=job.request.id), timeout_s=FILL_TIMEOUT_S)
+            return
+        except WhimbrelError as error:
+            if time.monotonic() > deadline or not isinstance(error, Unreachable):
+                job.reason += f"; the destination's agent did not hear the end, its log begins anew: {error}"
+                return
+        await asyncio.sleep(0.2)
 
 
 async def _reach_gateways(job: Migration, stack: contextlib.AsyncExitStack) -> list[Peer]:

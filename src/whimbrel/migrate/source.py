@@ -32,6 +32,7 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
+from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT
 from whimbrel.storage.archive import pack
@@ -274,6 +275,7 @@ class Dump:
                 self._page_server.send(_CLOSE)  # a lazy dump ends, and thaws, when its page server is told to
             self._criu.wait(timeout_s=1.0)
         self.close()
+        leave_repair_mode(self._source.cgroup.pids())
         self._source.cgroup.thaw()
 
     def close(self) -> None:
