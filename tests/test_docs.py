@@ -54,9 +54,7 @@ def test_every_promise_names_its_proof() -> None:
 def whimbrel_lines() -> list[str]:
     """What the README tells to type: lines of its blocks, and inline pieces that begin with the command."""
     text = (REPO / "README.md").read_text()
-    blocks = [
-        line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()
-    ]
+    blocks = [line for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     lines = [*blocks, *re.findall(r"`([^`\n]+)`", prose)]
     return [re.split(r"\s{2,}", line)[0] for line in lines if line.startswith("whimbrel ")]

@@ -14,9 +14,7 @@ from provision.shell import run
 
 # Names under which an entry can mean the release that the machine runs.
 ALIASES = {"oldstable", "stable", "testing", "unstable", "sid"}
-ONE_LINE = re.compile(
-    r"^deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)$"
-)
+ONE_LINE = re.compile(r"^deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)$")
 
 
 @dataclass(frozen=True)

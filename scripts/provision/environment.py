@@ -98,9 +98,7 @@ def ensure(step: Step, repo: Path) -> None:
     try:
         run([*pip, "check", "--python", str(python)])
     except CommandError as error:
-        raise SetupError(
-            f"requirements.lock is behind pyproject.toml ({error.tail})", "run `make lock`"
-        ) from error
+        raise SetupError(f"requirements.lock is behind pyproject.toml ({error.tail})", "run `make lock`") from error
     stamp.write_text(key)
     step.outcome = f"{lock.read_text().count('==')} locked packages installed in {venv.name}"
 

@@ -27,9 +27,7 @@ LOCK_WAIT_S = 300
 def missing_packages() -> list[str]:
     """Names of the packages that have to be installed."""
     missing = [
-        package
-        for command, package in PACKAGE_OF_COMMAND.items()
-        if shutil.which(command, path=SEARCH_PATH) is None
+        package for command, package in PACKAGE_OF_COMMAND.items() if shutil.which(command, path=SEARCH_PATH) is None
     ]
     # Debian splits the part of `venv` that puts pip into the environment off into a package of its own.
     if importlib.util.find_spec("ensurepip") is None:
@@ -44,9 +42,7 @@ def ensure(step: Step) -> None:
         step.outcome = f"all {len(PACKAGE_OF_COMMAND)} tools are here"
         return
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
-        raise SetupError(
-            f"missing: {', '.join(packages)}, and no apt-get to install them", "install them by hand"
-        )
+        raise SetupError(f"missing: {', '.join(packages)}, and no apt-get to install them", "install them by hand")
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     lock_wait = f"DPkg::Lock::Timeout={LOCK_WAIT_S}"
     try:

@@ -88,9 +88,7 @@ def test_a_user_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_probe_that_fails_is_a_result(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_probe_that_fails_is_a_result(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def refused(_: Path) -> None:
         raise WhimbrelError("cannot mount\noverlay")
 

@@ -62,9 +62,7 @@ def test_service_runs_is_seen_and_leaves_nothing(node: ServiceNode) -> None:
         assert listed.pid == (await call(host, calls.InspectService(name="svc"))).pid == status.pid
         result = await call(
             host,
-            calls.ExecInService(
-                name="svc", argv=("/bin/sh", "-c", "echo $COLOUR; cat /proc/sys/kernel/hostname")
-            ),
+            calls.ExecInService(name="svc", argv=("/bin/sh", "-c", "echo $COLOUR; cat /proc/sys/kernel/hostname")),
         )
         assert result.exit_code == 0
         logs = node.state_dir / "services/svc/logs"
@@ -80,9 +78,7 @@ def test_service_runs_is_seen_and_leaves_nothing(node: ServiceNode) -> None:
 
 def test_names_and_addresses_are_not_given_twice(node: ServiceNode) -> None:
     async def story(host: ServiceHost) -> None:
-        both = await asyncio.gather(
-            host.run(node.spec()), host.run(node.spec(number=2)), return_exceptions=True
-        )
+        both = await asyncio.gather(host.run(node.spec()), host.run(node.spec(number=2)), return_exceptions=True)
         assert [type(result).__name__ for result in both] == ["ServiceStatus", "BadInput"]
         with pytest.raises(BadInput, match=r"service svc on .* already"):
             await host.run(node.spec(number=3))
@@ -123,9 +119,7 @@ def test_unknown_service_is_one_clear_line(node: ServiceNode) -> None:
     ],
     ids=["no image", "no command", "no program", "bad setting"],
 )
-def test_service_that_cannot_start_leaves_nothing(
-    node: ServiceNode, fields: dict[str, Any], words: str
-) -> None:
+def test_service_that_cannot_start_leaves_nothing(node: ServiceNode, fields: dict[str, Any], words: str) -> None:
     async def story(host: ServiceHost) -> None:
         with pytest.raises(WhimbrelError, match=words) as caught:
             await host.run(msgspec.structs.replace(node.spec(), **fields))

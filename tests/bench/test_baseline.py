@@ -53,9 +53,7 @@ def test_checkpoint_copy_restore(net: Net) -> None:
                 assert record.bytes_sent > 8 << 20
     assert leftovers() == []
     for name in net.nodes:
-        links = subprocess.run(
-            [*net.prefix(name), "ip", "-o", "link"], capture_output=True, text=True, check=True
-        )
+        links = subprocess.run([*net.prefix(name), "ip", "-o", "link"], capture_output=True, text=True, check=True)
         assert len(links.stdout.splitlines()) == 3, f"only lo, nic0 and wb0 remain, no port of {NAME}"
 
 

@@ -230,6 +230,4 @@ def test_a_freeze_of_80_ms_is_measured_as_one(net: Net, plain_service: Running) 
         assert frozen_ms - 5 < outage_ms < frozen_ms + 60
 
 
-RECORD = MigrationRecord(
-    id="m-1", service="s", source="a", destination="b", strategy="hybrid", outcome=Outcome.DONE
-)
+RECORD = MigrationRecord(id="m-1", service="s", source="a", destination="b", strategy="hybrid", outcome=Outcome.DONE)

@@ -62,9 +62,7 @@ def test_the_lab_goes_down_after_a_failure_and_after_success(calls: list[str]) -
     assert calls == ["up", "down"] * 2
 
 
-def test_a_second_signal_does_not_cut_the_cleanup_short(
-    calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_signal_does_not_cut_the_cleanup_short(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def down(*, lab_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -57,9 +57,7 @@ def test_lost_counts_what_was_never_answered() -> None:
     assert trace((1, None), (2, 3), (4, None)).lost == 2
 
 
-@pytest.mark.parametrize(
-    ("fraction", "value"), [(0.5, 5), (0.95, 10), (0.9, 9), (0.91, 10), (0.0, 1), (1.0, 10)]
-)
+@pytest.mark.parametrize(("fraction", "value"), [(0.5, 5), (0.95, 10), (0.9, 9), (0.91, 10), (0.0, 1), (1.0, 10)])
 def test_quantile_is_a_value_that_occurred(fraction: float, value: float) -> None:
     assert quantile([10, 9, 8, 7, 6, 5, 4, 3, 2, 1], fraction) == value
 

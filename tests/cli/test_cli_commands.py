@@ -222,9 +222,7 @@ def test_a_refusal_by_the_agent(whimbrel: Call, region: FakeRegion, demo: str) -
     assert "io_uring" in err
 
 
-def test_a_second_migration_and_cancel(
-    whimbrel: Call, region: FakeRegion, client: ControllerClient, demo: str
-) -> None:
+def test_a_second_migration_and_cancel(whimbrel: Call, region: FakeRegion, client: ControllerClient, demo: str) -> None:
     region.go.clear()
     first = client.start_migration(demo, "edge-2")
     wait_until(lambda: region.agents["edge-1"].requests, "the agent migrates")

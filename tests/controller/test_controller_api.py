@@ -56,9 +56,7 @@ def test_problems_of_ours(http: httpx.Client, region: FakeRegion) -> None:
     started = http.post("/v1/migrations", json={"service": "demo", "destination": "edge-2"})
     assert started.status_code == 202
     assert started.headers["location"] == f"/v1/migrations/{started.json()['id']}"
-    check_problem(
-        http.post("/v1/migrations", json={"service": "demo", "destination": "edge-2"}), 409, "conflict"
-    )
+    check_problem(http.post("/v1/migrations", json={"service": "demo", "destination": "edge-2"}), 409, "conflict")
     region.down("edge-3")
     check_problem(http.post("/v1/services", json={**RUN, "name": "b", "node": "edge-3"}), 503, "unreachable")
     region.go.set()
@@ -75,9 +73,7 @@ def test_problems_of_ours(http: httpx.Client, region: FakeRegion) -> None:
         ("/v1/services/x/exec", {"argv": []}, "argv"),
     ],
 )
-def test_invalid_requests_name_the_field(
-    http: httpx.Client, path: str, body: dict[str, Any], field: str
-) -> None:
+def test_invalid_requests_name_the_field(http: httpx.Client, path: str, body: dict[str, Any], field: str) -> None:
     found = check_problem(http.post(path, json=body), 400, "bad-input")
     assert field in [error["field"] for error in found["errors"]]
     assert field in found["detail"]
@@ -112,9 +108,7 @@ def test_the_socket_is_for_its_owner_only(live: LiveController) -> None:
 
 
 # --- where it listens ---------------------------------------------------------------------------------------
-def test_a_second_controller_at_the_same_place(
-    live: LiveController, tmp_path: Path, region: FakeRegion
-) -> None:
+def test_a_second_controller_at_the_same_place(live: LiveController, tmp_path: Path, region: FakeRegion) -> None:
     config = tmp_path / "second.toml"
     config.write_text(region.config_text(live.address, str(tmp_path / "state")))
     second = subprocess.run(

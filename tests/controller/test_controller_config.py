@@ -8,9 +8,7 @@ import pytest
 from whimbrel.controller.config import load, parse, parse_listen
 from whimbrel.model.errors import BadInput
 
-NODE = (
-    '[[nodes]]\nname = "edge-1"\nrole = "edge"\nhost = "192.0.2.1"\nport = 7411\noverlay_host = "192.0.2.1"\n'
-)
+NODE = '[[nodes]]\nname = "edge-1"\nrole = "edge"\nhost = "192.0.2.1"\nport = 7411\noverlay_host = "192.0.2.1"\n'
 OTHER = NODE.replace("edge-1", "edge-2").replace("192.0.2.1", "192.0.2.2")
 
 

@@ -66,9 +66,7 @@ def test_one_after_the_other_in_order(client: ControllerClient, demo: str) -> No
         ("demo", "gw-1", "is a gateway"),
     ],
 )
-def test_bad_input(
-    region: FakeRegion, client: ControllerClient, demo: str, service: str, to: str, says: str
-) -> None:
+def test_bad_input(region: FakeRegion, client: ControllerClient, demo: str, service: str, to: str, says: str) -> None:
     before = client.migrations()
     with pytest.raises(BadInput, match=says):
         client.migrate(service, to)
@@ -77,9 +75,7 @@ def test_bad_input(
 
 
 @pytest.mark.parametrize("node", ["edge-1", "edge-2", "gw-1"])
-def test_an_agent_that_is_needed_is_down(
-    region: FakeRegion, client: ControllerClient, demo: str, node: str
-) -> None:
+def test_an_agent_that_is_needed_is_down(region: FakeRegion, client: ControllerClient, demo: str, node: str) -> None:
     client.services()
     region.down(node)
     with pytest.raises(Unreachable, match=node):
@@ -87,9 +83,7 @@ def test_an_agent_that_is_needed_is_down(
     assert region.agents["edge-1"].requests == []
 
 
-def test_an_agent_that_is_not_needed_may_be_down(
-    region: FakeRegion, client: ControllerClient, demo: str
-) -> None:
+def test_an_agent_that_is_not_needed_may_be_down(region: FakeRegion, client: ControllerClient, demo: str) -> None:
     region.down("edge-3")
     assert client.migrate(demo, "edge-2").outcome is Outcome.DONE
 
@@ -140,9 +134,7 @@ def test_of_many_starts_at_once_one_wins(
     assert len(region.agents["edge-1"].requests) == 1
 
 
-def test_a_refusal_by_the_agent_becomes_a_record(
-    region: FakeRegion, client: ControllerClient, demo: str
-) -> None:
+def test_a_refusal_by_the_agent_becomes_a_record(region: FakeRegion, client: ControllerClient, demo: str) -> None:
     region.agents["edge-1"].refuse_migration = Refused("demo uses io_uring: CRIU cannot dump it")
     record = client.migrate(demo, "edge-2")
     assert record.outcome is Outcome.FAILED

@@ -14,9 +14,7 @@ from whimbrel.model.errors import BadInput, Conflict, Unreachable, WhimbrelError
 from whimbrel.model.service import ServiceState
 
 
-def test_every_agent_hears_of_all_nodes_also_after_it_was_away(
-    region: FakeRegion, client: ControllerClient
-) -> None:
+def test_every_agent_hears_of_all_nodes_also_after_it_was_away(region: FakeRegion, client: ControllerClient) -> None:
     agent = region.agents["edge-2"]
     everybody = {one.endpoint for one in region.agents.values()}
     wait_until(lambda: agent.peers, "edge-2 hears of its peers")
@@ -152,9 +150,7 @@ def test_a_moving_service_cannot_be_removed(region: FakeRegion, client: Controll
     client.remove_service("demo")
 
 
-def test_the_same_name_on_both_sides_of_a_move_is_shown_once(
-    region: FakeRegion, client: ControllerClient
-) -> None:
+def test_the_same_name_on_both_sides_of_a_move_is_shown_once(region: FakeRegion, client: ControllerClient) -> None:
     client.run_service("demo", "oci:/x", "edge-1")
     running = region.agents["edge-1"].services["demo"]
     region.agents["edge-2"].services["demo"] = replace(running, node="edge-2", state=ServiceState.STARTING)

@@ -56,9 +56,7 @@ class Lab:
         found = [path.name for path in topology.NAMESPACE_DIR.glob(f"{PREFIX}*")]
         found += [str(point) for point in cleanup.mounts_under(self.dir)]
         found += [str(f) for f in Cgroup("/whimbrel/t-edge-1").folders if f.is_dir()]
-        found += [
-            entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_ours(entry)
-        ]
+        found += [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and self._is_ours(entry)]
         return found + ([str(self.dir)] if self.dir.exists() else [])
 
     def _is_ours(self, process: Path) -> bool:
@@ -230,9 +228,7 @@ def test_sigkill_while_coming_up_leaves_what_down_removes(lab: Lab, monkeypatch:
         f"'t-gw-1 answers' in line and time.sleep(60)), lab_dir=Path({str(lab.dir)!r}))"
     )
     environment = {**os.environ, "STUB_LITTER": "t-edge-1", "STUB_STUBBORN": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
-    ) as up:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as up:
         assert up.stdout is not None
         for line in up.stdout:
             if "t-gw-1 answers" in line:
@@ -299,7 +295,5 @@ def test_code_can_run_in_a_node(lab: Lab) -> None:
     with pytest.raises(BadInput, match="no node 'edge-1'"):
         node_namespace("edge-1", lab_dir=lab.dir)
     ping = ["ping", "-c1", "-W1", "192.168.103.2"]
-    done = netns.call(
-        node_namespace("ctl", lab_dir=lab.dir), lambda: subprocess.run(ping, capture_output=True)
-    )
+    done = netns.call(node_namespace("ctl", lab_dir=lab.dir), lambda: subprocess.run(ping, capture_output=True))
     assert done.returncode == 0

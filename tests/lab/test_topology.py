@@ -87,8 +87,7 @@ def test_a_topology_without_edges_or_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is no topology"):
         topology.load(tmp_path / "binary.toml")
     (tmp_path / "none.toml").write_text(
-        'name = "x"\noverlay_subnet = "10.0.0.0/16"\ncontroller_subnet = "10.1.0.0/24"\n'
-        "edges = []\ngateways = []\n"
+        'name = "x"\noverlay_subnet = "10.0.0.0/16"\ncontroller_subnet = "10.1.0.0/24"\nedges = []\ngateways = []\n'
     )
     with pytest.raises(BadInput, match=r"at least one \[\[edges\]\]"):
         topology.load(tmp_path / "none.toml")

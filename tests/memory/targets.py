@@ -190,9 +190,7 @@ class Shadow:
                     except OSError:
                         continue  # a guard region
                     copy = mine.get(page, bytes(PAGE))
-                    assert copy == real, (
-                        f"{pid} {page:#x} differs in {vma} ({'un' * (page not in mine)}known page)"
-                    )
+                    assert copy == real, f"{pid} {page:#x} differs in {vma} ({'un' * (page not in mine)}known page)"
                     compared += 1
         return compared
 

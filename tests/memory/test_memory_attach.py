@@ -333,9 +333,7 @@ while True:
     dice = random.Random(7)
     with program(target) as child:
         for _ in range(50):
-            tracker = subprocess.Popen(
-                [sys.executable, "-c", loop, str(child.pid)], stdout=subprocess.PIPE, text=True
-            )
+            tracker = subprocess.Popen([sys.executable, "-c", loop, str(child.pid)], stdout=subprocess.PIPE, text=True)
             assert tracker.stdout is not None
             tracker.stdout.readline()
             time.sleep(dice.uniform(0, 0.12))

@@ -47,8 +47,7 @@ CHANGES = {
         "assert libc.mremap(b, 400 * P, 400 * P, 3, a) == a; fill(a, 400, 5)",
     ],
     "moved, then another put in its place": [
-        "global b; b = libc.mremap(a, 400 * P, 400 * P, 3, new(400))\n"
-        "new(400, flags=FIXED, at=a); fill(a, 400, 3)"
+        "global b; b = libc.mremap(a, 400 * P, 400 * P, 3, new(400))\nnew(400, flags=FIXED, at=a); fill(a, 400, 3)"
     ],
     "moved, old place kept": [
         "global b; b = libc.mremap(a, 400 * P, 400 * P, 5, 0); fill(b, 400, 2)",
@@ -346,9 +345,7 @@ def test_a_lost_result_is_reported_again(monkeypatch: pytest.MonkeyPatch) -> Non
         shadow.round()
         child.step(0)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "whimbrel.memory.uffd.Scanner.unregistered", lambda *_: (_ for _ in ()).throw(MemoryError)
-            )
+            patch.setattr("whimbrel.memory.uffd.Scanner.unregistered", lambda *_: (_ for _ in ()).throw(MemoryError))
             with pytest.raises(MemoryError):
                 tracker.scan()
         shadow.verify(child.pid)

@@ -113,9 +113,7 @@ steps()
 """
     with pytest.MonkeyPatch.context() as patch:
         told: list[int] = []
-        patch.setattr(
-            "targets.Program.expect", lambda self, _: told.append(int(self.process.stdout.readline()))
-        )
+        patch.setattr("targets.Program.expect", lambda self, _: told.append(int(self.process.stdout.readline())))
         with program(code) as child:
             (a,) = told
             rows = ranges.as_ranges((a + n * PAGE, a + (n + 2) * PAGE) for n in range(0, 1000, 4))

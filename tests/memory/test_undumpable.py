@@ -64,8 +64,7 @@ def test_bpf_map() -> None:
 
 def test_a_child_is_looked_at_and_named() -> None:
     said = named(
-        "if not os.fork():\n    call(425, 8, ctypes.create_string_buffer(120)); time.sleep(99)\n"
-        "time.sleep(.2)"
+        "if not os.fork():\n    call(425, 8, ctypes.create_string_buffer(120)); time.sleep(99)\ntime.sleep(.2)"
     )
     assert said is not None
     assert said.startswith("process ")
@@ -98,9 +97,7 @@ def test_socket(family: str, kind: str, protocol: int, word: str) -> None:
 
 def test_traced_by_somebody() -> None:
     with program("steps()") as child:
-        code = (
-            "import ctypes, sys; print(ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), 0, 0), flush=True)"
-        )
+        code = "import ctypes, sys; print(ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), 0, 0), flush=True)"
         tracer = subprocess.Popen([sys.executable, "-c", code + "; sys.stdin.read()", str(child.pid)],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
         assert tracer.stdout is not None

@@ -20,7 +20,16 @@ from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.network import netns
 
 SOURCE, DESTINATION = EDGES[0], EDGES[1]
-SOURCE_POINTS = ["prepare", "rounds", "freeze", "freeze.hold", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.restore"]
+SOURCE_POINTS = [
+    "prepare",
+    "rounds",
+    "freeze",
+    "freeze.hold",
+    "freeze.stop",
+    "freeze.dump",
+    "freeze.pages",
+    "freeze.restore",
+]
 RECEIVE_POINTS = ["receive.setup-namespaces", "receive.post-restore", "receive.pre-resume", "receive.ready"]
 
 
@@ -113,7 +122,9 @@ def test_destination_agent_killed(running: Running, point: str) -> None:
     destination_is_clean(running)
 
 
-@pytest.mark.parametrize("point", ["rounds", "freeze.hold", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.restore"])
+@pytest.mark.parametrize(
+    "point", ["rounds", "freeze.hold", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.restore"]
+)
 def test_criu_killed_at_the_source(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
 
@@ -171,7 +182,9 @@ def test_link_cut(running: Running, point: str) -> None:
     destination_is_clean(running)
 
 
-@pytest.mark.parametrize("point", ["prepare", "rounds", "freeze.stop", "freeze.pages", "freeze.restore", "receive.pre-resume"])
+@pytest.mark.parametrize(
+    "point", ["prepare", "rounds", "freeze.stop", "freeze.pages", "freeze.restore", "receive.pre-resume"]
+)
 def test_cancel(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     controller = running.lab.controller

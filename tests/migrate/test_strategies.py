@@ -75,7 +75,9 @@ def test_files_follow(running: Running) -> None:
         assert result.exit_code == 0, result.stderr
         return result.stdout
 
-    sh("import os; os.makedirs('/data/deep'); open('/data/deep/a', 'w').write('before'); open('/dev/shm/s','w').write('shared'); os.remove('/srv/service.py')")
+    sh(
+        "import os; os.makedirs('/data/deep'); open('/data/deep/a', 'w').write('before'); open('/dev/shm/s','w').write('shared'); os.remove('/srv/service.py')"
+    )
     assert running.migrate(EDGES[1]).outcome is Outcome.DONE
     assert sh("print(open('/data/deep/a').read(), open('/dev/shm/s').read())") == "before shared\n"
     assert sh("import os; print(os.path.exists('/srv/service.py'))") == "False\n"

@@ -90,9 +90,7 @@ def make_image(tmp_path: Path) -> Image:
 
 
 def shell(name: str, script: str, **more: object) -> ServiceSpec:
-    return ServiceSpec(
-        name=name, image="rootfs:/", address="10.77.9.9/16", args=("/bin/sh", "-c", script), **more
-    )  # type: ignore[arg-type]
+    return ServiceSpec(name=name, image="rootfs:/", address="10.77.9.9/16", args=("/bin/sh", "-c", script), **more)  # type: ignore[arg-type]
 
 
 async def until(condition: object, *, timeout_s: float = 30.0) -> None:

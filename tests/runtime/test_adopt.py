@@ -110,14 +110,10 @@ async def move(source: Node, target: Node, images: Path) -> int:
 
 
 async def assert_full_citizen(node: Node, pid: int) -> None:
-    assert [(state.id, state.pid, state.status) for state in await node.runc.list()] == [
-        ("svc", pid, "running")
-    ]
+    assert [(state.id, state.pid, state.status) for state in await node.runc.list()] == [("svc", pid, "running")]
     state = await node.runc.state("svc")
     assert (state.pid, state.rootfs) == (pid, str(node.layer("svc").rootfs))
-    inside = await node.runc.exec(
-        "svc", ("/bin/sh", "-c", "cat /tmp/count && stat -c %s /dev/shm/seen && id -u")
-    )
+    inside = await node.runc.exec("svc", ("/bin/sh", "-c", "cat /tmp/count && stat -c %s /dev/shm/seen && id -u"))
     assert inside.exit_code == 0, inside.stderr
     assert int(inside.stdout.split()[0]) > 0
     groups = Path(f"/proc/{pid}/cgroup").read_text().split()

@@ -25,9 +25,7 @@ async def test_life_of_a_container(make_node: MakeNode) -> None:
     pid = await node.create(shell("svc", "echo out; echo err >&2; exec sleep 1000"))
     assert (await node.runc.state("svc")).status == "created"
     await node.runc.start("svc")
-    assert [(state.id, state.pid, state.status) for state in await node.runc.list()] == [
-        ("svc", pid, "running")
-    ]
+    assert [(state.id, state.pid, state.status) for state in await node.runc.list()] == [("svc", pid, "running")]
     init = node.runc.init_process("svc")
     assert init is not None
     assert init.pid == pid

@@ -78,9 +78,7 @@ def make_layout(
     entry = blob(json.dumps(manifest).encode(), manifest["mediaType"])
     entry["annotations"] = {"org.opencontainers.image.ref.name": tag}
     index_file = path / "index.json"
-    index = (
-        json.loads(index_file.read_text()) if index_file.exists() else {"schemaVersion": 2, "manifests": []}
-    )
+    index = json.loads(index_file.read_text()) if index_file.exists() else {"schemaVersion": 2, "manifests": []}
     index["manifests"].append(entry)
     index_file.write_text(json.dumps(index))
     (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

@@ -19,9 +19,7 @@ from whimbrel.model.errors import BadInput
 from whimbrel.storage.archive import apply, pack
 from whimbrel.storage.listing import changed, mapped_files, snapshot
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root for owners, whiteouts and trusted attributes"
-)
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for owners, whiteouts and trusted attributes")
 
 
 class Pair:
@@ -78,9 +76,7 @@ def test_everything_of_a_file_arrives(pair: Pair) -> None:
     os.chmod(here / "empty", 0o6751)
     os.utime(here / "empty", ns=(1, 1_234_567_890_123_456_789))
     os.setxattr(here / "empty", "user.binary", bytes(range(256)))
-    os.setxattr(
-        here / "empty", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000")
-    )
+    os.setxattr(here / "empty", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
     os.setxattr(here / "a", "trusted.overlay.opaque", b"y")
     os.symlink("/etc/shadow", here / "a/link")
     os.symlink("nowhere", here / "dangling")

@@ -91,9 +91,7 @@ def test_folder_is_copied_and_follows_its_changes(tmp_path: Path, store: ImageSt
 def test_two_at_once_unpack_once(tmp_path: Path, store: ImageStore) -> None:
     make_layout(tmp_path / "oci", BASE)
     found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(store.ensure(f"oci:{tmp_path}/oci"))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(store.ensure(f"oci:{tmp_path}/oci"))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -138,9 +136,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("split", [False, True], ids=["one layer", "a layer each"])
-def test_layer_that_leaves_its_root_is_refused(
-    tmp_path: Path, store: ImageStore, name: str, split: bool
-) -> None:
+def test_layer_that_leaves_its_root_is_refused(tmp_path: Path, store: ImageStore, name: str, split: bool) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("precious")
@@ -216,9 +212,7 @@ def _damage_largest(layout: Path) -> None:
         ("rootfs:{tmp}/nowhere", "no folder"),
     ],
 )
-def test_reference_that_means_nothing_is_refused(
-    tmp_path: Path, store: ImageStore, reference: str, words: str
-) -> None:
+def test_reference_that_means_nothing_is_refused(tmp_path: Path, store: ImageStore, reference: str, words: str) -> None:
     make_layout(tmp_path / "oci", BASE)
     make_layout(tmp_path / "oci", tar(file("other")), tag="v2")
     with pytest.raises(BadInput, match=words):

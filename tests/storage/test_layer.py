@@ -48,15 +48,11 @@ def carry(source: Path, target: Path) -> None:
 
 def view(root: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(root)): path.read_text()
-        for path in root.rglob("*")
-        if stat.S_ISREG(path.lstat().st_mode)
+        str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if stat.S_ISREG(path.lstat().st_mode)
     }
 
 
-def test_changes_of_every_kind_look_the_same_on_the_next_node(
-    image: Path, layers: tuple[Layer, Layer]
-) -> None:
+def test_changes_of_every_kind_look_the_same_on_the_next_node(image: Path, layers: tuple[Layer, Layer]) -> None:
     here, there = layers
     here.mount(image)
     (here.rootfs / "etc/name").unlink()
@@ -98,9 +94,7 @@ def test_mount_and_remove_can_be_repeated(image: Path, layers: tuple[Layer, Laye
     here.unmount()
     here.mount(image)
     assert (here.rootfs / "kept").read_text() == "1"
-    mounted = [
-        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(here.rootfs) in line
-    ]
+    mounted = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(here.rootfs) in line]
     assert len(mounted) == 1
     here.remove()
     here.remove()

@@ -51,9 +51,7 @@ def run_checks() -> list[Check]:
     is_root = results[0].status is Status.OK
     for name, probe, needs_root in _CHECKS:
         if needs_root and not is_root:
-            results.append(
-                Check(name=name, status=Status.WARN, reason="not tried without root", fix="run as root")
-            )
+            results.append(Check(name=name, status=Status.WARN, reason="not tried without root", fix="run as root"))
         else:
             results.append(_check(name, probe))
     return results
@@ -88,7 +86,7 @@ def _write_tracking() -> Found:
     problem = missing_support() or kernel_probes.write_tracking_fault()
     if problem is None:
         return Status.OK, "userfaultfd WP_ASYNC and PAGEMAP_SCAN found exactly the pages we wrote", ""
-    fix = "use Linux 6.7 or newer with CONFIG_USERFAULTFD; until then only --strategy stop-and-copy works"
+    fix = "use Linux 6.7 or newer with CONFIG_USERFAULTFD"
     return Status.FAIL, problem.partition(": use Linux")[0], fix
 
 

@@ -81,7 +81,8 @@ class Incoming:
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
         self._host.refuse_taken(call.spec)
         capabilities, resources = await asyncio.gather(
-            asyncio.to_thread(collect_capabilities), asyncio.to_thread(collect_resources, self._config.directory)
+            asyncio.to_thread(collect_capabilities),
+            asyncio.to_thread(collect_resources, self._config.directory),
         )
         return calls.OfferReply(
             capabilities=capabilities, resources=resources, has_image=self._host.images.has(call.image_digest)
@@ -141,7 +142,10 @@ class Incoming:
         worker.stdin.write(msgspec.json.encode(order) + b"\n")
         ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
-            migration=call.id, service=call.service, worker_pid=worker.pid, worker_start=_start_ticks(worker.pid)
+            migration=call.id,
+            service=call.service,
+            worker_pid=worker.pid,
+            worker_start=_start_ticks(worker.pid),
         )
         arrival = Arrival(ticket, work_dir, worker, None, asyncio.Event())  # type: ignore[arg-type]
         arrival.reading = asyncio.create_task(self._read_events(arrival, ready))

@@ -86,7 +86,8 @@ class Agent:
 
     async def _node(self, _: calls.GetNode, emit: EmitEvent) -> NodeStatus:
         capabilities, resources = await asyncio.gather(
-            asyncio.to_thread(collect_capabilities), asyncio.to_thread(collect_resources, self.config.directory)
+            asyncio.to_thread(collect_capabilities),
+            asyncio.to_thread(collect_resources, self.config.directory),
         )
         services = tuple(self.services.names()) if self.services is not None else ()
         return NodeStatus(
@@ -120,7 +121,9 @@ async def serve(config: AgentConfig) -> int:
     try:
         await server.start(config.host, config.port)
     except OSError as error:
-        raise Refused(f"cannot listen on {config.host}:{config.port}: {error.strerror}; is an agent running already?") from None
+        raise Refused(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; is an agent running already?"
+        ) from None
     log.info("agent ready", node=config.name, role=config.role, host=config.host, port=config.port)
     await stopped.wait()
     await server.close()

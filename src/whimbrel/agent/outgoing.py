@@ -60,7 +60,12 @@ class Outgoing:
             job = Migration(
                 request=request,
                 source=self._source(status.spec.name, status),
-                node=Node(self._config.endpoint, await asyncio.to_thread(collect_capabilities), self._port, self._journal),
+                node=Node(
+                    self._config.endpoint,
+                    await asyncio.to_thread(collect_capabilities),
+                    self._port,
+                    self._journal,
+                ),
                 destination=call.destination,
                 gateways=call.gateways,
                 emit=emit,
@@ -115,7 +120,6 @@ class Outgoing:
             await asyncio.gather(*(_release(gateway, status) for gateway in entry.gateways))
         self._journal.clear(entry.migration, "source")
         log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, committed=committed)
-
 
     async def _hand_over(self, entry: Entry, endpoint: Endpoint) -> None:
         """What the finish of an interrupted migration still owes the destination; the service runs there anyway."""

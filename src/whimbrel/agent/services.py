@@ -88,9 +88,7 @@ class ServiceHost:
                     f"it (`whimbrel service rm {spec.name}`)"
                 )
             if interface(other.address).ip == wanted:
-                raise BadInput(
-                    f"address {wanted} is used by service {other.name} on {self._node}: choose another one"
-                )
+                raise BadInput(f"address {wanted} is used by service {other.name} on {self._node}: choose another one")
 
     async def inspect(self, name: str) -> ServiceStatus:
         """Raises BadInput for a service that is not here."""
@@ -106,9 +104,7 @@ class ServiceHost:
         name = status.spec.name
         init = self.runc.init_process(name)
         if init is None or not init.alive:
-            return msgspec.structs.replace(
-                status, state=ServiceState.STOPPED, pid=0, rss_bytes=0, processes=0
-            )
+            return msgspec.structs.replace(status, state=ServiceState.STOPPED, pid=0, rss_bytes=0, processes=0)
         pids = self.place(name).cgroup.pids()
         return msgspec.structs.replace(
             status,

@@ -93,9 +93,7 @@ class Node:
 
         def call() -> int:
             wrapped = ["unshare", "--mount", "sh", "-c", script, "sh", *argv]
-            return subprocess.run(
-                wrapped, stdin=null, stdout=null, stderr=null, env=env, check=False
-            ).returncode
+            return subprocess.run(wrapped, stdin=null, stdout=null, stderr=null, env=env, check=False).returncode
 
         code = self.worker(call)
         if code:

@@ -49,9 +49,7 @@ class Shared:
     Every word has one writer, and words are stored whole, so no lock is needed.
     """
 
-    map: mmap.mmap = field(
-        default_factory=lambda: mmap.mmap(-1, 8 * (_HEAD_WORDS + 5 * RING + 2 * EVENTS)), repr=False
-    )
+    map: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 8 * (_HEAD_WORDS + 5 * RING + 2 * EVENTS)), repr=False)
 
     def __post_init__(self) -> None:
         words = memoryview(self.map).cast("q")
@@ -70,9 +68,7 @@ class Shared:
     def numbers(self, protocol: str, from_ns: int, to_ns: int) -> range:
         """Numbers of the requests sent in [from, to), among the last `RING`."""
         count, sent = (
-            (self.head[UDP_SENT], self.udp_sent)
-            if protocol == "udp"
-            else (self.head[TCP_SENT], self.tcp_sent)
+            (self.head[UDP_SENT], self.udp_sent) if protocol == "udp" else (self.head[TCP_SENT], self.tcp_sent)
         )
         known = range(max(0, count - RING + 1), count)
         first, last = (bisect_left(known, when, key=lambda n: sent[n % RING]) for when in (from_ns, to_ns))
@@ -80,9 +76,7 @@ class Shared:
 
     def trace(self, protocol: str, from_ns: int, to_ns: int) -> Trace:
         """The requests of ``"udp"`` or ``"tcp"`` sent in [from, to), as they stand now."""
-        sent, answered = (
-            (self.udp_sent, self.udp_answered) if protocol == "udp" else (self.tcp_sent, self.tcp_answered)
-        )
+        sent, answered = (self.udp_sent, self.udp_answered) if protocol == "udp" else (self.tcp_sent, self.tcp_answered)
         now_ns = time.monotonic_ns()
         numbers = self.numbers(protocol, from_ns, to_ns)
         later = self.numbers(protocol, to_ns, now_ns)
@@ -177,9 +171,7 @@ def sleep_until(due_ns: int) -> None:
         time.sleep(left_ns / 1e9)
 
 
-def send_datagrams(
-    shared: Shared, sock: socket.socket, target: tuple[str, int], run: bytes, rate: float
-) -> None:
+def send_datagrams(shared: Shared, sock: socket.socket, target: tuple[str, int], run: bytes, rate: float) -> None:
     """Send numbered datagrams at `rate` per second, on absolute deadlines."""
     sent, answered, late, head = shared.udp_sent, shared.udp_answered, shared.udp_late, shared.head
     interval_ns = int(1e9 / rate)

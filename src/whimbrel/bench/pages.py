@@ -103,9 +103,7 @@ def throughput(way: str, source: str, destination: str, host: str, size_bytes: i
     address is `host`: from the first byte sent to the last one stored. Raises StepFailed."""
     ends = [_Context.Pipe(duplex=False) for _ in range(2)]
     (port_in, port_out), (begin_in, begin_out) = ends
-    taker = _Context.Process(
-        target=_receive, args=(way, destination, host, size_bytes, port_out), daemon=True
-    )
+    taker = _Context.Process(target=_receive, args=(way, destination, host, size_bytes, port_out), daemon=True)
     processes: list[BaseProcess] = [taker]
     taker.start()
     port_out.close()
@@ -136,9 +134,7 @@ def _wait(pipe: Connection) -> Any:
     raise StepFailed(f"a transfer did not end within {TIMEOUT_S:g} s")
 
 
-def measure(
-    source: str, destination: str, host: str, *, size_bytes: int = 512 << 20, runs: int = 5
-) -> dict[str, Any]:
+def measure(source: str, destination: str, host: str, *, size_bytes: int = 512 << 20, runs: int = 5) -> dict[str, Any]:
     """Both ways in turn, `runs` times each; ``ratio`` is the medians' quotient."""
     rates: dict[str, list[float]] = {PLAIN: [], PAGES: []}
     for _ in range(runs):

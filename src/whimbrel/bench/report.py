@@ -28,9 +28,7 @@ def machine() -> dict[str, Any]:
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         "",
     )
-    memory_kb = next(
-        (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0
-    )
+    memory_kb = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return {
         "machine": platform.machine(),
         "cpu": cpu,
@@ -95,9 +93,7 @@ def phase_medians(records: Sequence[MigrationRecord]) -> dict[str, float]:
         for phase in record.phases:
             starts.setdefault(phase.name, []).append(phase.start_ms)
             durations.setdefault(phase.name, []).append(phase.duration_ms)
-    return {
-        name: median(durations[name]) for name in sorted(durations, key=lambda name: median(starts[name]))
-    }
+    return {name: median(durations[name]) for name in sorted(durations, key=lambda name: median(starts[name]))}
 
 
 def summary_cells(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -60,12 +60,7 @@ def cells(record: MigrationRecord) -> tuple[str, ...]:
 
 def is_good(record: MigrationRecord) -> bool:
     """Done, nothing lost, nothing reset, state whole (what was not measured does not count against it)."""
-    return (
-        record.outcome is Outcome.DONE
-        and not record.lost
-        and not record.resets
-        and record.state_ok is not False
-    )
+    return record.outcome is Outcome.DONE and not record.lost and not record.resets and record.state_ok is not False
 
 
 def rich_table(headings: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> Table:
@@ -102,9 +97,7 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(headings), rule, *(line(row) for row in rows)])
 
 
-def show(
-    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()
-) -> None:
+def show(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
     """Print as a table on a terminal, as plain aligned text elsewhere."""
     if console.is_terminal:
         console.print(rich_table(headings, rows, styles))

@@ -66,9 +66,7 @@ def write_parent(directory: Path, ns_pids: Iterable[int]) -> None:
     """Write the parent dump that claims to hold every page of the given processes (pids inside the container)."""
     directory.mkdir(parents=True, exist_ok=True)
     inventory = pb.Inventory(img_version=2, fdinfo_per_id=True, ns_per_id=True, dump_uptime=FAR_FUTURE_US)
-    body = (
-        inventory.SerializeToString()
-    )  # the inventory alone has no common magic: it tells the format's version
+    body = inventory.SerializeToString()  # the inventory alone has no common magic: it tells the format's version
     (directory / "inventory.img").write_bytes(struct.pack("<II", INVENTORY_MAGIC, len(body)) + body)
     everything = pb.PagemapEntry(
         vaddr=0, compat_nr_pages=0, flags=PE_PRESENT, nr_pages=ADDRESS_SPACE_PAGES
@@ -102,12 +100,8 @@ def read_pagemap(images: Path, ns_pid: int) -> Pagemap:
         entry = pb.PagemapEntry.FromString(raw)
         pages = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
         ranges.append((entry.vaddr, entry.vaddr + pages * PAGE_BYTES))
-        flags.append(
-            entry.flags if entry.HasField("flags") else (PE_PARENT if entry.in_parent else PE_PRESENT)
-        )
-    return Pagemap(
-        ns_pid, head.pages_id, np.array(ranges, np.uint64).reshape(-1, 2), np.array(flags, np.uint32)
-    )
+        flags.append(entry.flags if entry.HasField("flags") else (PE_PARENT if entry.in_parent else PE_PRESENT))
+    return Pagemap(ns_pid, head.pages_id, np.array(ranges, np.uint64).reshape(-1, 2), np.array(flags, np.uint32))
 
 
 def write_pagemap(images: Path, pagemap: Pagemap) -> None:

@@ -104,9 +104,7 @@ class CriuWorker:
     def detect_features(self) -> pb.Features:
         """Make CRIU probe this kernel (and write its cache). Ends the worker's request."""
         ask = pb.Features(mem_track=True, lazy_pages=True)
-        reply = self._exchange(
-            pb.Request(type=pb.FEATURE_CHECK, features=ask, keep_open=True).SerializeToString()
-        )
+        reply = self._exchange(pb.Request(type=pb.FEATURE_CHECK, features=ask, keep_open=True).SerializeToString())
         return reply.features
 
     def begin_dump(self, opts: pb.Options) -> None:
@@ -133,9 +131,7 @@ class CriuWorker:
             self._pending = self._exchange(_go_on(True))
         reply = self._pending
         if reply is None or not reply.success:
-            reason = (
-                "" if reply is None else reply.message or (os.strerror(reply.errno) if reply.errno else "")
-            )
+            reason = "" if reply is None else reply.message or (os.strerror(reply.errno) if reply.errno else "")
             raise StepFailed(f"CRIU's {self._what} failed: {reason.strip() or 'see its log'}")
         if point is not None:
             raise StepFailed(f"CRIU's {self._what} ended before {point}")

@@ -16,9 +16,7 @@ from contextlib import suppress
 import psutil
 
 # Anonymous descriptors: what is not listed here or in _UNSAVABLE is judged by CRIU.
-_SAVABLE_ANONYMOUS = frozenset(
-    ("eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd")
-)
+_SAVABLE_ANONYMOUS = frozenset(("eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd"))
 _UNSAVABLE_ANONYMOUS = {
     "io_uring": "holds an io_uring: run the program with io_uring off (UV_USE_IO_URING=0 for Node.js)",
     "userfaultfd": "holds a userfaultfd: switch off what uses it (a garbage collector, a checkpointer)",
@@ -29,9 +27,7 @@ _UNSAVABLE_ANONYMOUS = {
     "seccomp notify": "supervises the system calls of others: run the supervisor outside the container",
     "landlock-ruleset": "holds a Landlock rule set: close the descriptor after landlock_restrict_self()",
 }
-_OTHER_ANONYMOUS = (
-    "holds a descriptor of kind {kind!r} that CRIU does not know: close it before the migration"
-)
+_OTHER_ANONYMOUS = "holds a descriptor of kind {kind!r} that CRIU does not know: close it before the migration"
 _MEMORY_DEVICES = 1  # major number: null, zero, full, random, urandom, kmsg
 _TTY_MAJORS = frozenset((4, 5, *range(136, 144)))
 _TUN = (10, 200)

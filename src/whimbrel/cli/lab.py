@@ -90,9 +90,7 @@ def demo(
 
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="downtime or pages.")],
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")
-    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     migrations: Annotated[int, typer.Option("--migrations", min=1, help="downtime: how many of each.")] = 10,
     sizes: Annotated[
         str, typer.Option("--sizes", metavar="MB,…", help="downtime: memory of the services.")
@@ -109,9 +107,7 @@ def bench(
     from whimbrel.model.errors import BadInput
 
     if json is not None and not json.absolute().parent.is_dir():
-        raise BadInput(
-            f"{json.absolute().parent} is no directory: make it first, the figures go to {json.name} there"
-        )
+        raise BadInput(f"{json.absolute().parent} is no directory: make it first, the figures go to {json.name} there")
     if name == "downtime":
         result = _downtime(migrations, sizes, strategies, baseline)
     elif name == "pages":
@@ -131,9 +127,7 @@ def _downtime(migrations: int, sizes: str, strategies: str, baseline: bool) -> d
     try:
         sizes_mb = tuple(int(size) for size in sizes.split(","))
     except ValueError as error:
-        raise BadInput(
-            f"--sizes {sizes!r} is not a list of numbers of MB: write it like 20,200,1024"
-        ) from error
+        raise BadInput(f"--sizes {sizes!r} is not a list of numbers of MB: write it like 20,200,1024") from error
     options = downtime.Options(
         sizes_mb=sizes_mb,
         strategies=tuple(strategies.split(",")),

@@ -66,8 +66,7 @@ def run(argv: Sequence[str]) -> int:
         if os.environ.get("WHIMBREL_DEBUG"):
             raise
         return _complain(
-            f"internal error: {type(error).__name__}: {error} (WHIMBREL_DEBUG=1 shows where; please report "
-            "it)",
+            f"internal error: {type(error).__name__}: {error} (WHIMBREL_DEBUG=1 shows where; please report it)",
             FAILED,
         )
     return code if isinstance(code, int) else OK

@@ -37,9 +37,7 @@ def migrate(
     max_downtime: Annotated[
         str, typer.Option("--max-downtime", metavar="TIME", help="Freeze when it is predicted to be shorter.")
     ] = "",
-    deadline: Annotated[
-        str, typer.Option("--deadline", metavar="TIME", help="End the rounds after this time.")
-    ] = "",
+    deadline: Annotated[str, typer.Option("--deadline", metavar="TIME", help="End the rounds after this time.")] = "",
     bandwidth: Annotated[
         str, typer.Option("--bandwidth", metavar="RATE", help="Use no more than this, like 100mbit.")
     ] = "",
@@ -68,9 +66,7 @@ def migrate(
     return _conclude(record, json)
 
 
-def _follow_or_cancel(
-    client: ControllerClient, migration_id: str, tell: OnProgress
-) -> tuple[MigrationRecord, bool]:
+def _follow_or_cancel(client: ControllerClient, migration_id: str, tell: OnProgress) -> tuple[MigrationRecord, bool]:
     """Wait for the end; at Ctrl-C ask for a roll-back and wait for that. The second value: was it
     interrupted?"""
     from whimbrel.model.errors import Conflict

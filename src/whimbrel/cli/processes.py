@@ -14,9 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def controller(
-    config: Annotated[
-        Path, typer.Option("--config", metavar="FILE", help="TOML file that names the nodes.")
-    ] = Path("/etc/whimbrel/controller.toml"),
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file that names the nodes.")] = Path(
+        "/etc/whimbrel/controller.toml"
+    ),
 ) -> int:
     """Run the region's controller until SIGTERM."""
     from whimbrel.controller.main import run

@@ -34,9 +34,7 @@ def telling(title: str, *, stderr: bool = False) -> Iterator[Callable[[Progress]
         def show(news: Progress) -> None:
             known = 0 <= news.fraction <= 1
             text = f"{news.phase} {news.detail}".rstrip()
-            bar.update(
-                task, news=text, total=1.0 if known else None, completed=news.fraction if known else 0.0
-            )
+            bar.update(task, news=text, total=1.0 if known else None, completed=news.fraction if known else 0.0)
 
         yield show
 

@@ -46,13 +46,9 @@ def run(
         str,
         typer.Option("--address", metavar="IPV4", help="Its address on the overlay; default: a free one."),
     ] = "",
-    env: Annotated[
-        list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Environment (repeat).")
-    ] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Environment (repeat).")] = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory limit, like 512MiB.")] = "",
-    workload: Annotated[
-        str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")
-    ] = "",
+    workload: Annotated[str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")] = "",
     controller: ControllerOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -123,9 +119,7 @@ def inspect(name: Name, controller: ControllerOption = None, json: JsonOption = 
 @services.command("logs")
 def logs(
     name: Name,
-    tail: Annotated[
-        str, typer.Option("--tail", metavar="SIZE", help="At most that much, from the end.")
-    ] = "64KiB",
+    tail: Annotated[str, typer.Option("--tail", metavar="SIZE", help="At most that much, from the end.")] = "64KiB",
     controller: ControllerOption = None,
 ) -> None:
     """What the service wrote to its output, on all nodes it ran on."""

@@ -151,9 +151,7 @@ def _service_routes(controller: Controller) -> APIRouter:
         return Response(status_code=204)
 
     @router.get("/{name}/logs")
-    async def service_logs(
-        name: str, tail_bytes: Annotated[int, Query(gt=0, le=MAX_LOG_BYTES)] = 65536
-    ) -> Response:
+    async def service_logs(name: str, tail_bytes: Annotated[int, Query(gt=0, le=MAX_LOG_BYTES)] = 65536) -> Response:
         return _json(Logs(name=name, text=await services.logs(name, tail_bytes)))
 
     @router.post("/{name}/exec")
@@ -169,9 +167,7 @@ def _migration_routes(controller: Controller) -> APIRouter:
     migrations = controller.migrations
 
     @router.get("")
-    async def list_migrations(
-        service: str = "", limit: Annotated[int, Query(gt=0, le=10_000)] = 100
-    ) -> Response:
+    async def list_migrations(service: str = "", limit: Annotated[int, Query(gt=0, le=10_000)] = 100) -> Response:
         """The newest first."""
         return _json(await migrations.newest(limit, service))
 

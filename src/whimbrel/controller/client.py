@@ -218,9 +218,7 @@ class ControllerClient:
                 "`whimbrel controller`) or name it with --controller or WHIMBREL_CONTROLLER"
             ) from error
         except httpx.TimeoutException as error:
-            raise Unreachable(
-                f"the controller at {self._address} did not answer in time: see its log"
-            ) from error
+            raise Unreachable(f"the controller at {self._address} did not answer in time: see its log") from error
         except httpx.TransportError as error:
             raise Unreachable(
                 f"the connection to the controller at {self._address} broke "
@@ -231,7 +229,5 @@ class ControllerClient:
 def _part(name: str) -> str:
     """A name as a part of a path. Raises BadInput for what would lead to another path."""
     if name in ("", ".", "..") or "/" in name:
-        raise BadInput(
-            f"{name!r} is no name: `whimbrel service ls` and `whimbrel migration ls` show the names"
-        )
+        raise BadInput(f"{name!r} is no name: `whimbrel service ls` and `whimbrel migration ls` show the names")
     return quote(name, safe="")

@@ -8,7 +8,7 @@ address_pool = "10.77.1.0/16"                     # services without an address 
 name = "edge-1"
 role = "edge"                                     # or "gateway"
 host = "192.0.2.11"                               # where its agent listens
-port = 7700
+port = 7411
 overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
 """
 
@@ -57,9 +57,7 @@ def parse_listen(text: str) -> Listen:
     kind, _, rest = text.partition(":")
     if kind == "unix" and rest.startswith("/"):
         if len(rest.encode()) > MAX_SOCKET_PATH_BYTES:
-            raise BadInput(
-                f"socket path {rest!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes: choose a shorter one"
-            )
+            raise BadInput(f"socket path {rest!r} is longer than {MAX_SOCKET_PATH_BYTES} bytes: choose a shorter one")
         return Listen(path=rest)
     host, _, port = rest.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -120,14 +118,10 @@ def parse(text: str) -> ControllerConfig:
     try:
         pool = ipaddress.IPv4Interface(entries.address_pool)
     except ValueError as error:
-        raise BadInput(
-            f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16"
-        ) from error
+        raise BadInput(f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16") from error
     if not 8 <= pool.network.prefixlen <= 30:
         raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
-    return ControllerConfig(
-        listen=parse_listen(entries.listen), state_dir=state_dir, nodes=nodes, address_pool=pool
-    )
+    return ControllerConfig(listen=parse_listen(entries.listen), state_dir=state_dir, nodes=nodes, address_pool=pool)
 
 
 def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:
@@ -138,29 +132,21 @@ def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:
     tunnels: dict[str, str] = {}
     for node in nodes:
         if not NAME_PATTERN.fullmatch(node.name):
-            raise BadInput(
-                f"node name {node.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end"
-            )
+            raise BadInput(f"node name {node.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end")
         if node.name in names:
             raise BadInput(f"node {node.name} is named twice: names are unique in a region")
         names.add(node.name)
         if not node.host or not 0 < node.port < 65536:
-            raise BadInput(
-                f"node {node.name}: {node.host!r}:{node.port} is no place: give host and port 1 to 65535"
-            )
+            raise BadInput(f"node {node.name}: {node.host!r}:{node.port} is no place: give host and port 1 to 65535")
         try:
             ipaddress.IPv4Address(node.overlay_host)
         except ValueError as error:
-            raise BadInput(
-                f"node {node.name}: overlay_host {node.overlay_host!r} is not an IPv4 address"
-            ) from error
+            raise BadInput(f"node {node.name}: overlay_host {node.overlay_host!r} is not an IPv4 address") from error
         for what, key, known in (
             ("agent address", f"{node.host}:{node.port}", places.get((node.host, node.port))),
             ("overlay_host", node.overlay_host, tunnels.get(node.overlay_host)),
         ):
             if known:
-                raise BadInput(
-                    f"nodes {known} and {node.name} have the same {what} {key}: each needs its own"
-                )
+                raise BadInput(f"nodes {known} and {node.name} have the same {what} {key}: each needs its own")
         places[node.host, node.port] = node.name
         tunnels[node.overlay_host] = node.name

@@ -85,9 +85,7 @@ def open_listener(listen: Listen) -> socket.socket:
 
 
 def _bind_tcp(listen: Listen) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        listen.host, listen.port, type=socket.SOCK_STREAM
-    )[0]
+    family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -97,18 +97,14 @@ class Migrations:
             home = await self._services.find(request.service)
             destination = self._region.edge(request.destination)
             if destination.name == home.node:
-                raise BadInput(
-                    f"service {request.service} already runs on {home.node}: choose another node with --to"
-                )
+                raise BadInput(f"service {request.service} already runs on {home.node}: choose another node with --to")
             if home.state is not ServiceState.RUNNING:
                 raise Refused(
                     f"service {request.service} on {home.node} is {home.state}, not running: only a running "
                     "service moves"
                 )
             gateways = tuple(self._region.gateways())
-            await self._region.require_up(
-                [home.node, destination.name, *(gateway.name for gateway in gateways)]
-            )
+            await self._region.require_up([home.node, destination.name, *(gateway.name for gateway in gateways)])
             now_unix_s = time.time()
             request = replace(request, id=new_id(now_unix_s))
             record = MigrationRecord(
@@ -122,9 +118,7 @@ class Migrations:
                 reason=reason,
                 started_unix_s=now_unix_s,
             )
-            await asyncio.to_thread(
-                self._store.put, record
-            )  # before the agent hears of it: a restart must find it
+            await asyncio.to_thread(self._store.put, record)  # before the agent hears of it: a restart must find it
             feed = self._live[request.service] = Feed(record)
             call = Migrate(request=request, destination=destination, gateways=gateways)
             self._spawn(self._watch(feed, call), f"watch {record.id}")
@@ -216,9 +210,7 @@ class Migrations:
                     )
                 break
             if None not in (source, destination) and (source or destination):
-                unseen_since = (
-                    time.monotonic()
-                )  # it is on its way: the agents are at work, however long it takes
+                unseen_since = time.monotonic()  # it is on its way: the agents are at work, however long it takes
             elif time.monotonic() - unseen_since > self._settle_s:
                 final = _closed(
                     record,
@@ -244,9 +236,7 @@ class Migrations:
     async def _finish(self, feed: Feed, final: MigrationRecord) -> None:
         try:
             await asyncio.to_thread(self._store.put, final)
-        except (
-            sqlite3.Error
-        ) as error:  # a full disk must not leave the service locked and its listeners waiting
+        except sqlite3.Error as error:  # a full disk must not leave the service locked and its listeners waiting
             log.error("cannot keep the record of a migration", id=final.id, error=str(error))
         self._live.pop(final.service, None)
         feed.finish(final)

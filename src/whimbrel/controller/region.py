@@ -32,8 +32,7 @@ class Region:
 
     async def start(self) -> None:
         self._keepers = [
-            asyncio.create_task(self._keep(name, peer), name=f"keep {name}")
-            for name, peer in self._peers.items()
+            asyncio.create_task(self._keep(name, peer), name=f"keep {name}") for name, peer in self._peers.items()
         ]
 
     async def close(self) -> None:
@@ -54,9 +53,7 @@ class Region:
         node = self.endpoint(name)
         if node.role is not Role.EDGE:
             edges = ", ".join(edge.name for edge in self.edges())
-            raise BadInput(
-                f"node {name} is a {node.role} and runs no services: choose one of {edges or '(no edge)'}"
-            )
+            raise BadInput(f"node {name} is a {node.role} and runs no services: choose one of {edges or '(no edge)'}")
         return node
 
     def edges(self) -> list[Endpoint]:

@@ -68,9 +68,7 @@ class Services:
                     f"service {name} was last seen on {node}, whose agent does not answer: start it again"
                 )
         names = ", ".join(status.spec.name for status in listed.services) or "none"
-        hint = (
-            f" ({', '.join(listed.unreachable)} did not answer and may run it)" if listed.unreachable else ""
-        )
+        hint = f" ({', '.join(listed.unreachable)} did not answer and may run it)" if listed.unreachable else ""
         raise Unknown(f"there is no service {name!r}: running are {names}{hint}")
 
     async def inspect(self, name: str) -> ServiceStatus:
@@ -84,9 +82,7 @@ class Services:
     async def exec(self, name: str, argv: tuple[str, ...]) -> ExecResult:
         if not argv:
             raise BadInput(f"no command to run in {name} is given: add one after --")
-        result: ExecResult = await self._at_home(
-            name, ExecInService(name=name, argv=argv), timeout_s=EXEC_TIMEOUT_S
-        )
+        result: ExecResult = await self._at_home(name, ExecInService(name=name, argv=argv), timeout_s=EXEC_TIMEOUT_S)
         return result
 
     async def remove(self, name: str) -> None:
@@ -154,9 +150,7 @@ class Services:
                 address = ipaddress.IPv4Address(number)
                 if address not in taken and number & 0xFF not in (0, 255):
                     return f"{address}/{network.prefixlen}"
-            raise BadInput(
-                f"no address of the pool {self._pool} is free: remove a service or widen address_pool"
-            )
+            raise BadInput(f"no address of the pool {self._pool} is free: remove a service or widen address_pool")
         try:
             address = ipaddress.IPv4Interface(wanted).ip
         except ValueError as error:
@@ -164,13 +158,9 @@ class Services:
                 f"{wanted!r} is not an IPv4 address: write it like {first + 1}/{network.prefixlen}"
             ) from error
         if "/" in wanted and not wanted.endswith(f"/{network.prefixlen}"):
-            raise BadInput(
-                f"address {wanted} has another prefix than the overlay: write {address}/{network.prefixlen}"
-            )
+            raise BadInput(f"address {wanted} has another prefix than the overlay: write {address}/{network.prefixlen}")
         if not first <= address <= last:
-            raise BadInput(
-                f"address {address} is not in the service pool {first} to {last}: choose one of it"
-            )
+            raise BadInput(f"address {address} is not in the service pool {first} to {last}: choose one of it")
         if address in taken:
             spec, node = taken[address]
             raise BadInput(

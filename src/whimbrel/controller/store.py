@@ -43,9 +43,7 @@ class MigrationStore:
             self._db.execute("PRAGMA synchronous = FULL")
             self._create(path)
         except (OSError, sqlite3.Error) as error:
-            raise WhimbrelError(
-                f"cannot open the database {path}: {error}; check state_dir and its rights"
-            ) from error
+            raise WhimbrelError(f"cannot open the database {path}: {error}; check state_dir and its rights") from error
 
     def _create(self, path: Path) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -85,9 +83,7 @@ class MigrationStore:
     def newest(self, limit: int, service: str = "") -> list[MigrationRecord]:
         """At most `limit` records, the newest first; of one service if named."""
         if service:
-            return self._select(
-                "WHERE service = ? ORDER BY started_unix_s DESC, id DESC LIMIT ?", service, limit
-            )
+            return self._select("WHERE service = ? ORDER BY started_unix_s DESC, id DESC LIMIT ?", service, limit)
         return self._select("ORDER BY started_unix_s DESC, id DESC LIMIT ?", limit)
 
     def unfinished(self) -> list[MigrationRecord]:

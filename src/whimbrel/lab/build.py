@@ -126,9 +126,7 @@ def _connect_user(topology: Topology, user: User) -> None:
                         prefsrc=address,
                         table=STANDBY_TABLE + place,
                     )
-                    ip.rule(
-                        "add", src=address, src_len=32, table=STANDBY_TABLE + place, priority=1000 + place
-                    )
+                    ip.rule("add", src=address, src_len=32, table=STANDBY_TABLE + place, priority=1000 + place)
 
         _inside(topology, name, gateway_side)
         _inside(topology, user.name, user_side)

@@ -58,9 +58,7 @@ def sweep(lab_dir: Path) -> list[str]:
             if line:
                 done.append(line)
     if problems:
-        raise WhimbrelError(
-            f"the lab is not wholly removed: {'; '.join(problems)}: run `whimbrel lab down` again"
-        )
+        raise WhimbrelError(f"the lab is not wholly removed: {'; '.join(problems)}: run `whimbrel lab down` again")
     return [*done, _remove_directory(lab_dir)]
 
 

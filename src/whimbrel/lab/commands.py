@@ -59,9 +59,7 @@ def _quiet(_: str) -> None:
     pass
 
 
-def lab_up(
-    topology: Path | None = None, progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR
-) -> LabStatus:
+def lab_up(topology: Path | None = None, progress: Report = _quiet, *, lab_dir: Path = DEFAULT_LAB_DIR) -> LabStatus:
     """Bring up a lab and wait until its agents and its controller answer.
 
     What a dead lab left is removed first; what a failure or Ctrl-C leaves half-made is removed too.
@@ -133,9 +131,7 @@ def node_namespace(node: str, *, lab_dir: Path = DEFAULT_LAB_DIR) -> Path:
 
 
 def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
-    def node(
-        name: str, role: str, address: str, overlay_address: str = "", pid_file: Path | None = None
-    ) -> LabNode:
+    def node(name: str, role: str, address: str, overlay_address: str = "", pid_file: Path | None = None) -> LabNode:
         path = plan.namespace_path(name)
         pid = processes.read_pid(pid_file) if pid_file else 0
         return LabNode(
@@ -154,9 +150,7 @@ def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
     for site in plan.sites:
         overlay_address = site.overlay_address if isinstance(site, Gateway) else ""
         endpoint = plan.endpoint(site)
-        yield node(
-            site.name, endpoint.role.value, endpoint.host, overlay_address, lab_dir / site.name / "agent.pid"
-        )
+        yield node(site.name, endpoint.role.value, endpoint.host, overlay_address, lab_dir / site.name / "agent.pid")
     for user in plan.users:
         yield node(user.name, "user", str(plan.user_address(user, plan.gateway(user.attached[0]))))
 
@@ -165,9 +159,7 @@ def _make_way(progress: Report, lab_dir: Path) -> None:
     status = lab_status(lab_dir=lab_dir)
     running = [node.name for node in status.nodes if node.pid]
     if status.up:
-        raise Conflict(
-            f"a lab is up already (topology {status.topology}): use it, or run `whimbrel lab down` first"
-        )
+        raise Conflict(f"a lab is up already (topology {status.topology}): use it, or run `whimbrel lab down` first")
     if running:
         raise Conflict(f"a lab is half up (only {', '.join(running)} run): run `whimbrel lab down` first")
     for line in cleanup.sweep(lab_dir):
@@ -183,8 +175,6 @@ def _locked(lab_dir: Path) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise Conflict(
-            "another `whimbrel lab up` or `down` is at work: wait until it has finished"
-        ) from error
+        raise Conflict("another `whimbrel lab up` or `down` is at work: wait until it has finished") from error
     finally:
         os.close(fd)

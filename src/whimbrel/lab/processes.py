@@ -162,9 +162,7 @@ def wait_until_ready(topology: Topology, lab_dir: Path, progress: Callable[[str]
     for site, process in zip(topology.sites, agents, strict=True):
         endpoint = topology.endpoint(site)
 
-        def agent_answers(
-            host: str = endpoint.host, port: int = endpoint.port, name: str = site.name
-        ) -> bool:
+        def agent_answers(host: str = endpoint.host, port: int = endpoint.port, name: str = site.name) -> bool:
             return netns.call(here, lambda: asyncio.run(_agent_answers(name, host, port)))
 
         _wait_for(process, f"agent of {site.name}", agent_answers, deadline)
@@ -178,9 +176,7 @@ def _wait_for(process: Process, what: str, answers: Callable[[], bool], deadline
         if not read_pid(process.pid_file):
             raise StepFailed(f"the {what} ended while starting: {_last_line(process.log)}")
         if time.monotonic() > deadline:
-            raise StepFailed(
-                f"the {what} does not answer after {ANSWER_TIMEOUT_S:g} s: {_last_line(process.log)}"
-            )
+            raise StepFailed(f"the {what} does not answer after {ANSWER_TIMEOUT_S:g} s: {_last_line(process.log)}")
         time.sleep(POLL_S)
 
 

@@ -44,9 +44,7 @@ def recorded(lab_dir: Path) -> Topology | None:
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
-        raise WhimbrelError(
-            f"{lab_dir / STATE_FILE} is damaged ({error}): restore it, or tidy up by hand"
-        ) from error
+        raise WhimbrelError(f"{lab_dir / STATE_FILE} is damaged ({error}): restore it, or tidy up by hand") from error
 
 
 @contextlib.contextmanager

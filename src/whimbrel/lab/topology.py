@@ -104,9 +104,7 @@ def load(path: Path | None = None) -> Topology:
             text = path.read_bytes()
         return check(msgspec.toml.decode(text, type=Topology))
     except FileNotFoundError as error:
-        raise BadInput(
-            f"there is no topology file {path}: check the path, or leave --topology out"
-        ) from error
+        raise BadInput(f"there is no topology file {path}: check the path, or leave --topology out") from error
     except OSError as error:
         raise BadInput(f"the topology file {path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -118,9 +116,7 @@ def load(path: Path | None = None) -> Topology:
 def check(topology: Topology) -> Topology:
     """The topology itself if it can be built. Raises BadInput with field, value and what is wanted."""
     if not _PREFIX.fullmatch(topology.prefix):
-        raise BadInput(
-            f"prefix {topology.prefix!r} is not valid: a letter, then a-z, 0-9 or '-', 8 at most, '-' last"
-        )
+        raise BadInput(f"prefix {topology.prefix!r} is not valid: a letter, then a-z, 0-9 or '-', 8 at most, '-' last")
     if not 0 < topology.port < 65536:
         raise BadInput(f"port {topology.port} is not valid: use 1 to 65535")
     if not topology.edges or not topology.gateways:
@@ -136,13 +132,9 @@ def _check_names(topology: Topology) -> None:
     seen: set[str] = set()
     for name in topology.namespaces:
         if not _NAME.fullmatch(name):
-            raise BadInput(
-                f"node name {name!r} is not valid: 2 to 15 of a-z, 0-9 and '-', a letter first, no '-' last"
-            )
+            raise BadInput(f"node name {name!r} is not valid: 2 to 15 of a-z, 0-9 and '-', a letter first, no '-' last")
         if name in seen:
-            raise BadInput(
-                f"node name {name!r} is used twice ({ROUTER!r} and {CONTROLLER!r} are the lab's own)"
-            )
+            raise BadInput(f"node name {name!r} is used twice ({ROUTER!r} and {CONTROLLER!r} are the lab's own)")
         seen.add(name)
 
 
@@ -183,9 +175,7 @@ def _check_overlay(topology: Topology) -> None:
                 f"overlay_address of {gateway.name}: {gateway.overlay_address!r} is not an IPv4 address"
             ) from error
         if address not in overlay or address in (overlay.network_address, overlay.broadcast_address):
-            raise BadInput(
-                f"overlay_address of {gateway.name}: {address} is not a host of overlay_subnet {overlay}"
-            )
+            raise BadInput(f"overlay_address of {gateway.name}: {address} is not a host of overlay_subnet {overlay}")
         if address in seen:
             raise BadInput(f"overlay_address of {gateway.name}: {address} is used by another gateway")
         seen.add(address)

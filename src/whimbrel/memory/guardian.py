@@ -16,8 +16,7 @@ from whimbrel.memory.guardian_main import ANSWER, REQUEST
 _ANSWER_TIMEOUT_S = 5.0
 _SOURCE = Path(__file__).parents[2]
 _START = (
-    "import sys; sys.path.append(sys.argv[1]); "
-    "from whimbrel.memory.guardian_main import main; main(int(sys.argv[2]))"
+    "import sys; sys.path.append(sys.argv[1]); from whimbrel.memory.guardian_main import main; main(int(sys.argv[2]))"
 )
 
 
@@ -81,9 +80,7 @@ class Guardian:
             answer, fds = _receive(channel)
         except OSError as error:
             self.close()
-            raise AttachError(
-                error.errno or errno.ETIMEDOUT, f"no answer from the guardian: {error}"
-            ) from error
+            raise AttachError(error.errno or errno.ETIMEDOUT, f"no answer from the guardian: {error}") from error
         if len(answer) < ANSWER.size:
             self.close()
             raise AttachError(errno.EPIPE, "the guardian process ended")

@@ -50,9 +50,7 @@ class _IoVec(ctypes.Structure):
 def _peek(pid: int, address: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
     here, there = _IoVec(ctypes.addressof(buffer), size), _IoVec(address, size)
-    got = _readv(
-        pid, ctypes.byref(here), ctypes.c_ulong(1), ctypes.byref(there), ctypes.c_ulong(1), ctypes.c_ulong(0)
-    )
+    got = _readv(pid, ctypes.byref(here), ctypes.c_ulong(1), ctypes.byref(there), ctypes.c_ulong(1), ctypes.c_ulong(0))
     return buffer.raw[: max(got, 0)]
 
 

@@ -53,13 +53,11 @@ class LazySpace:
                 fcntl.ioctl(self.uffd, _COPY, argument)
                 return count
             except OSError as error:
-                copied = max(0, struct.unpack_from("<q", argument, 32)[0]) // PAGE_BYTES
+                copied = max(0, int(struct.unpack_from("<q", argument, 32)[0])) // PAGE_BYTES
                 done += copied
                 if copied:
                     continue
-                if error.errno == errno.EEXIST:
-                    done += 1
-                elif error.errno == errno.ENOENT:  # unmapped meanwhile; its event is on the way
+                if error.errno in (errno.EEXIST, errno.ENOENT):  # there already, or unmapped meanwhile
                     done += 1
                 elif error.errno == errno.ESRCH:
                     self.gone = True

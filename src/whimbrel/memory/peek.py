@@ -46,9 +46,7 @@ def _read(pid: int, pieces: Ranges, target: NDArray[np.uint8]) -> Ranges:
     missing: list[Ranges] = []
     first = 0
     while first < len(pieces):
-        last = min(
-            first + IOV_MAX, int(np.searchsorted(offsets, offsets[first] + _CALL_BYTES, side="right")) - 1
-        )
+        last = min(first + IOV_MAX, int(np.searchsorted(offsets, offsets[first] + _CALL_BYTES, side="right")) - 1)
         last = max(last, first + 1)
         wanted = int(offsets[last] - offsets[first])
         got = _call(pid, vectors[first:last], target[offsets[first] : offsets[last]])
@@ -103,9 +101,7 @@ def _read_slowly(pid: int, pieces: Ranges, target: NDArray[np.uint8]) -> Ranges:
     return union(as_ranges(missing))
 
 
-def _read_mapped(
-    pid: int, memory: int, start: int, end: int, target: NDArray[np.uint8]
-) -> list[tuple[int, int]]:
+def _read_mapped(pid: int, memory: int, start: int, end: int, target: NDArray[np.uint8]) -> list[tuple[int, int]]:
     missing: list[tuple[int, int]] = []
     base = start
     while start < end:

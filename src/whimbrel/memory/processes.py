@@ -34,9 +34,7 @@ class Status:
 
 def read_status(directory_fd: int) -> Status:
     """Of the process behind an open /proc/PID. Raises ProcessLookupError when it is gone."""
-    fields = dict(
-        line.split(b":", 1) for line in read_proc(directory_fd, "status").splitlines() if b":" in line
-    )
+    fields = dict(line.split(b":", 1) for line in read_proc(directory_fd, "status").splitlines() if b":" in line)
 
     def size(*names: bytes) -> int:
         return sum(int(fields[name].split()[0]) for name in names if name in fields) * 1024

@@ -47,9 +47,7 @@ def intersect(ranges: Ranges, keep: Ranges) -> Ranges:
     of = np.repeat(np.arange(len(ranges)), hits)
     within = np.arange(len(of)) - np.repeat(np.cumsum(hits) - hits, hits)
     into = low[of] + within
-    return np.stack(
-        (np.maximum(ranges[of, 0], keep[into, 0]), np.minimum(ranges[of, 1], keep[into, 1])), axis=1
-    )
+    return np.stack((np.maximum(ranges[of, 0], keep[into, 0]), np.minimum(ranges[of, 1], keep[into, 1])), axis=1)
 
 
 def subtract(ranges: Ranges, without: Ranges) -> Ranges:
@@ -66,9 +64,7 @@ def touched(rows: Ranges, by: Ranges) -> NDArray[np.bool_]:
     """For each of `rows` (sorted, disjoint): does any byte of `by` (sorted, disjoint) lie in it?"""
     if not len(rows) or not len(by):
         return np.zeros(len(rows), dtype=np.bool_)
-    return np.searchsorted(by[:, 1], rows[:, 0], side="right") < np.searchsorted(
-        by[:, 0], rows[:, 1], side="left"
-    )
+    return np.searchsorted(by[:, 1], rows[:, 0], side="right") < np.searchsorted(by[:, 0], rows[:, 1], side="left")
 
 
 def gaps(start: int, end: int, inside: Ranges) -> list[tuple[int, int]]:

@@ -179,7 +179,10 @@ class PageStore:
         # not np.unique: its first call imports 20 ms of modules, and this runs inside the freeze
         pages = np.sort(np.concatenate(seen))
         again = pages[1:][pages[1:] == pages[:-1]]
-        return again[np.concatenate(([True], again[1:] != again[:-1]))][:limit] if len(again) else again
+        if len(again) == 0:
+            return np.empty(0, np.uint64)
+        hot: Pages = again[np.concatenate(([True], again[1:] != again[:-1]))][:limit]
+        return hot
 
     def close(self) -> None:
         self._closing = True

@@ -78,9 +78,7 @@ class TrackedProcess:
                 parts += self._dropped(private, pagemap, scanner)
             fresh = intersect(union(*(scanner.unregistered(pagemap, *run) for run in runs)), keep)
             if len(fresh):
-                parts.append(
-                    self._take_in(keep[touched(keep, fresh)], fresh, runs, pagemap, scanner, guardian)
-                )
+                parts.append(self._take_in(keep[touched(keep, fresh)], fresh, runs, pagemap, scanner, guardian))
             if report_all:
                 parts.append(intersect(union(*(scanner.present(pagemap, *run) for run in runs)), keep))
         finally:
@@ -130,8 +128,7 @@ class TrackedProcess:
         rearm: bool,
     ) -> list[Ranges]:
         parts = [
-            scanner.written(pagemap, start, end, rearm=rearm, files=False)
-            for start, end in private.large.tolist()
+            scanner.written(pagemap, start, end, rearm=rearm, files=False) for start, end in private.large.tolist()
         ]
         for run in runs:
             parts += [scanner.written(pagemap, *rest, rearm=rearm) for rest in gaps(*run, private.large)]
@@ -164,11 +161,7 @@ class TrackedProcess:
         if not had_one and not self._attach(guardian):
             return fresh
         parts, left = self._register(mappings, pagemap, scanner)
-        if (
-            had_one
-            and len(left) == len(mappings)
-            and not any(scanner.any_registered(pagemap, *run) for run in runs)
-        ):
+        if had_one and len(left) == len(mappings) and not any(scanner.any_registered(pagemap, *run) for run in runs):
             # Nothing here is ours: the userfaultfd is of the memory from before an exec.
             self._detach()
             if self._attach(guardian):
@@ -188,9 +181,7 @@ class TrackedProcess:
             except OSError as error:
                 refused.append((start, end))
                 if error.errno == errno.EBUSY:
-                    self.problem = (
-                        "another userfaultfd holds some of its memory: end the program that made it"
-                    )
+                    self.problem = "another userfaultfd holds some of its memory: end the program that made it"
         return parts, as_ranges(refused)
 
     def _attach(self, guardian: Guardian) -> bool:

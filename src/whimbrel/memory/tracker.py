@@ -71,9 +71,7 @@ class TreeTracker:
     @property
     def stops_ms(self) -> dict[int, float]:
         """{pid: ms that one of its threads stood still} for the last attachment of each process."""
-        return {
-            pid: process.stop_ms for pid, process in self._processes.items() if process.stop_ms is not None
-        }
+        return {pid: process.stop_ms for pid, process in self._processes.items() if process.stop_ms is not None}
 
     def scan(self, *, final: bool = False) -> list[ProcessPages]:
         """For each living process the pages written since the last scan (in the first: all), re-armed.
@@ -128,11 +126,7 @@ class TreeTracker:
                     return None
                 process = self._processes[pid] = TrackedProcess(pid)
             try:
-                ranges = (
-                    process.scan_stopped(self._scanner)
-                    if final
-                    else process.scan(self._scanner, self._guardian)
-                )
+                ranges = process.scan_stopped(self._scanner) if final else process.scan(self._scanner, self._guardian)
             except ProcessLookupError:
                 # Gone; once more, if its number belongs to a new process already.
                 self._processes.pop(pid).close()

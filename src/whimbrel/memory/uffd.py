@@ -33,8 +33,7 @@ _IS_GUARD = 1 << 8  # Linux 6.15
 _SCAN_ARGUMENTS = struct.Struct("<12Q")
 
 _NO_TRACKING = (
-    "this kernel has no asynchronous write-protect tracking ({what}): "
-    "use Linux 6.7 or newer with CONFIG_USERFAULTFD, or migrate with --strategy stop-and-copy"
+    "this kernel has no asynchronous write-protect tracking ({what}): use Linux 6.7 or newer with CONFIG_USERFAULTFD"
 )
 
 

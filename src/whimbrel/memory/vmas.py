@@ -89,9 +89,7 @@ def read_vmas(pid: int, *, flags: bool = False) -> list[Vma]:
     (milliseconds). Raises ProcessLookupError when the process is gone."""
     directory = open_proc(pid)
     try:
-        return (
-            parse_smaps(read_proc(directory, "smaps")) if flags else parse_maps(read_proc(directory, "maps"))
-        )
+        return parse_smaps(read_proc(directory, "smaps")) if flags else parse_maps(read_proc(directory, "maps"))
     finally:
         os.close(directory)
 

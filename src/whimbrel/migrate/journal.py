@@ -45,6 +45,4 @@ class Journal:
 
     def entries(self) -> list[Entry]:
         """What was under way when the agent stopped; a torn file is impossible, an unreadable one is an error."""
-        return [
-            msgspec.json.decode(path.read_bytes(), type=Entry) for path in sorted(self._directory.glob("*.json"))
-        ]
+        return [msgspec.json.decode(path.read_bytes(), type=Entry) for path in sorted(self._directory.glob("*.json"))]

@@ -115,9 +115,7 @@ class PageChannel:
         if self._paced_until > now:
             time.sleep(self._paced_until - now)
 
-    def send(
-        self, kind: Kind, number: int = 0, payload: bytes | memoryview = b"", *, ranges: int = 0
-    ) -> None:
+    def send(self, kind: Kind, number: int = 0, payload: bytes | memoryview = b"", *, ranges: int = 0) -> None:
         header = HEADER.pack(kind, number, ranges, len(payload))
         try:
             if len(payload) <= CHUNK_BYTES:

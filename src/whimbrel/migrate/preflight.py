@@ -8,6 +8,7 @@ from whimbrel.model.units import format_bytes
 from whimbrel.wire.calls import OfferReply
 
 MEMORY_RESERVE_BYTES = 64 << 20
+DISK_RESERVE_BYTES = 64 << 20
 STORE_FACTOR = 2.2  # arriving pages live twice for a moment: in the store and in the process; and rounds repeat
 
 
@@ -40,6 +41,7 @@ def check_room(rss_bytes: int, disk_bytes: int, resources: Resources, where: str
             f"{where} has {format_bytes(resources.memory_available_bytes)} of memory free, the migration needs "
             f"{format_bytes(needed)} there; free memory or choose another node"
         )
+    disk_bytes += DISK_RESERVE_BYTES
     if disk_bytes > resources.disk_available_bytes:
         raise Refused(
             f"{where} has {format_bytes(resources.disk_available_bytes)} of disk free, the migration needs "
@@ -47,8 +49,6 @@ def check_room(rss_bytes: int, disk_bytes: int, resources: Resources, where: str
         )
 
 
-def check_offer(
-    source: Capabilities, reply: OfferReply, *, rss_bytes: int, disk_bytes: int, where: str
-) -> None:
+def check_offer(source: Capabilities, reply: OfferReply, *, rss_bytes: int, disk_bytes: int, where: str) -> None:
     compare(source, reply.capabilities, where)
     check_room(rss_bytes, disk_bytes, reply.resources, where)

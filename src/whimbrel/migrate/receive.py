@@ -179,9 +179,7 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
-        later, eager_pages = settle(
-            self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages
-        )
+        later, eager_pages = settle(self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages)
         self.eager_pages = eager_pages
         laps.lap("settle")
         opts = pb.Options(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from whimbrel.checkpoint import images as img
 from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, intersect, subtract, total_bytes, union
@@ -87,7 +88,7 @@ def _check_all_arrived(ns_pid: int, ours: Ranges, index: ProcessIndex) -> None:
         raise StepFailed(f"{wanted - got} pages of process {ns_pid} never arrived at the destination")
 
 
-def _pieces(old: img.Pagemap, holes: np.ndarray, now: Ranges, waiting: Ranges) -> list[_Piece]:  # type: ignore[type-arg]
+def _pieces(old: img.Pagemap, holes: npt.NDArray[np.bool_], now: Ranges, waiting: Ranges) -> list[_Piece]:
     pieces = [_Piece(start, end, img.PE_PRESENT) for start, end in now.tolist()]
     pieces += [_Piece(start, end, img.PE_LAZY) for start, end in waiting.tolist()]
     at = 0

@@ -1,12 +1,12 @@
 """One migration, told by its source from request to finish.
 
-    preflight   everything that can be known before anything happens; nothing is touched yet
-    prepare     the destination makes itself ready; the gateways make room; CRIU waits on both sides
-    rounds      memory and files cross while the service runs
-    freeze      packets are held, the service stops, the last pages and CRIU's images cross, it is restored
-                ---- commit: GO; before it everything is undone on any failure, after it there is only forward
-    switch      the destination announces the address and the held packets go there (told by RUNNING)
-    finish      the rest of the pages arrive in the background, the source is removed
+preflight   everything that can be known before anything happens; nothing is touched yet
+prepare     the destination makes itself ready; the gateways make room; CRIU waits on both sides
+rounds      memory and files cross while the service runs
+freeze      packets are held, the service stops, the last pages and CRIU's images cross, it is restored
+            ---- commit: GO; before it everything is undone on any failure, after it there is only forward
+switch      the destination announces the address and the held packets go there (told by RUNNING)
+finish      the rest of the pages arrive in the background, the source is removed
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from whimbrel.model.node import Capabilities, Endpoint
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.network.port import ServicePort
 from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
+from whimbrel.storage.listing import snapshot
 from whimbrel.wire.calls import (
     AbortIncoming,
     FinishIncoming,
@@ -221,8 +222,10 @@ async def _preflight(job: Migration, peer: Peer) -> None:
     offer = await peer.call(
         OfferMigration(spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest)
     )
+    layer = await asyncio.to_thread(snapshot, job.source.layer.upper)
+    disk_bytes = sum(entry.size for entry in layer.values())
     check_offer(
-        job.node.capabilities, offer, rss_bytes=status.rss_bytes, disk_bytes=0, where=job.destination.name
+        job.node.capabilities, offer, rss_bytes=status.rss_bytes, disk_bytes=disk_bytes, where=job.destination.name
     )
 
 
@@ -269,9 +272,7 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
     await _after_commit(job, hands, peer, channel, dump, tracker, holders)
 
 
-async def _rounds(
-    job: Migration, hands: Hands, tracker: TreeTracker, sender: PageSender, channel: PageChannel
-) -> None:
+async def _rounds(job: Migration, hands: Hands, tracker: TreeTracker, sender: PageSender, channel: PageChannel) -> None:
     limits = Limits(
         max_rounds=job.request.max_rounds or Limits.max_rounds,
         max_downtime_ms=job.request.max_downtime_ms,
@@ -291,7 +292,9 @@ async def _rounds(
         job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {pages} pages"))
         verdict = decide(facts, limits, elapsed_ms=job.now_ms())
         if verdict is not Stop.GO_ON:
-            job.reason = f"{verdict} after {number} rounds; freeze predicted {predicted_freeze_ms(facts, limits):.0f} ms"
+            job.reason = (
+                f"{verdict} after {number} rounds; freeze predicted {predicted_freeze_ms(facts, limits):.0f} ms"
+            )
             return
 
 

@@ -24,8 +24,8 @@ from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.memory.peek import read_pages_into
-from whimbrel.memory.ranges import Ranges, as_ranges, split, total_bytes
 from whimbrel.memory.processes import ns_pid_of, tree_of
+from whimbrel.memory.ranges import Ranges, as_ranges, split, total_bytes
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
 from whimbrel.memory.vmas import read_vmas
 from whimbrel.migrate.pagechannel import Kind, PageChannel

@@ -1,13 +1,13 @@
 """Every error that Whimbrel raises on purpose.
 
-    WhimbrelError                 exit code 1; `str()` is one line: what happened, where, the way out
-    ├── BadInput                  the request cannot be meant: unknown name, malformed image, address in use
-    ├── Refused                   the request is clear, but this host, image or process cannot do it (preflight)
-    ├── Conflict                  something else is under way: a migration of the same service
-    ├── Unreachable               an agent, the controller or the link did not answer
-    ├── ProtocolMismatch          the two sides speak different versions
-    ├── StepFailed                a step of a migration failed; the source runs on unless `committed`
-    └── Cancelled                 asked for by `migration cancel`
+WhimbrelError                 exit code 1; `str()` is one line: what happened, where, the way out
+├── BadInput                  the request cannot be meant: unknown name, malformed image, address in use
+├── Refused                   the request is clear, but this host, image or process cannot do it (preflight)
+├── Conflict                  something else is under way: a migration of the same service
+├── Unreachable               an agent, the controller or the link did not answer
+├── ProtocolMismatch          the two sides speak different versions
+├── StepFailed                a step of a migration failed; the source runs on unless `committed`
+└── Cancelled                 asked for by `migration cancel`
 """
 
 from __future__ import annotations
@@ -61,7 +61,16 @@ class Cancelled(WhimbrelError):
 
 _BY_CODE = {
     kind.code: kind
-    for kind in (WhimbrelError, BadInput, Refused, Conflict, Unreachable, ProtocolMismatch, StepFailed, Cancelled)
+    for kind in (
+        WhimbrelError,
+        BadInput,
+        Refused,
+        Conflict,
+        Unreachable,
+        ProtocolMismatch,
+        StepFailed,
+        Cancelled,
+    )
 }
 
 

@@ -31,9 +31,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
-            raise BadInput(
-                f"service name {self.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end"
-            )
+            raise BadInput(f"service name {self.name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end")
         for port in self.ports:
             if not re.fullmatch(r"[0-9]{1,5}/(tcp|udp)", port) or not 0 < int(port.split("/")[0]) < 65536:
                 raise BadInput(f"port {port!r} is not valid: write N/tcp or N/udp with N from 1 to 65535")

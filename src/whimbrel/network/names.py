@@ -20,9 +20,7 @@ def interface(text: str) -> ipaddress.IPv4Interface:
     try:
         return ipaddress.IPv4Interface(text)
     except ValueError as error:
-        raise BadInput(
-            f"{text!r} is not an IPv4 address with prefix length: write it like 10.77.1.1/16"
-        ) from error
+        raise BadInput(f"{text!r} is not an IPv4 address with prefix length: write it like 10.77.1.1/16") from error
 
 
 def mac_of(address: str) -> str:

@@ -96,9 +96,7 @@ def set_bridge_port_state(route: NetlinkSocket, ifindex: int, state: int) -> Non
     route.request(RTM_SETLINK, 0, body + attribute(IFLA_PROTINFO | NLA_F_NESTED, nested))
 
 
-def set_neighbour(
-    route: NetlinkSocket, ifindex: int, address: str, state: int, mac: bytes | None = None
-) -> None:
+def set_neighbour(route: NetlinkSocket, ifindex: int, address: str, state: int, mac: bytes | None = None) -> None:
     """Create or replace the neighbour entry of an IPv4 address."""
     body = struct.pack("=BxxxiHBB", socket.AF_INET, ifindex, state, 0, 0)
     body += attribute(NDA_DST, socket.inet_aton(address))

@@ -45,9 +45,7 @@ def enter(path: Path) -> None:
     try:
         _enter_fd(fd)
     except OSError as error:
-        raise Refused(
-            f"the network namespace {path} cannot be entered ({error.strerror}): run as root"
-        ) from error
+        raise Refused(f"the network namespace {path} cannot be entered ({error.strerror}): run as root") from error
     finally:
         os.close(fd)
 
@@ -100,9 +98,7 @@ class Worker:
     """One thread that lives in a namespace and runs what it is given, in order (`call` again and again)."""
 
     def __init__(self, path: Path) -> None:
-        self._pool = ThreadPoolExecutor(
-            1, thread_name_prefix=f"netns-{path.name}", initializer=enter, initargs=(path,)
-        )
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"netns-{path.name}", initializer=enter, initargs=(path,))
 
     def __call__(self, function: Callable[..., T], *arguments: Any) -> T:
         return self._pool.submit(function, *arguments).result()
@@ -120,9 +116,7 @@ def create(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     except FileExistsError as error:
-        raise Conflict(
-            f"the network namespace {path} exists already: remove it, or use another name"
-        ) from error
+        raise Conflict(f"the network namespace {path} exists already: remove it, or use another name") from error
 
     def make() -> None:
         _check(_libc.unshare(CLONE_NEWNET), "unshare")

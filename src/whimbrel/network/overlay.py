@@ -79,24 +79,18 @@ class Overlay:
                 "set it to the address by which the other nodes reach this one"
             )
         if self.bridge_address is not None and read_sysctl("net/ipv4/ip_forward") != "1":
-            raise Refused(
-                f"the gateway {self.local.name} does not forward: run `sysctl net.ipv4.ip_forward=1`"
-            )
+            raise Refused(f"the gateway {self.local.name} does not forward: run `sysctl net.ipv4.ip_forward=1`")
 
     def _bridge_up(self, ip: IPRoute) -> None:
         if find_link(ip, BRIDGE) is None:
-            ip.link(
-                "add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0
-            )
+            ip.link("add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)
         index = ip.link_lookup(ifname=BRIDGE)[0]
         write_sysctl(f"net/ipv6/conf/{BRIDGE}/disable_ipv6", 1)
         if self.bridge_address is None:
             ip.link("set", index=index, state="up", mtu=OVERLAY_MTU_BYTES)
             return
         # a known Ethernet address: services hold a fixed entry for their gateway and never have to ask for it
-        ip.link(
-            "set", index=index, state="up", mtu=OVERLAY_MTU_BYTES, address=mac_of(str(self.bridge_address))
-        )
+        ip.link("set", index=index, state="up", mtu=OVERLAY_MTU_BYTES, address=mac_of(str(self.bridge_address)))
         # users of the other gateway are reached through the same interface; services need not know
         write_sysctl(f"net/ipv4/conf/{BRIDGE}/send_redirects", 0)
         ip.addr(
@@ -130,15 +124,11 @@ class Overlay:
 
     def set_peers(self, peers: Iterable[Endpoint]) -> None:
         """Join exactly these nodes (itself left out); forget the others and what was learned from them."""
-        wanted = {peer.overlay_host for peer in peers if peer.name != self.local.name} - {
-            self.local.overlay_host
-        }
+        wanted = {peer.overlay_host for peer in peers if peer.name != self.local.name} - {self.local.overlay_host}
         with explained(f"joining {self.local.name} to its peers", "is the overlay up?"), IPRoute() as ip:
             index = next(iter(ip.link_lookup(ifname=TUNNEL)), None)
             if index is None:
-                raise Refused(
-                    f"{self.local.name} has no tunnel {TUNNEL}: its overlay is not up, restart its agent"
-                )
+                raise Refused(f"{self.local.name} has no tunnel {TUNNEL}: its overlay is not up, restart its agent")
             entries = [
                 (entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST"))
                 for entry in ip.fdb("dump", ifindex=index)

@@ -100,9 +100,7 @@ class Cgroup:
         self.thaw()  # only now: a frozen v1 group keeps even SIGKILL waiting
         while pids := self._signal_all():
             if time.monotonic() > deadline:
-                raise WhimbrelError(
-                    f"processes {pids} of {self.path} did not end {timeout_s:g} s after SIGKILL"
-                )
+                raise WhimbrelError(f"processes {pids} of {self.path} did not end {timeout_s:g} s after SIGKILL")
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.05)
 

@@ -88,9 +88,7 @@ class Runc:
         """Run a command inside; its output is cut at `max_bytes` each. Raises Refused after `timeout_s`."""
         with tempfile.TemporaryDirectory(prefix="whimbrel-exec-") as folder:
             pid_file = Path(folder, "pid")
-            process = await self._start(
-                "exec", "--pid-file", str(pid_file), name, *argv, output=subprocess.PIPE
-            )
+            process = await self._start("exec", "--pid-file", str(pid_file), name, *argv, output=subprocess.PIPE)
             assert process.stdout is not None
             assert process.stderr is not None
             try:
@@ -100,16 +98,12 @@ class Runc:
                     )
                     code = await process.wait()
             except TimeoutError as error:
-                raise Refused(
-                    f"the command in {name} ran longer than {timeout_s:g} s: it was ended"
-                ) from error
+                raise Refused(f"the command in {name} ran longer than {timeout_s:g} s: it was ended") from error
             finally:
                 if process.returncode is None:
                     _end_exec(process, pid_file)
                     await process.wait()
-        return ExecResult(
-            exit_code=code, stdout=out.decode(errors="replace"), stderr=err.decode(errors="replace")
-        )
+        return ExecResult(exit_code=code, stdout=out.decode(errors="replace"), stderr=err.decode(errors="replace"))
 
     async def kill(self, name: str, number: int = signal.SIGTERM, *, all_processes: bool = False) -> None:
         flags = ["--all"] if all_processes else []
@@ -184,6 +178,4 @@ def _error(command: str, name: str, output: bytes) -> WhimbrelError:
                 cause = entry.get("msg", cause)
     if "does not exist" in cause and name:
         return BadInput(f"there is no container {name} here")
-    return WhimbrelError(
-        f"runc {command} of {name} failed: {cause}" if name else f"runc {command} failed: {cause}"
-    )
+    return WhimbrelError(f"runc {command} of {name} failed: {cause}" if name else f"runc {command} failed: {cause}")

@@ -41,9 +41,7 @@ DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 OPEN_FILES = 16384  # hosts without CAP_SYS_RESOURCE may not go above their own hard limit (20,000 seen)
 
 SHM_MOUNT = "/dev/shm"
-SHM_EXTERNAL = (
-    "whimbrel-shm"  # dump: --external mnt[/dev/shm]:KEY, restore: --external mnt[KEY]:<the agent's tmpfs>
-)
+SHM_EXTERNAL = "whimbrel-shm"  # dump: --external mnt[/dev/shm]:KEY, restore: --external mnt[KEY]:<the agent's tmpfs>
 
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -111,9 +109,7 @@ def cgroup_path(node: str, service: str) -> str:
     return f"/whimbrel/{node}/{service}"
 
 
-def build_spec(
-    service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: Path, netns: Path, cgroup: str
-) -> bytes:
+def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: Path, netns: Path, cgroup: str) -> bytes:
     """config.json of an OCI bundle. `rootfs`, `shm` (a tmpfs for /dev/shm) and `netns` are absolute paths.
 
     Raises BadInput (see above).

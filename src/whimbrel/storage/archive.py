@@ -129,9 +129,7 @@ def _apply_one(archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, tim
 
 
 def _write_file(archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
-    target = os.open(
-        name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
-    )
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
     source = archive.extractfile(member)
     assert source is not None
     with open(target, "wb", buffering=0) as file:
@@ -182,9 +180,7 @@ def _parent(root: int, path: str) -> Iterator[tuple[int, str]]:
             try:
                 below = os.open(folder, _FOLDER, dir_fd=at)
             except NotADirectoryError as error:
-                raise BadInput(
-                    f"member {path!r} would be written through {folder!r}, which is no folder"
-                ) from error
+                raise BadInput(f"member {path!r} would be written through {folder!r}, which is no folder") from error
             os.close(at)
             at = below
         yield at, name

@@ -66,9 +66,7 @@ def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
     for path in (lower, upper, work):
         if any(character in str(path) for character in ":,\\"):
             raise Refused(f"cannot mount {path}: move it to a path without ':', ',' and '\\'")
-    options = (
-        f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off,redirect_dir=off,xino=off"
-    )
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off,redirect_dir=off,xino=off"
     _mount("overlay", target, "overlay", 0, options)
 
 

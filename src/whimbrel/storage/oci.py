@@ -27,18 +27,14 @@ def parse_reference(reference: str) -> tuple[str, Path, str]:
     """``oci:/images/echo:v1`` -> ("oci", /images/echo, "v1"); no tag is "". Raises BadInput."""
     kind, separator, rest = reference.partition(":")
     if kind not in ("oci", "oci-archive", "rootfs") or not separator or not rest:
-        raise BadInput(
-            f"image {reference!r} is not valid: write oci:PATH[:TAG], oci-archive:PATH[:TAG] or rootfs:DIR"
-        )
+        raise BadInput(f"image {reference!r} is not valid: write oci:PATH[:TAG], oci-archive:PATH[:TAG] or rootfs:DIR")
     path, tag = rest, ""
     if kind != "rootfs" and not Path(rest).exists():
         path, _, tag = rest.rpartition(":")
         path, tag = (path, tag) if path else (rest, "")
     place = Path(path)
     if not place.is_absolute():
-        raise BadInput(
-            f"image {reference}: {path} is not an absolute path (the agent has its own working folder)"
-        )
+        raise BadInput(f"image {reference}: {path} is not an absolute path (the agent has its own working folder)")
     if ":" in path:
         raise BadInput(f"image {reference}: a path with ':' in it cannot be told from a tag, move the image")
     if kind == "oci-archive":
@@ -63,9 +59,7 @@ def find_image(kind: str, path: Path, tag: str) -> Found:
         chosen = entries
         if len({entry.get("digest") for entry in entries}) != 1:
             known = ", ".join(sorted(filter(None, tags))) or "none"
-            raise BadInput(
-                f"image {path} holds {len(entries)} images: name one by its tag (its tags: {known})"
-            )
+            raise BadInput(f"image {path} holds {len(entries)} images: name one by its tag (its tags: {known})")
         tag = tags[0]
     digest = chosen[-1].get("digest")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):

@@ -188,6 +188,4 @@ def _open_layer(path: Path, media_type: str, reference: str) -> IO[bytes]:
         return cast(IO[bytes], gzip.open(path, "rb"))
     if media_type.endswith(".tar"):
         return path.open("rb")
-    raise BadInput(
-        f"image {reference} has a layer of type {media_type}: convert it with `skopeo copy`, gzip or plain"
-    )
+    raise BadInput(f"image {reference} has a layer of type {media_type}: convert it with `skopeo copy`, gzip or plain")

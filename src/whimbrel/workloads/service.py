@@ -184,9 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "7000")))
     parser.add_argument("--memory-mb", type=int, default=int(os.environ.get("MEMORY_MB", "200")))
-    parser.add_argument(
-        "--dirty-pages-per-s", type=float, default=float(os.environ.get("DIRTY_PAGES_PER_S", "500"))
-    )
+    parser.add_argument("--dirty-pages-per-s", type=float, default=float(os.environ.get("DIRTY_PAGES_PER_S", "500")))
     args = parser.parse_args()
     if args.memory_mb < 1:
         parser.error("--memory-mb must be at least 1")
