@@ -131,5 +131,5 @@ async def answers(address: str) -> bool:
 
 async def until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)

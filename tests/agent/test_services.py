@@ -190,7 +190,7 @@ def test_memory_limit_ends_a_service_that_passes_it(node: ServiceNode) -> None:
         script = "x=xxxxxxxxxxxxxxxx; while true; do x=$x$x; done"
         await host.run(node.spec(script=script, memory_limit_bytes=20 << 20))
         async with asyncio.timeout(10):
-            while (await host.inspect("svc")).state is not ServiceState.STOPPED:  # noqa: ASYNC110
+            while (await host.inspect("svc")).state is not ServiceState.STOPPED:
                 await asyncio.sleep(0.02)
         stopped = await host.inspect("svc")
         assert (stopped.pid, stopped.rss_bytes, stopped.processes) == (0, 0, 0)

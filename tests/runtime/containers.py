@@ -96,5 +96,5 @@ def shell(name: str, script: str, **more: object) -> ServiceSpec:
 async def until(condition: object, *, timeout_s: float = 30.0) -> None:
     """Wait for a condition that another process brings about; fails after the time."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
+        while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
