@@ -1,8 +1,8 @@
 """Pages into a restored process that already runs: faults are answered first, the rest is filled meanwhile.
 
 CRIU hands over one userfaultfd per process (missing mode) with the events fork, remap, remove and unmap.
-A `LazySpace` is what one address space still lacks. Faults are served by one thread and the fill by another:
-a fault that waited behind the fill would stall the program page by page.
+A `LazySpace` is what one address space still lacks. Faults are served by one thread and the fill by another, which
+gives way: a fault that waited behind the fill would stall the program page by page. Both work under the space's lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from whimbrel.model.units import PAGE_BYTES
 _COPY, _ZEROPAGE, _WAKE = 0xC028AA03, 0xC020AA04, 0x8010AA02
 _MESSAGE_BYTES = 32
 _PAGEFAULT, _FORK, _REMAP, _REMOVE, _UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
-FILL_CHUNK_PAGES = 256
+FILL_CHUNK_PAGES = 128
 FAULT_AROUND_PAGES = 8
 
 
@@ -38,6 +38,7 @@ class LazySpace:
         self._pages, self._slots = pages, slots
         self._store = store_address
         self.lock = threading.Lock()
+        self.wanted = False
         self.faults = 0
         self.gone = False
 
@@ -84,9 +85,8 @@ class LazySpace:
                 and int(self._slots[at + count]) == int(self._slots[at]) + count
             ):
                 count += 1
-            if self._copy(page, int(self._slots[at]), count) == 0:
-                return  # EAGAIN: the thread faults again after the event was read
-            self._wake(page)
+            self._copy(page, int(self._slots[at]), count)
+            self._wake(page)  # after EAGAIN it faults anew, when the event has been read
             return
         argument = bytearray(struct.pack("<QQQq", page * PAGE_BYTES, PAGE_BYTES, 0, 0))
         try:
@@ -96,38 +96,28 @@ class LazySpace:
                 self.gone = True
             self._wake(page)
 
-    def runs(self) -> npt.NDArray[np.int64]:
-        """Shape (n, 3): first index, page number and length of runs contiguous in both memory and store."""
-        if len(self._pages) == 0:
-            return np.empty((0, 3), np.int64)
-        pages = self._pages.astype(np.int64)
-        breaks = np.flatnonzero((np.diff(pages) != 1) | (np.diff(self._slots) != 1)) + 1
-        starts = np.concatenate(([0], breaks))
-        lengths = np.diff(np.concatenate((starts, [len(pages)])))
-        return np.stack([starts, pages[starts], lengths], axis=1)
-
     def fill(self, stop: threading.Event) -> int:
-        """Place everything that is still lacking; returns the bytes placed. Yields the lock between chunks."""
-        placed = 0
-        done = 0
-        while done < len(self._pages) and not stop.is_set() and not self.gone:
+        """Place everything that is still lacking; returns the bytes placed. Gives way to faults and events."""
+        placed = done = 0
+        layout = self._pages
+        while not stop.is_set() and not self.gone:
+            while self.wanted:
+                time.sleep(0.00005)  # a lock alone is not fair: the fill would take it again and again
             with self.lock:
-                if done >= len(self._pages):
+                if layout is not self._pages:  # an event moved or dropped pages: what is there already is skipped fast
+                    layout, done = self._pages, 0
+                if done >= len(layout):
                     break
                 window = slice(done, done + FILL_CHUNK_PAGES)
-                pages = self._pages[window].astype(np.int64)
+                pages = layout[window].astype(np.int64)
                 slots = self._slots[window]
                 cut = np.flatnonzero((np.diff(pages) != 1) | (np.diff(slots) != 1))
                 count = int(cut[0]) + 1 if len(cut) else len(pages)
-                layout = self._pages
                 moved = self._copy(int(pages[0]), int(slots[0]), count)
-                if layout is self._pages:
-                    done += moved
-                else:
-                    done = 0
+            done += moved
             placed += moved * PAGE_BYTES
             if moved == 0:
-                time.sleep(0.0005)
+                time.sleep(0.0002)
         return placed
 
     def moved(self, source: int, target: int, length: int) -> None:
@@ -200,27 +190,31 @@ class LazyServer:
                     self._poll.unregister(uffd)  # the process has exited
                     space.gone = True
                     continue
-                try:
-                    messages = os.read(uffd, 64 * _MESSAGE_BYTES)
-                except BlockingIOError:
-                    continue
-                for at in range(0, len(messages), _MESSAGE_BYTES):
-                    self._handle(space, messages[at : at + _MESSAGE_BYTES])
+                self._answer(space)
+
+    def _answer(self, space: LazySpace) -> None:
+        """Read and handle what has come, with the fill held off: once an event is read the program goes on, and a
+        page that the fill then still placed by the old layout would be wrong for good (MADV_DONTNEED, mremap)."""
+        space.wanted = True
+        with space.lock:
+            space.wanted = False
+            try:
+                messages = os.read(space.uffd, 64 * _MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            for at in range(0, len(messages), _MESSAGE_BYTES):
+                self._handle(space, messages[at : at + _MESSAGE_BYTES])
 
     def _handle(self, space: LazySpace, message: bytes) -> None:
         event = message[0]
         if event == _PAGEFAULT:
             space.serve_fault(struct.unpack_from("<Q", message, 16)[0])
-            return
-        # Reading the event let the program go on; the lock makes the fill see the new layout or wait.
-        with space.lock:
-            if event == _REMAP:
-                space.moved(*struct.unpack_from("<QQQ", message, 8))
-            elif event in (_REMOVE, _UNMAP):
-                space.dropped(*struct.unpack_from("<QQ", message, 8))
-            elif event == _FORK:
-                child = space.forked(struct.unpack_from("<I", message, 8)[0])
-                self.add(child)
+        elif event == _REMAP:
+            space.moved(*struct.unpack_from("<QQQ", message, 8))
+        elif event in (_REMOVE, _UNMAP):
+            space.dropped(*struct.unpack_from("<QQ", message, 8))
+        elif event == _FORK:
+            self.add(space.forked(struct.unpack_from("<I", message, 8)[0]))
 
 
 def address_of(buffer: memoryview) -> int:
