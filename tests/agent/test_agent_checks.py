@@ -106,4 +106,4 @@ def test_a_probe_that_fails_is_a_result(monkeypatch: pytest.MonkeyPatch, capfd: 
     assert set(found["root"]) == {"name", "status", "reason", "fix"}
     assert err.count("\n") == 1
     assert run(["check"]) == 1
-    assert "stop-and-copy" in capfd.readouterr().out
+    assert "CONFIG_USERFAULTFD" in capfd.readouterr().out

@@ -93,9 +93,7 @@ def ask(user: socket.socket) -> tuple[bool, int]:
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
-def test_all_processes_and_their_memory_arrive_whole(
-    lab: Lab, tree: list[socket.socket], strategy: Strategy
-) -> None:
+def test_all_processes_and_their_memory_arrive_whole(lab: Lab, tree: list[socket.socket], strategy: Strategy) -> None:
     before = [ask(user) for user in tree]
     assert all(good for good, _ in before)
     for target in (EDGES[1], EDGES[2]):

@@ -23,7 +23,7 @@ from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.services import ServiceHost
 from whimbrel.migrate.receive import ReceiveOrder
-from whimbrel.model.errors import Conflict, StepFailed
+from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.runtime.logger import open_log
@@ -69,6 +69,7 @@ class Incoming:
         self._host = host
         self._run_dir = run_dir
         self._arrivals: dict[str, Arrival] = {}
+        self._preparing: dict[str, asyncio.Future[calls.IncomingReady]] = {}
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
@@ -80,6 +81,7 @@ class Incoming:
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
         self._host.refuse_taken(call.spec)
+        await self._host.need_image(call.spec, call.image_digest)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),
@@ -90,9 +92,21 @@ class Incoming:
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
         """Layer, network, runc's placeholder, and the worker with CRIU ready; undone whole on any failure."""
-        name = call.service.spec.name
-        if call.id in self._arrivals:
+        if call.id in self._arrivals or call.id in self._preparing:
             raise Conflict(f"migration {call.id} has been prepared already")
+        preparing = asyncio.ensure_future(self._prepare(call))
+        self._preparing[call.id] = preparing
+        try:
+            return await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            if preparing.cancelled():
+                raise Cancelled("the source gave the migration up") from None
+            raise
+        finally:
+            self._preparing.pop(call.id, None)
+
+    async def _prepare(self, call: calls.PrepareIncoming) -> calls.IncomingReady:
+        name = call.service.spec.name
         async with contextlib.AsyncExitStack() as undo:
             await self._host.prepare_incoming(call.service)
             undo.push_async_callback(self._host.discard, name)
@@ -177,16 +191,21 @@ class Incoming:
             await arrival.worker.wait()
             if not ready.done():
                 ready.set_exception(StepFailed(f"the receiving process ended: {arrival.error or 'see its log'}"))
-            if arrival.committed and not arrival.adopted.is_set():
-                await self._host.adopt_incoming(
-                    arrival.ticket.service, self._host.restored_pid(arrival.ticket.service.spec.name)
-                )
-            arrival.adopted.set()
+            try:
+                if arrival.committed and not arrival.adopted.is_set():
+                    name = arrival.ticket.service.spec.name
+                    await self._host.adopt_incoming(arrival.ticket.service, self._host.restored_pid(name))
+            finally:
+                arrival.adopted.set()
             if not arrival.committed and arrival.ticket.migration in self._arrivals:
                 await self._undo(arrival)
 
     async def abort(self, call: calls.AbortIncoming, _: EmitEvent) -> bool:
         """True when it is certain that the service does not and will not run here."""
+        preparing = self._preparing.get(call.id)
+        if preparing is not None:
+            preparing.cancel()
+            await asyncio.wait([preparing])
         arrival = self._arrivals.get(call.id)
         if arrival is None:
             return not (self._run_dir / f"incoming-{call.id}" / "committed").exists()
@@ -221,6 +240,7 @@ class Incoming:
                     await asyncio.sleep(0.005)
         except TimeoutError:
             arrival.worker.kill()
+            await arrival.worker.wait()  # only now its word cannot change any more
 
     async def _undo(self, arrival: Arrival) -> None:
         if self._arrivals.pop(arrival.ticket.migration, None) is not None:
@@ -230,20 +250,26 @@ class Incoming:
     async def settle_leftovers(self) -> None:
         """After a restart: adopt what has committed, remove the rest (its worker died with the last agent)."""
         for work_dir in sorted(self._run_dir.glob("incoming-*")):
-            path = work_dir / "ticket.json"
-            if path.exists():
-                ticket = msgspec.json.decode(path.read_bytes(), type=Ticket)
-                while _start_ticks(ticket.worker_pid) == ticket.worker_start:
-                    await asyncio.sleep(0.05)  # it fills pages still, or is just about to undo
-                name = ticket.service.spec.name
-                if (work_dir / "committed").exists():
-                    await self._host.adopt_incoming(ticket.service, self._host.restored_pid(name))
-                    log.warning("adopted a service whose migration outlived the agent", service=name)
-                    path.unlink()  # the word stays until the source has heard it
-                    continue
-                await self._host.discard(name)
-            if not (work_dir / "committed").exists():
-                shutil.rmtree(work_dir, ignore_errors=True)
+            try:
+                await self._settle(work_dir)
+            except (WhimbrelError, OSError) as error:  # one service's trouble must not keep the agent down
+                log.error("an incoming migration could not be settled", folder=work_dir.name, error=str(error))
+
+    async def _settle(self, work_dir: Path) -> None:
+        path, word = work_dir / "ticket.json", work_dir / "committed"
+        if path.exists():
+            ticket = msgspec.json.decode(path.read_bytes(), type=Ticket)
+            while _start_ticks(ticket.worker_pid) == ticket.worker_start:
+                await asyncio.sleep(0.05)  # it fills pages still, or is just about to undo
+            name = ticket.service.spec.name
+            if word.exists():
+                path.unlink()  # the word itself stays until the source has heard it
+                await self._host.adopt_incoming(ticket.service, self._host.restored_pid(name))
+                log.warning("adopted a service whose migration outlived the agent", service=name)
+                return
+            await self._host.discard(name)
+        if not word.exists():
+            shutil.rmtree(work_dir, ignore_errors=True)
 
 
 def _start_ticks(pid: int) -> int:

@@ -16,7 +16,7 @@ from whimbrel.checkpoint.undumpable import unsupported
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.run import Migration, Node, migrate
 from whimbrel.migrate.source import Source
-from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
+from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import ServiceState
@@ -98,8 +98,13 @@ class Outgoing:
     async def settle_leftovers(self) -> None:
         """After a restart: what had not been committed runs on here, what had been is removed."""
         for entry in self._journal.entries():
-            if entry.side == "source":
-                await self._settle(entry)
+            if entry.side != "source":
+                continue
+            try:
+                with self._host.migrating(entry.service):
+                    await self._settle(entry)
+            except (WhimbrelError, OSError) as error:
+                log.error("an interrupted migration could not be settled", id=entry.migration, error=str(error))
 
     async def _settle(self, entry: Entry) -> None:
         cgroup = Cgroup(cgroup_path(self._config.name, entry.service))
@@ -137,7 +142,8 @@ async def _ask_until_answered(endpoint: Endpoint, migration: str) -> bool:
         try:
             async with Peer(endpoint.name, endpoint.host, endpoint.port) as peer:
                 return bool(await peer.call(AbortIncoming(id=migration), timeout_s=5))
-        except Unreachable:
+        except WhimbrelError as error:
+            log.warning("waiting for the destination's word", id=migration, error=str(error))
             await asyncio.sleep(0.5)
 
 

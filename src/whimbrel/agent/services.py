@@ -204,7 +204,7 @@ class ServiceHost:
         self.refuse_taken(spec)
         self._starting[spec.name] = spec
         try:
-            image = await in_thread(self._image_for, status)
+            image = await self.need_image(spec, status.image_digest)
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self.discard, spec.name)
                 place = self.place(spec.name)
@@ -223,17 +223,18 @@ class ServiceHost:
         finally:
             del self._starting[spec.name]
 
-    def _image_for(self, status: ServiceStatus) -> Image:
-        if self.images.has(status.image_digest):
-            return self.images.get(status.image_digest)
+    async def need_image(self, spec: ServiceSpec, digest: str) -> Image:
+        """The very image that a service was started from, unpacked here. Raises Refused when it cannot be had."""
+        if await in_thread(self.images.has, digest):
+            return await in_thread(self.images.get, digest)
         try:
-            image = self.images.ensure(status.spec.image)
+            image = await in_thread(self.images.ensure, spec.image)
         except WhimbrelError as error:
-            raise Refused(f"{self._node} has no image for {status.spec.name}: {error}") from error
-        if image.digest != status.image_digest:
+            raise Refused(f"{self._node} has no image for {spec.name}: {error}") from error
+        if image.digest != digest:
             raise Refused(
-                f"{status.spec.image} is another image on {self._node} than the one that "
-                f"{status.spec.name} was started from: put the same image there"
+                f"{spec.image} is another image on {self._node} than the one that {spec.name} was started from: "
+                "put the same image there"
             )
         return image
 

@@ -20,6 +20,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -28,12 +29,12 @@ import numpy as np
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
+from whimbrel.memory.ranges import total_bytes
 from whimbrel.memory.store import PageStore, pages_of
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
-from whimbrel.model.units import PAGE_BYTES
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
@@ -44,6 +45,7 @@ from whimbrel.storage.archive import apply
 RESTORE_FINISHED = 0x52535446
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
+HANDOVER_S = 10.0
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +97,9 @@ class Receiver:
         self.cgroup = Cgroup(order.cgroup_path)
         self.committed = False
         self._aborted = False
+        self._handed_over = False
+        self._handover_error = ""
+        self.faults_before = 0
         self._gate = threading.Lock()
         self.lazy = LazyServer()
         self.criu: CriuWorker | None = None
@@ -142,9 +147,10 @@ class Receiver:
     def _take_pages(self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool) -> None:
         raw = bytearray(count * 16)
         channel.receive_exactly(memoryview(raw))
-        pages = pages_of(np.frombuffer(raw, np.uint64).reshape(-1, 2))
-        if len(pages) * PAGE_BYTES != size - len(raw):
+        ranges = np.frombuffer(raw, np.uint64).reshape(-1, 2)
+        if bool((ranges[:, 0] >= ranges[:, 1]).any()) or total_bytes(ranges) != size - len(raw):
             raise ProtocolMismatch("a frame of pages has another length than its ranges")
+        pages = pages_of(ranges)
         with self.store.room_for(len(pages)) as window:
             channel.receive_exactly(window)
         self.store.commit(ns_pid, pages, recent=recent)
@@ -206,7 +212,9 @@ class Receiver:
             failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
         if handover is not None:
-            handover.join()
+            handover.join(HANDOVER_S)
+            if not self._handed_over:
+                raise StepFailed(f"CRIU did not hand over the restored memory: {self._handover_error or 'no end'}")
         narrow = widen(self.cgroup.pids())
         threading.Timer(WIDE_BUFFERS_S, narrow).start()
         laps.lap("buffers")
@@ -220,16 +228,24 @@ class Receiver:
         failpoints.wait_at("receive.committed")
         laps.lap("agreement")
         self.faults_before = self.lazy.faults
-        self.port.open(self.order.service)
+        # Whatever fails from here on must not end this process: it holds the pages of a running service.
+        self._forward(lambda: self.port.open(self.order.service))
         self._let_run()
-        self.port.announce(self.order.service)
+        self._forward(lambda: self.port.announce(self.order.service))
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
-        channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms))
+        self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
         pid = self.criu.restored_pid
-        adopt(Path(self.order.runc_root), self.order.service, pid)
+        self._forward(lambda: adopt(Path(self.order.runc_root), self.order.service, pid))
         say("running", pid=pid)
         return pid
+
+    @staticmethod
+    def _forward(step: Callable[[], object]) -> None:
+        try:
+            step()
+        except (WhimbrelError, OSError) as error:
+            say("warning", error=str(error))
 
     def _listen_for_faults(self, later: list[LazyPages]) -> threading.Thread:
         """CRIU connects, sends (pid, userfaultfd) per process, and a last word when all are restored."""
@@ -240,12 +256,21 @@ class Receiver:
         by_pid = {pages.ns_pid: pages.ranges for pages in later}
 
         def collect() -> None:
+            try:
+                take_over()
+                self._handed_over = True
+            except Exception as error:
+                self._handover_error = str(error)
+
+        def take_over() -> None:
             conn, _ = listener.accept()
             listener.close()
             with conn:
                 while True:
                     word = conn.recv(4, socket.MSG_WAITALL)
-                    if len(word) < 4 or struct.unpack("<I", word)[0] == RESTORE_FINISHED:
+                    if len(word) < 4:
+                        raise StepFailed("CRIU closed its connection early")
+                    if struct.unpack("<I", word)[0] == RESTORE_FINISHED:
                         return
                     (ns_pid,) = struct.unpack("<i", word)
                     if ns_pid < 0:
@@ -333,7 +358,7 @@ def main() -> int:
         receiver.restore(channel, restore_order)
         receiver.fill(channel)
         return 0
-    except (WhimbrelError, OSError) as error:
+    except Exception as error:
         if channel is not None and not receiver.committed:
             with contextlib.suppress(WhimbrelError, OSError):
                 channel.send(Kind.ABORT, payload=str(error).encode())

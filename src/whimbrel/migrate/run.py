@@ -45,6 +45,7 @@ from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome,
 from whimbrel.model.node import Capabilities, Endpoint
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.network.port import ServicePort
+from whimbrel.network.udp_buffers import widen
 from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
 from whimbrel.storage.listing import snapshot
 from whimbrel.wire.calls import (
@@ -64,6 +65,10 @@ DRAIN_LIMIT_S = 0.004
 EAGER_HOT_PAGES = 1024
 FILL_TIMEOUT_S = 120.0
 AGENT_RETURN_S = 5.0
+WIDE_BUFFERS_S = 2.0
+HANG_S = 5.0
+FREEZE_LIMIT_S = 10.0
+SLOWEST_BYTES_PER_S = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,10 @@ class Migration:
     reason: str = ""
     committed: bool = False
     frozen_s: float = 0.0
+    holding: bool = False
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
+    _undoing: bool = False
     _task: asyncio.Task[Any] | None = None
 
     def now_ms(self) -> float:
@@ -113,10 +120,16 @@ class Migration:
         with self._gate:
             if self.committed:
                 return False
+            if self._cancelled or self._undoing:
+                return True  # it is ending already, and its undo must not be cut short
             self._cancelled = True
         if self._task is not None:
             self._task.cancel()
         return True
+
+    def begin_undo(self) -> None:
+        with self._gate:
+            self._undoing = True
 
     def record(self, outcome: Outcome, error: WhimbrelError | None = None) -> MigrationRecord:
         return MigrationRecord(
@@ -173,9 +186,14 @@ class Hands:
         future.add_done_callback(self._busy.discard)
         return await asyncio.wrap_future(future)
 
-    async def settle(self) -> None:
+    async def settle(self, interrupt: Callable[[], None]) -> None:
+        """Wait for what still runs; what hangs is interrupted."""
         pending = [asyncio.wrap_future(future) for future in list(self._busy)]
-        await asyncio.gather(*pending, return_exceptions=True)
+        if pending:
+            _, hanging = await asyncio.wait(pending, timeout=HANG_S)
+            if hanging:
+                interrupt()
+            await asyncio.gather(*pending, return_exceptions=True)
         self._pool.shutdown(wait=False)
 
 
@@ -233,6 +251,7 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
     hands = Hands()
     async with contextlib.AsyncExitStack() as undo:
         async with job.phase("prepare"):
+            undo.push_async_callback(_abort_destination, job, peer)
             ready: IncomingReady = await peer.call(
                 PrepareIncoming(
                     id=job.request.id,
@@ -243,8 +262,8 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
                 ),
                 timeout_s=120,
             )
-            undo.push_async_callback(_abort_destination, job, peer)
             holders = await _reach_gateways(job, outer)
+            undo.push_async_callback(_release_here, job, holders)
             dump = Dump(job.source, job.source.run_dir / f"dump-{job.request.service}")
             undo.callback(dump.undo)
             warm = asyncio.create_task(hands.do(dump.warm_up))
@@ -256,18 +275,23 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
             await warm
             undo.callback(job.node.journal.clear, job.request.id, "source")
             _journal(job, "prepared")
-            # Undone first: wake the threads, then wait for them; CRIU is never interrupted inside a step.
-            undo.push_async_callback(hands.settle)
+            # Undone first: no cancel any more, wake the threads, wait for them; CRIU is not interrupted inside a step
+            # unless it hangs. Then the service is let run, and only then the packets are let in.
+            undo.push_async_callback(hands.settle, dump.interrupt)
             undo.callback(channel.shutdown)
+            undo.callback(job.begin_undo)
         sender, files = PageSender(channel), FileSync((job.source.layer.upper, job.source.layer.shm))
         async with job.phase("rounds"):
-            await hands.do(files.send, channel, [])
+            await hands.do(files.send, channel, job.source.cgroup.pids())
             if plan.rounds:
                 await _rounds(job, hands, tracker, sender, channel)
         async with job.phase("freeze"):
-            await _freeze_and_restore(job, plan, hands, tracker, sender, files, channel, dump, holders, undo)
-            await _commit(job, hands, channel, peer)
-            undo.pop_all()
+            try:
+                async with asyncio.timeout(FREEZE_LIMIT_S + job.source.status.rss_bytes / SLOWEST_BYTES_PER_S):
+                    await _freeze_and_restore(job, plan, hands, tracker, sender, files, channel, dump, holders)
+            except TimeoutError:
+                raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
+            await _commit(job, hands, channel, peer, undo)
         job.bytes_sent = channel.sent_bytes
     await _after_commit(job, hands, peer, channel, dump, tracker, holders)
 
@@ -314,14 +338,13 @@ async def _freeze_and_restore(
     channel: PageChannel,
     dump: Dump,
     holders: list[Peer],
-    undo: contextlib.AsyncExitStack,
 ) -> None:
     """Stop the service here and bring it to the moment before its first instruction there."""
     service, address, port = job.request.service, job.source.status.spec.address.split("/")[0], job.node.port
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid))
     async with job.step("freeze.hold"):
-        undo.push_async_callback(_release_here, job, holders, address)
+        job.holding = True
         await asyncio.gather(*(holder.call(Hold(address=address), timeout_s=1) for holder in holders))
         await hands.do(_drain, port, service)
     job.frozen_s = time.monotonic()
@@ -381,24 +404,34 @@ def _drain(port: ServicePort, service: str) -> None:
             return
 
 
-async def _commit(job: Migration, hands: Hands, channel: PageChannel, peer: Peer) -> None:
-    """GO. From the moment it may have left, only the destination knows: the source stays frozen until told."""
+async def _commit(
+    job: Migration, hands: Hands, channel: PageChannel, peer: Peer, undo: contextlib.AsyncExitStack
+) -> None:
+    """GO. From the moment it may have left, only the destination knows: the source stays frozen until told.
+
+    So the undo is taken out of the caller's hands first: should this agent end here, the journal says "deciding", and
+    the next agent asks.
+    """
     _journal(job, "deciding")
     await job.pause_at("commit")
     with job._gate:
         if job._cancelled:
             raise Cancelled("cancelled on request; the service runs on where it was")
         job.committed = True
+    undecided = undo.pop_all()
+    told = b""
     try:
         channel.send(Kind.GO)
         await job.pause_at("after-go")
-        told = await asyncio.shield(hands.do(channel.expect, Kind.RUNNING))
-        _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
-    except WhimbrelError:
+        told = await hands.do(channel.expect, Kind.RUNNING)
+    except (WhimbrelError, OSError):
         if await _destination_gave_up(job, peer):
             job.committed = False
+            await undecided.aclose()
             raise
     job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
+    with contextlib.suppress(msgspec.DecodeError):
+        _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
 
 
 def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
@@ -416,8 +449,9 @@ async def _destination_gave_up(job: Migration, peer: Peer) -> bool:
     while True:
         try:
             return bool(await peer.call(AbortIncoming(id=job.request.id), timeout_s=5))
-        except Unreachable:
-            job.emit(Progress(migration=job.request.id, phase="freeze", detail="waiting for the destination's word"))
+        except WhimbrelError as error:  # an answer that is no answer: only yes or no will do
+            detail = f"waiting for the destination's word: {error}"
+            job.emit(Progress(migration=job.request.id, phase="freeze", detail=detail))
             await asyncio.sleep(0.2)
 
 
@@ -430,9 +464,10 @@ async def _after_commit(
     tracker: TreeTracker,
     holders: list[Peer],
 ) -> None:
-    """Only forward. Whatever fails here is told, but the service runs at the destination."""
+    """Only forward. Whatever fails here is told, and the next step is taken all the same."""
     async with job.phase("switch"):
-        _journal(job, "committed")
+        with _forward(job):
+            _journal(job, "committed")
         address = job.source.status.spec.address.split("/")[0]
         mac = job.source.status.mac
         await asyncio.gather(
@@ -440,23 +475,33 @@ async def _after_commit(
             return_exceptions=True,
         )
     async with job.phase("finish"):
-        channel.sock.settimeout(FILL_TIMEOUT_S)
-        with contextlib.suppress(WhimbrelError, OSError):
+        with _forward(job):
+            channel.sock.settimeout(FILL_TIMEOUT_S)
             report = msgspec.msgpack.decode(await hands.do(channel.expect, Kind.FILLED), type=FillReport)
             job.reason += (
                 f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, "
                 f"fill {report.fill_ms:.0f} ms"
             )
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
-        await hands.do(job.source.cgroup.kill_frozen)
-        dump.close()
-        tracker.close()
+        with _forward(job):
+            await hands.do(job.source.cgroup.kill_frozen)
+        for close in (dump.close, tracker.close, channel.close):
+            with _forward(job):
+                close()
         job.bytes_sent = channel.sent_bytes
-        channel.close()
         await _tell_the_end(job, peer)
-        await job.discard()
-        job.node.journal.clear(job.request.id, "source")
-        await hands.settle()
+        with _forward(job):
+            await job.discard()
+            job.node.journal.clear(job.request.id, "source")
+        await hands.settle(dump.interrupt)
+
+
+@contextlib.contextmanager
+def _forward(job: Migration) -> Any:
+    try:
+        yield
+    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+        job.reason += f"; after the commit: {error}"
 
 
 async def _tell_the_end(job: Migration, peer: Peer) -> None:
@@ -468,7 +513,7 @@ async def _tell_the_end(job: Migration, peer: Peer) -> None:
             await job.send_logs(peer)
             await peer.call(FinishIncoming(id=job.request.id), timeout_s=FILL_TIMEOUT_S)
             return
-        except WhimbrelError as error:
+        except (WhimbrelError, OSError) as error:
             if time.monotonic() > deadline or not isinstance(error, Unreachable):
                 job.reason += f"; the destination's agent did not hear the end, its log begins anew: {error}"
                 return
@@ -486,15 +531,20 @@ async def _reach_gateways(job: Migration, stack: contextlib.AsyncExitStack) -> l
     return holders
 
 
-async def _release_here(job: Migration, holders: list[Peer], address: str) -> None:
-    """Undo of the hold: the service runs here again, so open its port and let the packets in."""
+async def _release_here(job: Migration, holders: list[Peer]) -> None:
+    """Undo of the hold: the service runs here again, so make room for the burst, open its port, let the packets in."""
+    if not job.holding:
+        return
     service, port = job.request.service, job.node.port
-    port.open(service)
-    port.announce(service)
-    await asyncio.gather(
-        *(holder.call(Release(address=address, mac=job.source.status.mac), timeout_s=2) for holder in holders),
-        return_exceptions=True,
-    )
+    address, mac = job.source.status.spec.address.split("/")[0], job.source.status.mac
+    try:
+        with contextlib.suppress(OSError):
+            asyncio.get_running_loop().call_later(WIDE_BUFFERS_S, widen(job.source.cgroup.pids()))
+        port.open(service)
+        port.announce(service)
+    finally:
+        releases = (holder.call(Release(address=address, mac=mac), timeout_s=2) for holder in holders)
+        await asyncio.gather(*releases, return_exceptions=True)
 
 
 async def _abort_destination(job: Migration, peer: Peer) -> None:

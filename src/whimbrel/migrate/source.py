@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from whimbrel.storage.listing import Listing, changed, mapped_files, snapshot
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
 BATCH_BYTES = 1 << 21
+CLOCK_TICK_NS = 20_000_000
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 
 
@@ -65,21 +67,30 @@ class FileSync:
 
     roots: tuple[Path, ...]
     seen: list[Listing] = field(default_factory=list)
+    _mapped: set[str] = field(default_factory=set)
+    _racy: list[set[str]] = field(default_factory=list)
 
     def send(self, channel: PageChannel, pids: list[int]) -> int:
         """Send what changed since the last call (the first time: all). Returns the bytes of the archives."""
         total = 0
         first = not self.seen
-        maps = set() if first else mapped_files(pids)
+        # A store into a shared mapping moves no time stamp, also when the mapping is gone by the end.
+        self._mapped |= mapped_files(pids)
         for number, root in enumerate(self.roots):
+            now_ns = time.time_ns()
             now = snapshot(root)
             prefix = "dev/shm/" if number == 1 else ""
-            always = [path.removeprefix(prefix) for path in maps if path.startswith(prefix)]
+            always = {path.removeprefix(prefix) for path in self._mapped if path.startswith(prefix)}
+            if not first:
+                always |= self._racy[number]
             changes = changed({} if first else self.seen[number], now, always=always)
+            # Time stamps are a tick coarse: what was written just now may be written again within the same one.
+            racy = {path for path, entry in now.items() if entry.ctime_ns > now_ns - CLOCK_TICK_NS}
             if first:
                 self.seen.append(now)
+                self._racy.append(racy)
             else:
-                self.seen[number] = now
+                self.seen[number], self._racy[number] = now, racy
             if changes:
                 archive = io.BytesIO()
                 pack(root, changes, archive)
@@ -269,14 +280,18 @@ class Dump:
 
     def undo(self) -> None:
         """Let the service run on where it stopped, with nothing of CRIU's left in it."""
-        if self.frozen:
-            self._criu.give_up()
-            with contextlib.suppress(OSError):
-                self._page_server.send(_CLOSE)  # a lazy dump ends, and thaws, when its page server is told to
-            self._criu.wait(timeout_s=1.0)
-        self.close()
-        leave_repair_mode(self._source.cgroup.pids())
-        self._source.cgroup.thaw()
+        try:
+            if self.frozen:
+                self._criu.give_up()
+                with contextlib.suppress(OSError):
+                    self._page_server.send(_CLOSE)  # a lazy dump ends, and thaws, when its page server is told to
+                self._criu.wait(timeout_s=1.0)
+            self.close()
+        finally:
+            try:
+                leave_repair_mode(self._source.cgroup.pids())
+            finally:
+                self._source.cgroup.thaw()
 
     def close(self) -> None:
         """End CRIU, whatever it does. A tree that it holds runs on unless it was killed or its cgroup is frozen."""
