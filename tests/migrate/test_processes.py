@@ -83,6 +83,7 @@ def tree(lab: Lab) -> Iterator[list[socket.socket]]:
     finally:
         for user in users:
             user.close()
+        print(lab.controller.logs("tree"))  # shown by pytest when the test has failed
         lab.controller.remove_service("tree")
 
 

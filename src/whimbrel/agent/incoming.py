@@ -263,7 +263,9 @@ class Incoming:
                 await asyncio.sleep(0.05)  # it fills pages still, or is just about to undo
             name = ticket.service.spec.name
             if word.exists():
-                path.unlink()  # the word itself stays until the source has heard it
+                for entry in work_dir.iterdir():  # the word itself stays until the source has heard it
+                    if entry != word:
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                 await self._host.adopt_incoming(ticket.service, self._host.restored_pid(name))
                 log.warning("adopted a service whose migration outlived the agent", service=name)
                 return
