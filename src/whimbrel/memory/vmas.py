@@ -7,6 +7,7 @@ kernel's own mappings and not huge-TLB. Everything else is in CRIU's images.
 
 from __future__ import annotations
 
+import bisect
 import os
 from dataclasses import dataclass
 
@@ -149,3 +150,27 @@ def private_mappings(directory_fd: int) -> Private:
         elif row[1] - row[0] >= _LARGE_BYTES:
             large.append(row)
     return Private(as_ranges(rows), as_ranges(of_files), as_ranges(large))
+
+
+class Neighbours:
+    """How far a mapping may have grown since the list was read: to the next one on either side, of whatever kind.
+
+    Registering exactly what the list says would cut a mapping that has grown meanwhile in two, and the program could
+    not mremap it any more (EFAULT).
+    """
+
+    def __init__(self, directory_fd: int) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for line in read_proc(directory_fd, "maps").splitlines():
+            start, end = line.split(None, 1)[0].split(b"-")
+            self._starts.append(int(start, 16))
+            self._ends.append(int(end, 16))
+
+    def room(self, start: int, end: int) -> tuple[int, int]:
+        """The stretch around [start, end) in which there is nothing else."""
+        before = bisect.bisect_right(self._ends, start)
+        after = bisect.bisect_left(self._starts, end)
+        low = self._ends[before - 1] if before else start
+        high = self._starts[after] if after < len(self._starts) else end
+        return low, high
