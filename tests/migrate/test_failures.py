@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -195,6 +196,22 @@ def test_cancel(running: Running, point: str) -> None:
 
     record = disturb(running, point, strike)
     assert record.outcome is Outcome.CANCELLED
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+def test_cancel_twice(running: Running) -> None:
+    """The second must not cut the undo of the first short."""
+    count, _ = running.user.ask("count")
+    controller = running.lab.controller
+
+    def strike() -> None:
+        (record,) = [item for item in controller.migrations() if item.outcome is Outcome.RUNNING]
+        controller.cancel(record.id)
+        with contextlib.suppress(WhimbrelError):  # it may have ended by now
+            controller.cancel(record.id)
+
+    assert disturb(running, "freeze.pages", strike).outcome is Outcome.CANCELLED
     source_is_whole(running, count)
     destination_is_clean(running)
 

@@ -12,7 +12,7 @@ from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities
 from whimbrel.agent.services import ServiceHost
 from whimbrel.checkpoint.kerndat import ensure_cache
-from whimbrel.checkpoint.undumpable import unsupported
+from whimbrel.checkpoint.undumpable import mounted_from_outside, unsupported
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.run import Migration, Node, migrate
 from whimbrel.migrate.source import Source
@@ -55,6 +55,7 @@ class Outgoing:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
         with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
+            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
             job = Migration(

@@ -143,3 +143,20 @@ def _of_file(path: str, target: str) -> str | None:
     if number[0] == _MEMORY_DEVICES or number[0] in _TTY_MAJORS or number == _TUN:
         return None
     return f"has the device {target} open, which CRIU cannot save: give the container no such device"
+
+
+OWN_MOUNTS = ("/proc", "/sys", "/dev")
+
+
+def mounted_from_outside(pid: int) -> str | None:
+    """A container of ours has its root and the kernel's own file systems; what else is mounted there somebody put in
+    from outside, and CRIU would not know it at the destination. One line, or None; also when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:
+            points = [os.fsdecode(line.split()[4]) for line in file]
+    except OSError:
+        return None
+    for point in points:
+        if point != "/" and not any(point == own or point.startswith(own + "/") for own in OWN_MOUNTS):
+            return f"{point} is mounted in it from outside: unmount it there first"
+    return None
