@@ -22,7 +22,6 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable
 from enum import IntEnum
 
 import msgspec
@@ -182,7 +181,3 @@ class PageChannel:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             return
-
-
-ReadPages = Callable[[int, Ranges, memoryview], Ranges]
-"""(pid, ranges, buffer) -> the ranges that were read, their contents in order at the start of `buffer`."""

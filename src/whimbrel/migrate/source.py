@@ -48,7 +48,8 @@ _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 
 @dataclass(frozen=True)
 class Source:
-    """One running service as its node sees it; `criu_run_dir` is on the node's tmpfs."""
+    """One running service as its node sees it; `run_dir` is on the node's tmpfs;
+    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`)."""
 
     status: ServiceStatus
     layer: Layer
