@@ -19,7 +19,9 @@ from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.workloads.build import build_demo_image
 
-EDGES = ("tm-1", "tm-2", "tm-3")
+# Labs are known by names all over the host: another two letters let two runs of these tests stand side by side.
+PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tm")
+EDGES = (f"{PREFIX}-1", f"{PREFIX}-2", f"{PREFIX}-3")
 PORT = 7000
 IMAGE_CACHE = Path("/var/cache/whimbrel/images")
 
@@ -102,33 +104,33 @@ class User:
         self.udp.close()
 
 
-TOPOLOGY = """
-name = "migration-tests"
-prefix = "tm-"
+TOPOLOGY = f"""
+name = "migration-tests-{PREFIX}"
+prefix = "{PREFIX}-"
 overlay_subnet = "10.77.0.0/16"
 controller_subnet = "192.168.100.0/24"
 [[edges]]
-name = "tm-1"
+name = "{PREFIX}-1"
 subnet = "192.168.101.0/24"
 [[edges]]
-name = "tm-2"
+name = "{PREFIX}-2"
 subnet = "192.168.102.0/24"
 [[edges]]
-name = "tm-3"
+name = "{PREFIX}-3"
 subnet = "192.168.103.0/24"
 [[gateways]]
-name = "tm-gw-1"
+name = "{PREFIX}-gw-1"
 subnet = "192.168.111.0/24"
 overlay_address = "10.77.0.1"
 access_subnet = "10.99.0.0/24"
 [[gateways]]
-name = "tm-gw-2"
+name = "{PREFIX}-gw-2"
 subnet = "192.168.112.0/24"
 overlay_address = "10.77.0.2"
 access_subnet = "10.99.1.0/24"
 [[users]]
 name = "ue-1"
-attached = ["tm-gw-1", "tm-gw-2"]
+attached = ["{PREFIX}-gw-1", "{PREFIX}-gw-2"]
 """
 
 
@@ -142,7 +144,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     failpoints = base / "failpoints"
     failpoints.mkdir()
     image = build_demo_image(IMAGE_CACHE)
-    directory = Path("/var/lib/whimbrel-tests/migration")
+    directory = Path(f"/var/lib/whimbrel-tests/migration-{PREFIX}")
     os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
     commands.lab_down(lab_dir=directory)
     commands.lab_up(topology, lab_dir=directory)
@@ -176,7 +178,7 @@ def running(lab: Lab) -> Iterator[Running]:
     """The demo service with 24 MB on the first edge, talked to by a user; removed afterwards."""
     memory_mb = 24
     status = lab.controller.run_service(
-        "mover", lab.image, "tm-1", env=[f"MEMORY_MB={memory_mb}"], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
+        "mover", lab.image, EDGES[0], env=[f"MEMORY_MB={memory_mb}"], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
     )
     user = _user_when_ready(lab, status.spec.address.split("/")[0])
     try:
@@ -184,7 +186,7 @@ def running(lab: Lab) -> Iterator[Running]:
     finally:
         user.close()
         lab.disarm()
-        for log in sorted(lab.directory.glob("tm-[123]/*.log")):
+        for log in sorted(lab.directory.glob(f"{PREFIX}-[123]/*.log")):
             print(f"--- {log}\n{log.read_text()[-1500:]}")  # shown by pytest when the test has failed
         for node in EDGES:
             if lab.agent_pid(node) == 0:

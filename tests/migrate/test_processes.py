@@ -64,7 +64,7 @@ while True:
 
 @pytest.fixture
 def tree(lab: Lab) -> Iterator[list[socket.socket]]:
-    status = lab.controller.run_service("tree", lab.image, "tm-1", args=["/usr/bin/python3", "-c", PROGRAM])
+    status = lab.controller.run_service("tree", lab.image, EDGES[0], args=["/usr/bin/python3", "-c", PROGRAM])
     where = commands.node_namespace("ue-1", lab_dir=lab.directory)
     address = status.spec.address.split("/")[0]
 
