@@ -13,9 +13,10 @@ from whimbrel.agent.inventory import collect_capabilities
 from whimbrel.agent.services import ServiceHost
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.undumpable import mounted_from_outside, unsupported
+from whimbrel.migrate.dump import Source
+from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
-from whimbrel.migrate.run import Migration, Node, migrate
-from whimbrel.migrate.source import Source
+from whimbrel.migrate.run import migrate
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.model.node import Endpoint

@@ -26,7 +26,7 @@ from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
-from whimbrel.model.migration import Strategy
+from whimbrel.plan.strategies import DEFAULT, check_name
 from whimbrel.workloads.build import TAG, BuildError, build_demo_image
 
 BASELINE_ADDRESS = "10.77.250.250/16"  # above the addresses that the controller gives out
@@ -39,7 +39,7 @@ class Options:
     """`baseline_runs`: None means as many as `migrations`, but 3 from 1 GB on, where each takes seconds."""
 
     sizes_mb: tuple[int, ...] = (20, 200, 1024)
-    strategies: tuple[str, ...] = (Strategy.HYBRID,)
+    strategies: tuple[str, ...] = (DEFAULT,)
     migrations: int = 10
     baseline: bool = True
     baseline_runs: int | None = None
@@ -49,10 +49,8 @@ class Options:
     lab_dir: Path = DEFAULT_LAB_DIR
 
     def __post_init__(self) -> None:
-        known = [str(strategy) for strategy in Strategy]
         for strategy in self.strategies:
-            if strategy not in known:
-                raise BadInput(f"there is no strategy {strategy!r}: choose from {', '.join(known)}")
+            check_name(strategy)
         if self.migrations < 1 or not self.sizes_mb or min(self.sizes_mb) < 1:
             raise BadInput("nothing to measure: give at least one migration and sizes of at least 1 MB")
 

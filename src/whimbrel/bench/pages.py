@@ -29,8 +29,8 @@ from whimbrel.lab.session import lab_session
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
+from whimbrel.migrate.pages import PageSender
 from whimbrel.migrate.receive import Receiver
-from whimbrel.migrate.source import PageSender
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES, format_bytes
 from whimbrel.network import netns

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from whimbrel.cli.common import JsonOption, console, print_json, print_table
-from whimbrel.model.migration import Strategy
+from whimbrel.cli.common import JsonOption, StrategyOption, console, print_json, print_table
+from whimbrel.plan.strategies import DEFAULT
 
 labs = typer.Typer(help="Emulated sites on this host.")
 
@@ -77,7 +77,7 @@ def status(json: JsonOption = False) -> None:
 
 def demo(
     scenario: Annotated[str, typer.Option("--scenario", metavar="NAME", help="What to show.")] = "round-trip",
-    strategy: Annotated[Strategy, typer.Option("--strategy", help="How to migrate.")] = Strategy.HYBRID,
+    strategy: StrategyOption = DEFAULT,
     headless: Annotated[bool, typer.Option("--headless", help="No live display.")] = False,
     json: JsonOption = False,
 ) -> int:
@@ -85,7 +85,7 @@ def demo(
     behind."""
     from whimbrel.lab.demo import demo as show
 
-    return show(scenario=scenario, strategy=strategy.value, headless=headless, json_output=json)
+    return show(scenario=scenario, strategy=strategy, headless=headless, json_output=json)
 
 
 def bench(
@@ -97,7 +97,7 @@ def bench(
     ] = "20,200,1024",
     strategies: Annotated[
         str, typer.Option("--strategies", metavar="S,…", help="downtime: strategies to compare.")
-    ] = Strategy.HYBRID.value,
+    ] = DEFAULT,
     baseline: Annotated[
         bool,
         typer.Option("--baseline/--no-baseline", help="downtime: also runc checkpoint + copy + restore."),

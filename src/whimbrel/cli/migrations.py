@@ -9,13 +9,14 @@ import typer
 from whimbrel.cli.common import (
     ControllerOption,
     JsonOption,
+    StrategyOption,
     connect,
     note,
     print_fields,
     print_json,
     print_table,
 )
-from whimbrel.model.migration import Strategy
+from whimbrel.plan.strategies import DEFAULT
 
 if TYPE_CHECKING:
     from whimbrel.controller.client import ControllerClient, OnProgress
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 def migrate(
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="What to move.")],
     to: Annotated[str, typer.Option("--to", metavar="NODE", help="Where to.")],
-    strategy: Annotated[Strategy, typer.Option("--strategy", help="How.")] = Strategy.HYBRID,
+    strategy: StrategyOption = DEFAULT,
     max_downtime: Annotated[
         str, typer.Option("--max-downtime", metavar="TIME", help="Freeze when it is predicted to be shorter.")
     ] = "",
@@ -53,9 +54,7 @@ def migrate(
     deadline_ms = parse_duration_ms(deadline) if deadline else 0.0
     bandwidth_bps = parse_rate_bps(bandwidth) if bandwidth else 0.0
     with connect(controller) as client:
-        started = client.start_migration(
-            service, to, strategy.value, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run
-        )
+        started = client.start_migration(service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run)
         with telling(f"{service}: {started.source} -> {started.destination}", stderr=json) as tell:
             record, interrupted = _follow_or_cancel(client, started.id, tell)
     if interrupted:

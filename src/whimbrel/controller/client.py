@@ -15,8 +15,9 @@ from whimbrel.controller.config import parse_listen
 from whimbrel.controller.problems import error_from_problem
 from whimbrel.controller.views import Logs, MigrationEvent, NodeView, ServiceList
 from whimbrel.model.errors import BadInput, Unreachable
-from whimbrel.model.migration import MigrationRecord, Progress, Strategy
+from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.service import ExecResult, ServiceStatus
+from whimbrel.plan.strategies import DEFAULT
 
 QUICK_S = 30.0
 LONG_S = 660.0  # longer than the controller gives an agent, so that its answer and not our timeout is seen
@@ -107,7 +108,7 @@ class ControllerClient:
         self,
         service: str,
         to: str,
-        strategy: str = Strategy.HYBRID,
+        strategy: str = DEFAULT,
         max_downtime_ms: float = 0.0,
         deadline_ms: float = 0.0,
         bandwidth_bps: float = 0.0,
@@ -129,7 +130,7 @@ class ControllerClient:
         self,
         service: str,
         to: str,
-        strategy: str = Strategy.HYBRID,
+        strategy: str = DEFAULT,
         max_downtime_ms: float = 0.0,
         deadline_ms: float = 0.0,
         bandwidth_bps: float = 0.0,
@@ -140,7 +141,7 @@ class ControllerClient:
         body = {
             "service": service,
             "destination": to,
-            "strategy": str(strategy),
+            "strategy": strategy,
             "max_downtime_ms": max_downtime_ms,
             "deadline_ms": deadline_ms,
             "bandwidth_bps": bandwidth_bps,

@@ -20,7 +20,8 @@ from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
 from whimbrel.model.errors import BadInput, Refused
-from whimbrel.model.migration import Outcome, Progress, Strategy
+from whimbrel.model.migration import Outcome, Progress
+from whimbrel.plan.strategies import DEFAULT
 from whimbrel.workloads.build import TAG, BuildError, build_demo_image
 
 SCENARIOS = {"round-trip": "edge-1 -> edge-2 -> edge-3 -> edge-1, 200 MB with 500 pages/s rewritten"}
@@ -87,7 +88,7 @@ def describe_user(probe: Probe) -> str:
 def run_demo(
     teller: Teller,
     runs: list[Run],
-    strategy: str = Strategy.HYBRID,
+    strategy: str = DEFAULT,
     *,
     topology: Path | None = None,
     lab_dir: Path = DEFAULT_LAB_DIR,
@@ -136,7 +137,7 @@ def as_json(runs: Sequence[Run]) -> dict[str, Any]:
 def demo(
     *,
     scenario: str = "round-trip",
-    strategy: str = Strategy.HYBRID,
+    strategy: str = DEFAULT,
     headless: bool = False,
     json_output: bool = False,
     topology: Path | None = None,

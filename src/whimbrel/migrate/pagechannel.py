@@ -166,11 +166,16 @@ class PageChannel:
         """Wait for one kind of frame; ABORT and anything else raise StepFailed with the other side's words."""
         kind, got, _, size = self.receive_header()
         payload = self.receive_payload(size)
+        self.check(kind, got, payload, wanted, number=number)
+        return payload
+
+    @staticmethod
+    def check(kind: Kind, got: int, payload: bytes, wanted: Kind, *, number: int | None = None) -> None:
+        """Raises StepFailed for an ABORT, ProtocolMismatch for any other frame than the one that is due."""
         if kind is Kind.ABORT:
             raise StepFailed(payload.decode(errors="replace"))
         if kind is not wanted or (number is not None and got != number):
             raise ProtocolMismatch(f"{kind.name} {got} where {wanted.name} was due")
-        return payload
 
     def close(self) -> None:
         self.sock.close()

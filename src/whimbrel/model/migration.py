@@ -7,12 +7,6 @@ from enum import StrEnum
 import msgspec
 
 
-class Strategy(StrEnum):
-    STOP_AND_COPY = "stop-and-copy"
-    PRE_COPY = "pre-copy"
-    HYBRID = "hybrid"
-
-
 class Outcome(StrEnum):
     RUNNING = "running"
     DONE = "done"
@@ -23,12 +17,13 @@ class Outcome(StrEnum):
 
 
 class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`max_downtime_ms`, `deadline_ms` and `bandwidth_bps` 0 mean: no limit asked for."""
+    """`strategy` is a name that `whimbrel.plan.strategies` knows. `max_downtime_ms`, `deadline_ms` and
+    `bandwidth_bps` 0 mean: no limit asked for."""
 
     id: str
     service: str
     destination: str
-    strategy: Strategy = Strategy.HYBRID
+    strategy: str
     max_downtime_ms: float = 0.0
     deadline_ms: float = 0.0
     bandwidth_bps: float = 0.0

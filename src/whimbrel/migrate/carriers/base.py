@@ -1,0 +1,66 @@
+"""What every carrier of memory can do, whatever way it takes. All of it blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from whimbrel.migrate.pagechannel import Kind
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one step brought over: `pages` were dirty, `sent_bytes` left this side for them (codecs, headers and all),
+    `zero_pages` of them hold nothing but zeros and crossed as such; `parts_ms`: how long what took, by name."""
+
+    pages: int = 0
+    sent_bytes: int = 0
+    zero_pages: int = 0
+    parts_ms: tuple[tuple[str, float], ...] = ()
+
+    def __add__(self, other: Carried) -> Carried:
+        return Carried(
+            self.pages + other.pages,
+            self.sent_bytes + other.sent_bytes,
+            self.zero_pages + other.zero_pages,
+            self.parts_ms + other.parts_ms,
+        )
+
+
+class Restore(Protocol):
+    """The part of the restore order that the way of carrying decides; see `pagechannel.RestoreOrder`."""
+
+
+class Carrier(Protocol):
+    @property
+    def sent_bytes(self) -> int:
+        """All that left this side for memory and images so far, headers too."""
+        ...
+
+    def round(self, number: int) -> Carried:
+        """While the service runs: what was written since the last round (in the first: everything) crosses, and has
+        arrived when this returns."""
+        ...
+
+    def while_dumping(self) -> Carried:
+        """The service stands still and CRIU writes its images: what may cross already."""
+        ...
+
+    def last(self, images: Path) -> Carried:
+        """CRIU's images are written, to `images`: everything that has not crossed by now does."""
+        ...
+
+    def deliver(self, images: Path) -> None:
+        """CRIU's images cross, and with them whatever `last` staged."""
+        ...
+
+    def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
+        """The destination asks for something on the page channel; False when that is no question to a carrier."""
+        ...
+
+    def behind(self) -> None:
+        """After the commit: send what the destination has not got yet. Returns when all has left."""
+        ...
+
+    def close(self) -> None: ...

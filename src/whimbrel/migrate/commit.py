@@ -1,0 +1,133 @@
+"""The commit and what follows it: from here on there is only forward."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from whimbrel.migrate.job import Migration
+from whimbrel.migrate.pagechannel import FillReport, Kind
+from whimbrel.migrate.parts import Parts
+from whimbrel.model.errors import Unreachable, WhimbrelError
+from whimbrel.model.migration import Phase, Progress
+from whimbrel.wire.calls import AbortIncoming, FinishIncoming
+from whimbrel.wire.rpc import Peer
+
+FILL_TIMEOUT_S = 120.0
+AGENT_RETURN_S = 5.0
+
+
+async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) -> None:
+    """GO. From the moment it may have left, only the destination knows: the source stays frozen until told.
+
+    So the undo is taken out of the caller's hands first: should this agent end here, the journal says "deciding", and
+    the next agent asks.
+    """
+    job.journal("deciding")
+    await job.pause_at("commit")
+    job.commit()
+    undecided = undo.pop_all()
+    told = b""
+    try:
+        parts.channel.send(Kind.GO)
+        await job.pause_at("after-go")
+        told = await parts.hands.do(_expect, parts, Kind.RUNNING)
+    except (WhimbrelError, OSError):
+        if await _destination_gave_up(job, parts.peer):
+            job.committed = False
+            await undecided.aclose()
+            raise
+    job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
+    with contextlib.suppress(msgspec.DecodeError):
+        _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
+
+
+def _expect(parts: Parts, wanted: Kind) -> bytes:
+    """Wait for one kind of frame; meanwhile the destination may ask for pages."""
+    while True:
+        kind, number, _, size = parts.channel.receive_header()
+        payload = parts.channel.receive_payload(size)
+        if kind is wanted or not parts.carrier.answer(kind, number, payload):
+            parts.channel.check(kind, number, payload, wanted)
+            return payload
+
+
+def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
+    """The destination's clock is another one: its laps are laid end to end back from now."""
+    start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in laps)
+    for name, taken_ms in laps:
+        job.phases.append(
+            Phase(name=f"freeze.restore.{name}", start_ms=round(start_ms, 3), duration_ms=round(taken_ms, 3))
+        )
+        start_ms += taken_ms
+
+
+async def _destination_gave_up(job: Migration, peer: Peer) -> bool:
+    """The channel broke between GO and RUNNING. Ask until the destination answers; both must never run."""
+    while True:
+        try:
+            return bool(await peer.call(AbortIncoming(id=job.request.id), timeout_s=5))
+        except WhimbrelError as error:  # an answer that is no answer: only yes or no will do
+            detail = f"waiting for the destination's word: {error}"
+            job.emit(Progress(migration=job.request.id, phase="freeze", detail=detail))
+            await asyncio.sleep(0.2)
+
+
+async def follow_through(job: Migration, parts: Parts) -> None:
+    """Only forward. Whatever fails here is told, and the next step is taken all the same."""
+    async with job.phase("switch"):
+        with _forward(job):
+            job.journal("committed")
+        await parts.gateways.release()
+    async with job.phase("finish"):
+        with _forward(job):
+            await _all_pages_there(job, parts)
+        # Only now: freeing a gigabyte would take the processor from those who need it to answer.
+        with _forward(job):
+            await parts.hands.do(job.source.cgroup.kill_frozen)
+        for close in (parts.dump.close, parts.carrier.close, parts.channel.close):
+            with _forward(job):
+                close()
+        job.bytes_sent = parts.carrier.sent_bytes
+        await _tell_the_end(job, parts.peer)
+        with _forward(job):
+            await job.discard()
+            job.node.journal.clear(job.request.id, "source")
+        await parts.hands.settle(parts.dump.interrupt)
+
+
+async def _all_pages_there(job: Migration, parts: Parts) -> None:
+    parts.channel.sock.settimeout(FILL_TIMEOUT_S)
+    _, filled = await asyncio.gather(parts.hands.do(parts.carrier.behind), parts.hands.do(_expect, parts, Kind.FILLED))
+    report = msgspec.msgpack.decode(filled, type=FillReport)
+    job.reason += (
+        f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
+    )
+
+
+@contextlib.contextmanager
+def _forward(job: Migration) -> Iterator[None]:
+    try:
+        yield
+    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+        job.reason += f"; after the commit: {error}"
+
+
+async def _tell_the_end(job: Migration, peer: Peer) -> None:
+    """The output so far follows the service, and the destination's agent may forget the migration. That agent may
+    have died meanwhile: it gets some seconds to come back; without it the service runs there all the same."""
+    deadline = time.monotonic() + AGENT_RETURN_S
+    while True:
+        try:
+            await job.send_logs(peer)
+            await peer.call(FinishIncoming(id=job.request.id), timeout_s=FILL_TIMEOUT_S)
+            return
+        except (WhimbrelError, OSError) as error:
+            if time.monotonic() > deadline or not isinstance(error, Unreachable):
+                job.reason += f"; the destination's agent did not hear the end, its log begins anew: {error}"
+                return
+        await asyncio.sleep(0.2)
