@@ -26,6 +26,7 @@ from whimbrel.migrate.receive import ReceiveOrder
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
+from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
 from whimbrel.runtime.spec import cgroup_path
 from whimbrel.storage.layer import Layer
@@ -113,14 +114,14 @@ class Incoming:
             work_dir = self._run_dir / f"incoming-{call.id}"
             work_dir.mkdir()
             undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
-            arrival, port, token = await self._start_worker(call, work_dir)
+            arrival, ports, token = await self._start_worker(call, work_dir)
             undo.push_async_callback(self._stop_worker, arrival)
             (work_dir / "ticket.json").write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
             undo.pop_all()
-        return calls.IncomingReady(page_port=port, token=token)
+        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], token=token)
 
-    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, int, str]:
+    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, tuple[int, int], str]:
         name = call.service.spec.name
         directory = self._config.directory / "services" / name
         layer = Layer(directory)
@@ -141,6 +142,7 @@ class Incoming:
                 cgroup_path=cgroup_path(self._config.name, name),
                 runc_root=str(self._run_dir / "runc"),
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
+                staged=strategy_of(call.strategy).carry is not Carry.STREAM,
                 stdout_fd=output_fd,
                 stderr_fd=output_fd,
             )
@@ -154,7 +156,7 @@ class Incoming:
             os.close(output_fd)
         assert worker.stdin is not None
         worker.stdin.write(msgspec.json.encode(order) + b"\n")
-        ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,
             service=call.service,
@@ -165,20 +167,20 @@ class Incoming:
         arrival.reading = asyncio.create_task(self._read_events(arrival, ready))
         try:
             async with asyncio.timeout(WORKER_START_S):
-                port = await ready
+                ports = await ready
         except TimeoutError:
             await self._stop_worker(arrival)
             raise StepFailed(f"the receiving process on {self._config.name} did not start") from None
-        return arrival, port, token
+        return arrival, ports, token
 
-    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[int]) -> None:
+    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[tuple[int, int]]) -> None:
         assert arrival.worker.stdout is not None
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
                 kind = event.pop("event")
                 if kind == "listening" and not ready.done():
-                    ready.set_result(event["port"])
+                    ready.set_result((event["port"], event["stage_port"]))
                 elif kind == "running":
                     arrival.pid = event["pid"]
                 elif kind == "filled":  # not before: another migration must find all pages here

@@ -13,7 +13,7 @@ from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import FillReport, Kind
 from whimbrel.migrate.parts import Parts
 from whimbrel.model.errors import Unreachable, WhimbrelError
-from whimbrel.model.migration import Phase, Progress
+from whimbrel.model.migration import Progress
 from whimbrel.wire.calls import AbortIncoming, FinishIncoming
 from whimbrel.wire.rpc import Peer
 
@@ -60,9 +60,7 @@ def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
     """The destination's clock is another one: its laps are laid end to end back from now."""
     start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in laps)
     for name, taken_ms in laps:
-        job.phases.append(
-            Phase(name=f"freeze.restore.{name}", start_ms=round(start_ms, 3), duration_ms=round(taken_ms, 3))
-        )
+        job.add_phase(f"freeze.restore.{name}", start_ms, taken_ms)
         start_ms += taken_ms
 
 

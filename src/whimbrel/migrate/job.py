@@ -110,6 +110,9 @@ class Migration:
         with self._gate:
             self._undoing = True
 
+    def add_phase(self, name: str, start_ms: float, duration_ms: float) -> None:
+        self.phases.append(Phase(name=name, start_ms=round(start_ms, 3), duration_ms=round(duration_ms, 3)))
+
     def record(self, outcome: Outcome, error: WhimbrelError | None = None) -> MigrationRecord:
         return MigrationRecord(
             id=self.request.id,
@@ -139,7 +142,7 @@ class Migration:
         try:
             yield
         finally:
-            self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
+            self.add_phase(name, start, self.now_ms() - start)
 
     @contextlib.asynccontextmanager
     async def step(self, name: str) -> AsyncIterator[None]:
@@ -149,7 +152,7 @@ class Migration:
         try:
             yield
         finally:
-            self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
+            self.add_phase(name, start, self.now_ms() - start)
 
 
 class Hands:

@@ -59,11 +59,13 @@ class Kind(IntEnum):
 
 
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2."""
+    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
+    `staged`: CRIU finds the pages in its image files, so the page store has none."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
+    staged: bool = False
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ from whimbrel.memory.store import PageStore, pages_of
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.migrate.staging.host import StageHost
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
@@ -64,6 +65,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_path: str
     runc_root: str
     expected_pages: int
+    staged: bool
     stdout_fd: int
     stderr_fd: int
 
@@ -91,11 +93,14 @@ class Receiver:
     def __init__(self, order: ReceiveOrder) -> None:
         self.order = order
         self.work = Path(order.work_dir)
-        self.images = self.work / "images"
+        self.stage = self.work / "stage"
+        self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
-        self.store = PageStore(order.expected_pages)
+        self.store = PageStore(0 if order.staged else order.expected_pages)
+        self.host: StageHost | None = None
         self.cgroup = Cgroup(order.cgroup_path)
         self.committed = False
+        self.eager_pages = 0
         self._aborted = False
         self._handed_over = False
         self._handover_error = ""
@@ -110,7 +115,12 @@ class Receiver:
     def accept(self) -> PageChannel:
         listener = socket.create_server((self.order.listen_host, 0))
         listener.settimeout(SOURCE_SILENCE_S)
-        say("listening", port=listener.getsockname()[1])
+        if self.order.staged:
+            self.host = StageHost(
+                self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
+                complain=lambda error: say("warning", error=error),
+            )  # fmt: skip
+        say("listening", port=listener.getsockname()[1], stage_port=self.host.port if self.host else 0)
         sock, _ = listener.accept()
         listener.close()
         sock.settimeout(SOURCE_SILENCE_S)
@@ -185,8 +195,9 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
-        later, eager_pages = settle(self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages)
-        self.eager_pages = eager_pages
+        later: list[LazyPages] = []
+        if not order.staged:
+            later, self.eager_pages = settle(self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages)
         laps.lap("settle")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
@@ -250,7 +261,8 @@ class Receiver:
     def _listen_for_faults(self, later: list[LazyPages]) -> threading.Thread:
         """CRIU connects, sends (pid, userfaultfd) per process, and a last word when all are restored."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self.images / "lazy-pages.socket"))
+        # Through the open folder: a socket's path may be 107 bytes long only, and state folders lie deep.
+        listener.bind(f"/proc/self/fd/{self.images_fd}/lazy-pages.socket")
         listener.listen(1)
         base = address_of(memoryview(self.store.map))
         by_pid = {pages.ns_pid: pages.ranges for pages in later}
@@ -302,6 +314,8 @@ class Receiver:
             eager_pages=self.eager_pages,
         )
         self.lazy.stop()
+        if self.host is not None:
+            self.host.close()
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
         say("filled", **msgspec.structs.asdict(report))
@@ -334,6 +348,8 @@ class Receiver:
 
     def undo(self) -> None:
         """Nothing of a half-restored tree stays; the agent undoes what the agent did."""
+        if self.host is not None:
+            self.host.close()
         if self.criu is not None:
             self.criu.kill()
         self.cgroup.kill_all()

@@ -28,10 +28,6 @@ class Carried:
         )
 
 
-class Restore(Protocol):
-    """The part of the restore order that the way of carrying decides; see `pagechannel.RestoreOrder`."""
-
-
 class Carrier(Protocol):
     @property
     def sent_bytes(self) -> int:
@@ -51,7 +47,7 @@ class Carrier(Protocol):
         """CRIU's images are written, to `images`: everything that has not crossed by now does."""
         ...
 
-    def deliver(self, images: Path) -> None:
+    def deliver(self, images: Path) -> Carried:
         """CRIU's images cross, and with them whatever `last` staged."""
         ...
 

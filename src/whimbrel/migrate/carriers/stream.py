@@ -42,13 +42,15 @@ class StreamCarrier:
         sent = self._sender.send(vdso_of(self._root_pid))
         return Carried(pages=sent // PAGE_BYTES, sent_bytes=sent) + self._send(final=True)
 
-    def deliver(self, images: Path) -> None:
+    def deliver(self, images: Path) -> Carried:
         files = {
             path.name: path.read_bytes()
             for path in images.iterdir()
             if path.is_file() and not path.is_symlink() and path.suffix == ".img"
         }
-        self._channel.send(Kind.IMAGES, 0, msgspec.msgpack.encode(files))
+        payload = msgspec.msgpack.encode(files)
+        self._channel.send(Kind.IMAGES, 0, payload)
+        return Carried(sent_bytes=len(payload))
 
     def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
         return False
