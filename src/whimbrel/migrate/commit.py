@@ -19,6 +19,7 @@ from whimbrel.wire.rpc import Peer
 
 FILL_TIMEOUT_S = 120.0
 AGENT_RETURN_S = 5.0
+RECONNECT_S = 0.2
 
 
 async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) -> None:
@@ -99,8 +100,22 @@ async def follow_through(job: Migration, parts: Parts) -> None:
 
 
 async def _all_pages_there(job: Migration, parts: Parts) -> None:
-    parts.channel.sock.settimeout(FILL_TIMEOUT_S)
-    _, filled = await asyncio.gather(parts.hands.do(parts.carrier.behind), parts.hands.do(_expect, parts, Kind.FILLED))
+    """The destination has every page. What was left behind survives a cut of the link: it goes again over a new one."""
+    deadline = time.monotonic() + FILL_TIMEOUT_S
+    while True:
+        parts.channel.sock.settimeout(FILL_TIMEOUT_S)
+        try:
+            sending = parts.hands.do(parts.carrier.send_behind)
+            _, filled = await asyncio.gather(sending, parts.hands.do(_expect, parts, Kind.FILLED))
+            break
+        except (WhimbrelError, OSError):
+            if not parts.behind or time.monotonic() > deadline:
+                raise
+            parts.channel.shutdown()
+            await asyncio.sleep(RECONNECT_S)
+            with contextlib.suppress(Unreachable):
+                await parts.hands.do(parts.reconnect)
+                parts.carrier.link_was_cut()
     report = msgspec.msgpack.decode(filled, type=FillReport)
     job.reason += (
         f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"

@@ -151,7 +151,11 @@ async def _prepare(
     undo.callback(channel.shutdown)
     undo.callback(job.begin_undo)
     files = FileSync((source.layer.upper, source.layer.shm))
-    return Parts(strategy, hands, peer, gateways, channel, dump, carrier, files)
+
+    def reconnect() -> None:
+        channel.replace(PageChannel.connect(job.destination.host, ready.page_port, ready.token))
+
+    return Parts(strategy, hands, peer, gateways, channel, dump, carrier, files, reconnect)
 
 
 async def _rounds(job: Migration, parts: Parts) -> None:
@@ -221,6 +225,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             stdio=stdio,
             eager_hot_pages=EAGER_HOT_PAGES,
             staged=parts.strategy.carry is not Carry.STREAM,
+            behind=carrier.ranges_behind(),
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         await hands.do(_expect_ready, parts)

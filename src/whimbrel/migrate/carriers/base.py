@@ -55,8 +55,20 @@ class Carrier(Protocol):
         """The destination asks for something on the page channel; False when that is no question to a carrier."""
         ...
 
-    def behind(self) -> None:
-        """After the commit: send what the destination has not got yet. Returns when all has left."""
+    def leave_behind(self) -> None:
+        """From the freeze on send only what must be there for the restore; the rest follows the resume."""
+        ...
+
+    def ranges_behind(self) -> dict[int, bytes]:
+        """What `last` left for after the commit, as `RestoreOrder.behind`."""
+        ...
+
+    def send_behind(self) -> None:
+        """After the commit: send what was left behind. Returns when all has left; raises StepFailed."""
+        ...
+
+    def link_was_cut(self) -> None:
+        """The page channel is another one now: whatever was left behind goes again."""
         ...
 
     def close(self) -> None: ...

@@ -93,11 +93,20 @@ class StagedCarrier:
         names = [images.name] + ([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])
         return self._ship_folders(names)
 
+    def leave_behind(self) -> None:
+        """CRIU restores from files, so all of it must be there."""
+
+    def ranges_behind(self) -> dict[int, bytes]:
+        return {}
+
     def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
         return False
 
-    def behind(self) -> None:
-        """All of it crossed before the commit."""
+    def send_behind(self) -> None:
+        """Nothing was left."""
+
+    def link_was_cut(self) -> None:
+        """Nothing is left to go again."""
 
     def close(self) -> None:
         self._tracker.close()
