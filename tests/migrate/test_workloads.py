@@ -17,11 +17,15 @@ from whimbrel.workloads.recipe import load_recipe
 
 VARIANTS = Path(__file__).parent / "variants"
 # What differs from the recipes, so that the tests stay short.
-SMALL = {"memory": {"MEMORY_MB": "24", "CONTENTS": "text", "ZERO_SHARE": "0.3"}}
+SMALL = {
+    "memory": {"MEMORY_MB": "24", "CONTENTS": "text", "ZERO_SHARE": "0.3"},
+    "redis": {"PRELOAD_MB": "24"},
+    "redis-aof": {"PRELOAD_MB": "8"},
+}
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["blank", "memory"])
+@pytest.mark.parametrize("name", ["blank", "memory", "redis", "redis-aof"])
 def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: str) -> None:
     folder = VARIANTS / name if (VARIANTS / name).is_dir() else CATALOGUE / name
     workload = Workload(load_recipe(folder, CATALOGUE), SMALL.get(name, {}))
@@ -33,6 +37,7 @@ def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: s
         time.sleep(0.3)
         run = subject.move(EDGES[1], "hybrid")
     record, report = run.record, run.report
+    print(report, record.freeze_ms, record.total_ms, record.rss_bytes)
     assert (record.outcome, record.error) == (Outcome.DONE, "")
     assert (report.lost, report.resets, report.stalls, report.state_ok) == (0, 0, 0, True), report.detail
     assert report.requests == report.answered > 0

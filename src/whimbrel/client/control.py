@@ -268,7 +268,7 @@ def load_user(file: Path, place: Place) -> User:
     spec = importlib.util.spec_from_file_location("workload_client", file)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
     spec.loader.exec_module(module)
     user: User = module.user(place)
     return user
