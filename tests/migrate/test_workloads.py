@@ -25,7 +25,7 @@ SMALL = {
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["blank", "memory", "redis", "redis-aof"])
+@pytest.mark.parametrize("name", ["blank", "memory", "redis", "redis-aof", "simple", "video-short"])
 def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: str) -> None:
     folder = VARIANTS / name if (VARIANTS / name).is_dir() else CATALOGUE / name
     workload = Workload(load_recipe(folder, CATALOGUE), SMALL.get(name, {}))
@@ -37,7 +37,7 @@ def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: s
         time.sleep(0.3)
         run = subject.move(EDGES[1], "hybrid")
     record, report = run.record, run.report
-    print(report, record.freeze_ms, record.total_ms, record.rss_bytes)
+    print(report, record.freeze_ms, record.total_ms, record.rss_bytes, record.error)
     assert (record.outcome, record.error) == (Outcome.DONE, "")
     assert (report.lost, report.resets, report.stalls, report.state_ok) == (0, 0, 0, True), report.detail
     assert report.requests == report.answered > 0
