@@ -61,6 +61,8 @@ def take(tree: Path, root: Path, keep: Sequence[str], needless: Sequence[str]) -
             raise Refused(f"building an image: the packages have nothing at {pattern!r}, which keep asks for")
         wanted.update(found)
     files = sorted({file for path in wanted for file in _files(path, needless, tree)})
+    # a link is of no use without what it leads to
+    files = sorted({*files, *(target for file in files if file.is_symlink() and (target := _target(file, tree)))})
     for file in files:
         _copy(tree, file, root)
     programs = [file for file in files if not file.is_symlink() and is_elf(file)]
@@ -85,6 +87,12 @@ def _files(path: Path, needless: Sequence[str], tree: Path) -> Iterable[Path]:
         return
     elif path.is_symlink() or path.is_file():
         yield path
+
+
+def _target(link: Path, tree: Path) -> Path | None:
+    """The file that a link leads to in the end; None when that is a folder."""
+    end = link.resolve()
+    return tree / end.relative_to(tree.resolve()) if end.is_file() and end.is_relative_to(tree.resolve()) else None
 
 
 def _leads_inside(link: Path, tree: Path) -> bool:
