@@ -44,21 +44,26 @@ class LazySpace:
 
     def _copy(self, page: int, slot: int, count: int) -> int:
         """UFFDIO_COPY of `count` pages; returns the pages that are done with, 0 when the kernel asks to wait."""
-        done = 0
+        done, length = 0, count
         while done < count:
+            length = min(length, count - done)
             argument = bytearray(struct.pack(
                 "<QQQQq", (page + done) * PAGE_BYTES, self._store + (slot + done) * PAGE_BYTES,
-                (count - done) * PAGE_BYTES, 0, 0,
+                length * PAGE_BYTES, 0, 0,
             ))  # fmt: skip
             try:
                 fcntl.ioctl(self.uffd, _COPY, argument)
-                return count
+                done += length
+                length *= 2
             except OSError as error:
                 copied = max(0, int(struct.unpack_from("<q", argument, 32)[0])) // PAGE_BYTES
                 done += copied
                 if copied:
                     continue
-                if error.errno in (errno.EEXIST, errno.ENOENT):  # there already, or unmapped meanwhile
+                if error.errno == errno.ENOENT and length > 1:
+                    # also said of a range that reaches from one mapping into the next: try less of it
+                    length //= 2
+                elif error.errno in (errno.EEXIST, errno.ENOENT):  # there already, or unmapped meanwhile
                     done += 1
                 elif error.errno == errno.ESRCH:
                     self.gone = True
