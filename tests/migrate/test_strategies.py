@@ -13,7 +13,7 @@ import pytest
 from tests.migrate.conftest import EDGES, Running
 from whimbrel.model.migration import Outcome
 from whimbrel.plan.strategies import known
-from whimbrel.workloads.service import expected_digest
+from whimbrel.workloads.memory.service import expected_digest
 
 
 def state_is_right(running: Running) -> bool:
