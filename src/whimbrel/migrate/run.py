@@ -280,6 +280,7 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
             undo.push_async_callback(hands.settle, dump.interrupt)
             undo.callback(channel.shutdown)
             undo.callback(job.begin_undo)
+            await job.pause_at("prepare.ready")
         sender, files = PageSender(channel), FileSync((job.source.layer.upper, job.source.layer.shm))
         async with job.phase("rounds"):
             await hands.do(files.send, channel, job.source.cgroup.pids())
