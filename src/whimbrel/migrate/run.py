@@ -263,6 +263,7 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
                 timeout_s=120,
             )
             holders = await _reach_gateways(job, outer)
+            undo.callback(job.node.journal.clear, job.request.id, "source")  # not before the service runs on here
             undo.push_async_callback(_release_here, job, holders)
             dump = Dump(job.source, job.source.run_dir / f"dump-{job.request.service}")
             undo.callback(dump.undo)
@@ -273,7 +274,6 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
             tracker = await hands.do(TreeTracker, job.source.pid)
             undo.callback(tracker.close)
             await warm
-            undo.callback(job.node.journal.clear, job.request.id, "source")
             _journal(job, "prepared")
             # Undone first: no cancel any more, wake the threads, wait for them; CRIU is not interrupted inside a step
             # unless it hangs. Then the service is let run, and only then the packets are let in.
