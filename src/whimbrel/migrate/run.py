@@ -270,6 +270,7 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
             warm = asyncio.create_task(hands.do(dump.warm_up))
             channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
             undo.callback(channel.close)
+            outer.callback(channel.shutdown)  # wakes the thread that waits on it should this agent be stopped after GO
             channel.limit(job.request.bandwidth_bps)
             tracker = await hands.do(TreeTracker, job.source.pid)
             undo.callback(tracker.close)
