@@ -156,9 +156,12 @@ class Migration:
     async def phase(self, name: str) -> AsyncIterator[None]:
         start = self.now_ms()
         self.emit(Progress(migration=self.request.id, phase=name))
-        await self.pause_at(name)
         try:
+            await self.pause_at(name)
             yield
+        except BaseException:
+            self.begin_undo()  # what follows is the undo, and no cancel may cut it short
+            raise
         finally:
             self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
 
