@@ -28,12 +28,14 @@ import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
 from whimbrel.memory.ranges import total_bytes
 from whimbrel.memory.store import PageStore, pages_of
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
@@ -66,6 +68,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     expected_pages: int
     stdout_fd: int
     stderr_fd: int
+    keeper_fd: int
 
 
 def say(event: str, **fields: object) -> None:
@@ -101,7 +104,8 @@ class Receiver:
         self._handover_error = ""
         self.faults_before = 0
         self._gate = threading.Lock()
-        self.lazy = LazyServer()
+        self.kept = Kept(order.keeper_fd)
+        self.lazy = LazyServer(self.kept.keep)
         self.criu: CriuWorker | None = None
         self.port = ServicePort(Path(order.netns_dir))
         self.port.info(order.service)  # opens its sockets: none of that in the freeze
@@ -202,6 +206,8 @@ class Receiver:
             lazy_pages=order.lazy,
             external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
         )
+        if not order.lazy:
+            write_word(self.work, WHOLE)
         fds = {1: self.order.stdout_fd, 2: self.order.stderr_fd}
         for name, stream in order.stdio.items():
             opts.inherit_fd.add(key=name, fd=fds[stream])
@@ -301,9 +307,11 @@ class Receiver:
             filled_bytes=placed,
             eager_pages=self.eager_pages,
         )
-        self.lazy.stop()
+        write_word(self.work, WHOLE)
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
+        self.kept.whole()
+        self.lazy.stop()
         say("filled", **msgspec.structs.asdict(report))
         return report
 
@@ -321,9 +329,7 @@ class Receiver:
         with self._gate:
             if self._aborted:
                 raise StepFailed("the agent gave the migration up at the last moment")
-            word = self.work / "committed.new"
-            word.write_text(self.order.service)
-            word.rename(self.work / "committed")
+            write_word(self.work, COMMITTED, self.order.service)
             self.committed = True
 
     def abort(self) -> bool:
