@@ -25,6 +25,7 @@ import msgspec
 
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.ask import ask_until_answered, lost_at
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.preflight import check_offer
@@ -50,6 +51,8 @@ from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicte
 from whimbrel.storage.listing import snapshot
 from whimbrel.wire.calls import (
     AbortIncoming,
+    AwaitIncoming,
+    Fate,
     FinishIncoming,
     Hold,
     IncomingReady,
@@ -296,9 +299,9 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
                     await _freeze_and_restore(job, plan, hands, tracker, sender, files, channel, dump, holders)
             except TimeoutError:
                 raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
-            await _commit(job, hands, channel, peer, undo)
+            resume_here = await _commit(job, hands, channel, undo)
         job.bytes_sent = channel.sent_bytes
-    await _after_commit(job, hands, peer, channel, dump, tracker, holders)
+    await _after_commit(job, hands, peer, channel, dump, tracker, holders, resume_here)
 
 
 async def _rounds(job: Migration, hands: Hands, tracker: TreeTracker, sender: PageSender, channel: PageChannel) -> None:
@@ -410,12 +413,12 @@ def _drain(port: ServicePort, service: str) -> None:
 
 
 async def _commit(
-    job: Migration, hands: Hands, channel: PageChannel, peer: Peer, undo: contextlib.AsyncExitStack
-) -> None:
+    job: Migration, hands: Hands, channel: PageChannel, undo: contextlib.AsyncExitStack
+) -> contextlib.AsyncExitStack:
     """GO. From the moment it may have left, only the destination knows: the source stays frozen until told.
 
     So the undo is taken out of the caller's hands first: should this agent end here, the journal says "deciding", and
-    the next agent asks.
+    the next agent asks. Returns it: until all pages are in place there, the frozen source is still needed.
     """
     _journal(job, "deciding")
     await job.pause_at("commit")
@@ -430,13 +433,17 @@ async def _commit(
         await job.pause_at("after-go")
         told = await hands.do(channel.expect, Kind.RUNNING)
     except (WhimbrelError, OSError):
-        if await _destination_gave_up(job, peer):
-            job.committed = False
+        fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
+        if fate is not Fate.RUNS:
+            job.committed = fate is Fate.LOST
             await undecided.aclose()
+            if fate is Fate.LOST:
+                raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name)) from None
             raise
     job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
     with contextlib.suppress(msgspec.DecodeError):
         _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
+    return undecided
 
 
 def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
@@ -449,15 +456,8 @@ def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
         start_ms += taken_ms
 
 
-async def _destination_gave_up(job: Migration, peer: Peer) -> bool:
-    """The channel broke between GO and RUNNING. Ask until the destination answers; both must never run."""
-    while True:
-        try:
-            return bool(await peer.call(AbortIncoming(id=job.request.id), timeout_s=5))
-        except WhimbrelError as error:  # an answer that is no answer: only yes or no will do
-            detail = f"waiting for the destination's word: {error}"
-            job.emit(Progress(migration=job.request.id, phase="freeze", detail=detail))
-            await asyncio.sleep(0.2)
+def _waiting(job: Migration, phase: str) -> Callable[[str], None]:
+    return lambda detail: job.emit(Progress(migration=job.request.id, phase=phase, detail=detail))
 
 
 async def _after_commit(
@@ -468,8 +468,10 @@ async def _after_commit(
     dump: Dump,
     tracker: TreeTracker,
     holders: list[Peer],
+    resume_here: contextlib.AsyncExitStack,
 ) -> None:
-    """Only forward. Whatever fails here is told, and the next step is taken all the same."""
+    """Only forward. Whatever fails here is told, and the next step is taken all the same. There is one way back: when
+    the destination says that the service is dead there for want of pages, the frozen source is all that is left."""
     async with job.phase("switch"):
         with _forward(job):
             _journal(job, "committed")
@@ -480,13 +482,11 @@ async def _after_commit(
             return_exceptions=True,
         )
     async with job.phase("finish"):
+        if not await _arrived_whole(job, hands, channel):
+            await resume_here.aclose()
+            raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name))
         with _forward(job):
-            channel.sock.settimeout(FILL_TIMEOUT_S)
-            report = msgspec.msgpack.decode(await hands.do(channel.expect, Kind.FILLED), type=FillReport)
-            job.reason += (
-                f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, "
-                f"fill {report.fill_ms:.0f} ms"
-            )
+            _journal(job, "arrived")
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
         with _forward(job):
             await hands.do(job.source.cgroup.kill_frozen)
@@ -499,6 +499,21 @@ async def _after_commit(
             await job.discard()
             job.node.journal.clear(job.request.id, "source")
         await hands.settle(dump.interrupt)
+
+
+async def _arrived_whole(job: Migration, hands: Hands, channel: PageChannel) -> bool:
+    """Whether all pages are in place there. What the channel does not tell, the destination's agent must."""
+    try:
+        channel.sock.settimeout(FILL_TIMEOUT_S)
+        report = msgspec.msgpack.decode(await hands.do(channel.expect, Kind.FILLED), type=FillReport)
+    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+        job.reason += f"; after the commit: {error}"
+        question = AwaitIncoming(id=job.request.id)
+        return await ask_until_answered(job.destination, question, _waiting(job, "finish")) is Fate.RUNS
+    job.reason += (
+        f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
+    )
+    return True
 
 
 @contextlib.contextmanager
@@ -565,6 +580,7 @@ def _journal(job: Migration, step: str) -> None:
             side="source",
             step=step,
             peer=job.destination,
+            record=job.record(Outcome.RUNNING),
             gateways=job.gateways,
         )
     )
