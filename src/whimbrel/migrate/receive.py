@@ -104,6 +104,9 @@ class Receiver:
         self._handover_error = ""
         self.faults_before = 0
         self._gate = threading.Lock()
+        self._undo_gate = threading.Lock()
+        self._undone = False
+        self.channel: PageChannel | None = None
         self.kept = Kept(order.keeper_fd)
         self.lazy = LazyServer(self.kept.keep)
         self.criu: CriuWorker | None = None
@@ -338,11 +341,22 @@ class Receiver:
             self._aborted = not self.committed
             return self._aborted
 
-    def undo(self) -> None:
-        """Nothing of a half-restored tree stays; the agent undoes what the agent did."""
-        if self.criu is not None:
-            self.criu.kill()
-        self.cgroup.kill_all()
+    def give_up(self, reason: str) -> None:
+        """Nothing of a half-restored tree stays, then the source is told; the agent undoes what the agent did. Whoever
+        comes first gives the reason: the other one only meets the consequences."""
+        with self._undo_gate:
+            if self._undone:
+                return
+            self._undone = True
+            try:
+                if self.criu is not None:
+                    self.criu.kill()
+                self.cgroup.kill_all()
+            finally:
+                say("failed", error=reason, committed=False)
+                if self.channel is not None:
+                    with contextlib.suppress(WhimbrelError, OSError):
+                        self.channel.send(Kind.ABORT, payload=reason.encode())
 
 
 def main() -> int:
@@ -352,25 +366,25 @@ def main() -> int:
     def watch_agent() -> None:
         os.read(0, 1)
         if receiver.abort():
-            receiver.undo()
-            os._exit(1)
+            try:
+                receiver.give_up("the agent there gave the migration up, or ended")
+            finally:
+                os._exit(1)
 
     threading.Thread(target=watch_agent, name="watch-agent", daemon=True).start()
-    channel: PageChannel | None = None
     try:
+        failpoints.wait_at("receive.start")
         receiver.start_criu()
-        channel = receiver.accept()
+        channel = receiver.channel = receiver.accept()
         restore_order = receiver.take(channel)
         receiver.restore(channel, restore_order)
         receiver.fill(channel)
         return 0
     except Exception as error:
-        if channel is not None and not receiver.committed:
-            with contextlib.suppress(WhimbrelError, OSError):
-                channel.send(Kind.ABORT, payload=str(error).encode())
-        say("failed", error=str(error), committed=receiver.committed)
-        if not receiver.committed:
-            receiver.undo()
+        if receiver.committed:
+            say("failed", error=str(error), committed=True)
+        else:
+            receiver.give_up(str(error))
         return 1
 
 
