@@ -16,6 +16,7 @@ import select
 import struct
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -172,9 +173,12 @@ class LazySpace:
 
 
 class LazyServer:
-    """Serves the faults of all address spaces of one container until all of them are whole."""
+    """Serves the faults of all address spaces of one container until all of them are whole.
 
-    def __init__(self) -> None:
+    `keep` is given each userfaultfd, also those that forks add (see `keeper`)."""
+
+    def __init__(self, keep: Callable[[int], None] = lambda _: None) -> None:
+        self._keep = keep
         self._spaces: dict[int, LazySpace] = {}
         self._poll = select.epoll()
         self._stop = threading.Event()
@@ -182,6 +186,7 @@ class LazyServer:
         self._new: list[LazySpace] = []
 
     def add(self, space: LazySpace) -> None:
+        self._keep(space.uffd)
         self._spaces[space.uffd] = space
         self._poll.register(space.uffd, select.EPOLLIN)
 

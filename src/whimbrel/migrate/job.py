@@ -68,6 +68,7 @@ class Migration:
                 side="source",
                 step=step,
                 peer=self.destination,
+                record=self.record(Outcome.RUNNING),
                 gateways=self.gateways,
             )
         )
@@ -138,9 +139,12 @@ class Migration:
     async def phase(self, name: str) -> AsyncIterator[None]:
         start = self.now_ms()
         self.emit(Progress(migration=self.request.id, phase=name))
-        await self.pause_at(name)
         try:
+            await self.pause_at(name)
             yield
+        except BaseException:
+            self.begin_undo()  # what follows is the undo, and no cancel may cut it short
+            raise
         finally:
             self.add_phase(name, start, self.now_ms() - start)
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
 from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
 from whimbrel.memory.store import Pages, PageStore, ProcessIndex, pages_of
@@ -38,6 +39,7 @@ from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.migrate.staging.host import StageHost
+from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
@@ -71,6 +73,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     staged: bool
     stdout_fd: int
     stderr_fd: int
+    keeper_fd: int
 
 
 def say(event: str, **fields: object) -> None:
@@ -109,7 +112,11 @@ class Receiver:
         self._handover_error = ""
         self.faults_before = 0
         self._gate = threading.Lock()
-        self.lazy = LazyServer()
+        self._undo_gate = threading.Lock()
+        self._undone = False
+        self.channel: PageChannel | None = None
+        self.kept = Kept(order.keeper_fd)
+        self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
         self.late: LatePages | None = None
         self.criu: CriuWorker | None = None
@@ -228,6 +235,8 @@ class Receiver:
             lazy_pages=order.lazy,
             external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
         )
+        if not order.lazy:
+            write_word(self.work, WHOLE)
         fds = {1: self.order.stdout_fd, 2: self.order.stderr_fd}
         for name, stream in order.stdio.items():
             opts.inherit_fd.add(key=name, fd=fds[stream])
@@ -349,13 +358,15 @@ class Receiver:
             filled_bytes=placed,
             eager_pages=self.eager_pages,
         )
+        write_word(self.work, WHOLE)
+        if self.late is not None:
+            self.late.stop()
+        with contextlib.suppress(WhimbrelError):
+            channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
+        self.kept.whole()
         self.lazy.stop()
         if self.host is not None:
             self.host.close()
-        with contextlib.suppress(WhimbrelError):
-            channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
-        if self.late is not None:
-            self.late.stop()
         say("filled", **msgspec.structs.asdict(report))
         return report
 
@@ -373,9 +384,7 @@ class Receiver:
         with self._gate:
             if self._aborted:
                 raise StepFailed("the agent gave the migration up at the last moment")
-            word = self.work / "committed.new"
-            word.write_text(self.order.service)
-            word.rename(self.work / "committed")
+            write_word(self.work, COMMITTED, self.order.service)
             self.committed = True
 
     def abort(self) -> bool:
@@ -384,13 +393,24 @@ class Receiver:
             self._aborted = not self.committed
             return self._aborted
 
-    def undo(self) -> None:
-        """Nothing of a half-restored tree stays; the agent undoes what the agent did."""
-        if self.host is not None:
-            self.host.close()
-        if self.criu is not None:
-            self.criu.kill()
-        self.cgroup.kill_all()
+    def give_up(self, reason: str) -> None:
+        """Nothing of a half-restored tree stays, then the source is told; the agent undoes what the agent did. Whoever
+        comes first gives the reason: the other one only meets the consequences."""
+        with self._undo_gate:
+            if self._undone:
+                return
+            self._undone = True
+            try:
+                if self.host is not None:
+                    self.host.close()
+                if self.criu is not None:
+                    self.criu.kill()
+                self.cgroup.kill_all()
+            finally:
+                say("failed", error=reason, committed=False)
+                if self.channel is not None:
+                    with contextlib.suppress(WhimbrelError, OSError):
+                        self.channel.send(Kind.ABORT, payload=reason.encode())
 
 
 def main() -> int:
@@ -400,25 +420,25 @@ def main() -> int:
     def watch_agent() -> None:
         os.read(0, 1)
         if receiver.abort():
-            receiver.undo()
-            os._exit(1)
+            try:
+                receiver.give_up("the agent there gave the migration up, or ended")
+            finally:
+                os._exit(1)
 
     threading.Thread(target=watch_agent, name="watch-agent", daemon=True).start()
-    channel: PageChannel | None = None
     try:
+        failpoints.wait_at("receive.start")
         receiver.start_criu()
-        channel = receiver.accept()
+        channel = receiver.channel = receiver.accept()
         restore_order = receiver.take(channel)
         receiver.restore(channel, restore_order)
         receiver.fill(channel)
         return 0
     except Exception as error:
-        if channel is not None and not receiver.committed:
-            with contextlib.suppress(WhimbrelError, OSError):
-                channel.send(Kind.ABORT, payload=str(error).encode())
-        say("failed", error=str(error), committed=receiver.committed)
-        if not receiver.committed:
-            receiver.undo()
+        if receiver.committed:
+            say("failed", error=str(error), committed=True)
+        else:
+            receiver.give_up(str(error))
         return 1
 
 

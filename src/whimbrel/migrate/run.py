@@ -109,9 +109,9 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
                     await _freeze_and_restore(job, parts)
             except TimeoutError:
                 raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
-            await commit(job, parts, undo)
+            resume_here = await commit(job, parts, undo)
         job.bytes_sent = parts.carrier.sent_bytes
-    await follow_through(job, parts)
+    await follow_through(job, parts, resume_here)
 
 
 async def _prepare(
@@ -133,23 +133,25 @@ async def _prepare(
     )
     gateways = Gateways(job)
     await gateways.reach(outer)
+    undo.callback(job.node.journal.clear, job.request.id, "source")  # not before the service runs on here
     undo.push_async_callback(gateways.undo)
     dump = Dump(source, source.run_dir / f"dump-{job.request.service}")
     undo.callback(dump.undo)
     warm = asyncio.create_task(hands.do(dump.warm_up))
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
     undo.callback(channel.close)
+    outer.callback(channel.shutdown)  # wakes the thread that waits on it should this agent be stopped after GO
     channel.limit(job.request.bandwidth_bps)
     carrier = await hands.do(make_carrier, job, strategy, channel, ready, dump)
     undo.callback(carrier.close)
     await warm
-    undo.callback(job.node.journal.clear, job.request.id, "source")
     job.journal("prepared")
     # Undone first: no cancel any more, wake the threads, wait for them; CRIU is not interrupted inside a step
     # unless it hangs. Then the service is let run, and only then the packets are let in.
     undo.push_async_callback(hands.settle, dump.interrupt)
     undo.callback(channel.shutdown)
     undo.callback(job.begin_undo)
+    await job.pause_at("prepare.ready")
     files = FileSync((source.layer.upper, source.layer.shm))
 
     def reconnect() -> None:
