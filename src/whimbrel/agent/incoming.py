@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from whimbrel.agent.arrival import Arrival, Ticket, start_ticks, ticket_path
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.services import ServiceHost
+from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.receive import ReceiveOrder
@@ -46,8 +46,16 @@ class Incoming:
         self._config = config
         self._host = host
         self._run_dir = run_dir
+        self._spare = Spare(config.directory / "receive.log")
         self._arrivals: dict[str, Arrival] = {}
         self._preparing: dict[str, asyncio.Future[calls.IncomingReady]] = {}
+
+    def start(self) -> None:
+        """Have a receiving process ready before the first migration asks for one."""
+        self._spare.prepare()
+
+    async def close(self) -> None:
+        await self._spare.close()
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
@@ -126,24 +134,16 @@ class Incoming:
                 runc_root=str(self._run_dir / "runc"),
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
-                stdout_fd=output_fd,
-                stderr_fd=output_fd,
-                keeper_fd=keeper.theirs.fileno(),
             )
-            with (self._config.directory / "receive.log").open("ab") as errors:
-                worker = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "whimbrel.migrate.receive",
-                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                    pass_fds=[output_fd, keeper.theirs.fileno()], start_new_session=True, cwd="/",
-                )  # fmt: skip
+            waiting = await self._spare.take()
+            worker = waiting.process
+            waiting.give(order, [output_fd, keeper.theirs.fileno()])
         except BaseException:
             keeper.close()
             raise
         finally:
             os.close(output_fd)
             keeper.theirs.close()
-        assert worker.stdin is not None
-        worker.stdin.write(msgspec.json.encode(order) + b"\n")
         ready: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,

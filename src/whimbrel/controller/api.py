@@ -71,6 +71,7 @@ class MigrateBody(_Body):
     deadline_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
     bandwidth_bps: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_rounds: int = Field(0, ge=0)
+    handover_in_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
     dry_run: bool = False
     reason: str = ""
 

@@ -115,6 +115,7 @@ class ControllerClient:
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
         reason: str = "",
+        handover_in_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration and wait for its end. A migration that failed is a record too: look at `outcome`.
 
@@ -122,7 +123,7 @@ class ControllerClient:
         on after an exception in `on_progress` and after KeyboardInterrupt.
         """
         started = self.start_migration(
-            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason
+            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason, handover_in_ms
         )
         return self.follow(started.id, on_progress)
 
@@ -136,6 +137,7 @@ class ControllerClient:
         bandwidth_bps: float = 0.0,
         dry_run: bool = False,
         reason: str = "",
+        handover_in_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration; returns its record at once, outcome `running`."""
         body = {
@@ -147,6 +149,7 @@ class ControllerClient:
             "bandwidth_bps": bandwidth_bps,
             "dry_run": dry_run,
             "reason": reason,
+            "handover_in_ms": handover_in_ms,
         }
         return self._call("POST", "/v1/migrations", MigrationRecord, body)
 

@@ -53,6 +53,8 @@ class Migration:
     bytes_sent: int = 0
     freeze_ms: float = 0.0
     reason: str = ""
+    strategy: str = ""
+    files_bytes: int = 0
     committed: bool = False
     frozen_s: float = 0.0
     _gate: threading.Lock = field(default_factory=threading.Lock)
@@ -72,6 +74,10 @@ class Migration:
                 gateways=self.gateways,
             )
         )
+
+    def say(self, text: str) -> None:
+        """Add to the reason, which the record tells."""
+        self.reason += f"; {text}" if self.reason else text
 
     def now_ms(self) -> float:
         return (time.monotonic() - self.started_s) * 1e3
@@ -120,7 +126,8 @@ class Migration:
             service=self.request.service,
             source=self.node.endpoint.name,
             destination=self.destination.name,
-            strategy=self.request.strategy,
+            strategy=self.strategy or self.request.strategy,
+            asked=self.request.strategy,
             outcome=outcome,
             workload=self.source.status.spec.workload,
             reason=self.reason,

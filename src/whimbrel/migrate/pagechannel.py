@@ -10,6 +10,7 @@ that the destination's agent gave to the source's.
     FILES    a tar of changed files of the writable layer; answered by ACK
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
     RESTORE  msgpack RestoreOrder
+    PROBE    anything, answered by ACK: how fast is the link?
     REQUEST  number = pid in the container, payload = a page number (uint64): send it now (post-copy only)
     READY    destination: restored, not yet running
     GO       source: committed; run
@@ -37,6 +38,8 @@ MAX_PAYLOAD_BYTES = 1 << 34
 MAX_RANGES = 1 << 20
 CHUNK_BYTES = 1 << 20
 NOT_SENT_BYTES = 128 << 10
+PROBE_BYTES = 64 << 10
+PROBE_ENOUGH_S = 0.02
 _TCP_NOTSENT_LOWAT = 25  # Python does not name it
 _LINK_WATCH = (
     (socket.TCP_KEEPIDLE, 1),
@@ -61,6 +64,7 @@ class Kind(IntEnum):
     ABORT = 11
     ACK = 12
     REQUEST = 13
+    PROBE = 14
 
 
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +119,20 @@ class PageChannel:
         """From now on send no faster than this (bits per second; 0 = as fast as it goes)."""
         self._pace_bps = bandwidth_bps
         self._paced_until = time.monotonic()
+
+    def measure_bytes_per_s(self) -> float:
+        """How fast the link carries: a little first, more if that went through quickly; the last try counts."""
+        size, rate = PROBE_BYTES, 0.0
+        for number in range(3):
+            start = time.monotonic()
+            self.send(Kind.PROBE, number, bytes(size))
+            self.expect(Kind.ACK, number=number)
+            taken_s = max(time.monotonic() - start, 1e-6)
+            rate = size / taken_s
+            if taken_s > PROBE_ENOUGH_S:
+                break
+            size *= 8
+        return rate
 
     def small_backlog(self) -> None:
         """From now on what is sent waits here, not in the kernel: a page that is asked for must not queue behind

@@ -4,8 +4,9 @@ It takes the pages, restores, opens the network, and serves the remaining pages.
 that an agent that dies after the commit takes no pages with it. Before the commit it dies with the agent (its
 standard input ends), with the source (the page channel ends) or by ABORT, and takes the half-restored tree along.
 
-Run as ``python -m whimbrel.migrate.receive``; the first line on stdin is a `ReceiveOrder`, events go to stdout as
-JSON lines: ``listening``, ``running``, ``filled``, ``failed``.
+Run as ``python -m whimbrel.migrate.receive FD``; FD is a socket on which its `ReceiveOrder` comes, with two
+descriptors: the service's log, and the agent's keeper. Events go to stdout as JSON lines: ``listening``, ``running``,
+``filled``, ``failed``.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from whimbrel.runtime.spec import SHM_EXTERNAL
 from whimbrel.storage.archive import apply
 
 RESTORE_FINISHED = 0x52535446
+MAX_ORDER_BYTES = 1 << 16
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 HANDOVER_S = 10.0
@@ -71,9 +73,6 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     runc_root: str
     expected_pages: int
     staged: bool
-    stdout_fd: int
-    stderr_fd: int
-    keeper_fd: int
 
 
 def say(event: str, **fields: object) -> None:
@@ -96,8 +95,11 @@ class Laps:
 
 
 class Receiver:
-    def __init__(self, order: ReceiveOrder) -> None:
+    """`output_fd` is the service's log, `keeper_fd` where the agent takes the userfaultfds (see `memory.keeper`)."""
+
+    def __init__(self, order: ReceiveOrder, output_fd: int, keeper_fd: int) -> None:
         self.order = order
+        self._output_fd = output_fd
         self.work = Path(order.work_dir)
         self.stage = self.work / "stage"
         self.images = self.stage / "images"
@@ -115,7 +117,7 @@ class Receiver:
         self._undo_gate = threading.Lock()
         self._undone = False
         self.channel: PageChannel | None = None
-        self.kept = Kept(order.keeper_fd)
+        self.kept = Kept(keeper_fd)
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
         self.late: LatePages | None = None
@@ -157,6 +159,8 @@ class Receiver:
             if kind is Kind.ROUND:
                 round_number += 1
                 self.store.merge()
+                channel.send(Kind.ACK, number)
+            elif kind is Kind.PROBE:
                 channel.send(Kind.ACK, number)
             elif kind is Kind.FILES:
                 self._take_files(number, payload)
@@ -207,7 +211,7 @@ class Receiver:
             netns=Path(self.order.netns),
             run_dir=Path(self.order.criu_run_dir),
             cgroup_procs=self.cgroup.procs_files(),
-            pass_fds=[images_fd, self.order.stdout_fd, self.order.stderr_fd],
+            pass_fds=[images_fd, self._output_fd],
         )
         self.criu.warm_up()
 
@@ -237,9 +241,8 @@ class Receiver:
         )
         if not order.lazy:
             write_word(self.work, WHOLE)
-        fds = {1: self.order.stdout_fd, 2: self.order.stderr_fd}
-        for name, stream in order.stdio.items():
-            opts.inherit_fd.add(key=name, fd=fds[stream])
+        for name in order.stdio:
+            opts.inherit_fd.add(key=name, fd=self._output_fd)
         if order.behind:
             self.late = LatePages(self, channel)
         handover = self._listen_for_faults(later, unpack(order.behind)) if order.lazy else None
@@ -414,8 +417,12 @@ class Receiver:
 
 
 def main() -> int:
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=ReceiveOrder)
-    receiver = Receiver(order)
+    with socket.socket(fileno=int(sys.argv[1])) as orders:
+        message, fds, _, _ = socket.recv_fds(orders, MAX_ORDER_BYTES, 2)
+    if not message:
+        return 0  # the agent had no use for this process
+    order = msgspec.json.decode(message, type=ReceiveOrder)
+    receiver = Receiver(order, *fds)
 
     def watch_agent() -> None:
         os.read(0, 1)
