@@ -123,6 +123,13 @@ class CriuWorker:
         reply = self._exchange(pb.Request(type=pb.FEATURE_CHECK, features=ask, keep_open=True).SerializeToString())
         return reply.features
 
+    def pre_dump(self, opts: pb.Options) -> None:
+        """One round of CRIU's own: what changed since the parent's soft-dirty bits were cleared. The tree stands still
+        for a moment and runs on. Raises StepFailed with CRIU's reason."""
+        self._what, self._log = "pre-dump", _log_of(opts)
+        self._pending = self._exchange(pb.Request(type=pb.SINGLE_PRE_DUMP, opts=opts).SerializeToString())
+        self.advance(None)
+
     def begin_dump(self, opts: pb.Options) -> None:
         """Start a dump; it pauses at CRIU's first point, ``pre-dump``: nothing is frozen yet."""
         self._what, self._log = "checkpoint", _log_of(opts)

@@ -85,8 +85,9 @@ class Dump:
     def warm_up(self) -> None:
         self._criu.warm_up()
 
-    def begin(self, ns_pids: list[int]) -> None:
-        """Up to the point where CRIU would freeze next."""
+    def begin(self, ns_pids: list[int], parent_image: str = "") -> None:
+        """Up to the point where CRIU would freeze next. `parent_image`: the last of CRIU's own pre-dumps, if there are
+        any; CRIU then writes the pages that changed since, and all of them are in files."""
         opts = pb.Options(
             images_dir_fd=self._images_fd,
             pid=self._source.pid,
@@ -95,7 +96,7 @@ class Dump:
             link_remap=True,
             manage_cgroups_mode=pb.CG_IGNORE,
             network_lock=pb.LOCK_SKIP,
-            lazy_pages=True,
+            lazy_pages=not parent_image,
             notify_scripts=True,
             log_level=1,
             log_file="dump.log",
@@ -104,7 +105,10 @@ class Dump:
             ghost_limit=1 << 28,
             external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}"],
         )
-        if self._source.holes:
+        if parent_image:
+            opts.track_mem = True
+            opts.parent_img = parent_image
+        elif self._source.holes:
             write_parent(self._parent, ns_pids)
             opts.track_mem = True
             opts.parent_img = "../parent"

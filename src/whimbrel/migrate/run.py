@@ -168,7 +168,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     """Stop the service here and bring it to the moment before its first instruction there."""
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
-    await hands.do(dump.begin, ns_pids_of(job.source.pid))
+    await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
     async with job.step("freeze.hold"):
         await parts.gateways.hold()
         await hands.do(drain, job.node.port, job.request.service)

@@ -34,6 +34,11 @@ class Carrier(Protocol):
         """All that left this side for memory and images so far, headers too."""
         ...
 
+    @property
+    def parent_image(self) -> str:
+        """The parent that CRIU's final dump must name, relative to its folder; empty: CRIU writes no pages."""
+        ...
+
     def round(self, number: int) -> Carried:
         """While the service runs: what was written since the last round (in the first: everything) crosses, and has
         arrived when this returns."""

@@ -36,6 +36,10 @@ class StreamCarrier:
     def sent_bytes(self) -> int:
         return self._channel.sent_bytes
 
+    @property
+    def parent_image(self) -> str:
+        return ""
+
     def round(self, number: int) -> Carried:
         carried = self._send(self._tracker.scan())
         self._channel.send(Kind.ROUND, number)
