@@ -15,6 +15,7 @@ from tests.migrate.conftest import EDGES, Lab, Running
 from tests.migrate.test_strategies import state_is_right
 from whimbrel.lab import commands
 from whimbrel.migrate.journal import Journal
+from whimbrel.migrate.receive import AT_WORK
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.network import netns
@@ -97,13 +98,13 @@ def _same_device(mountinfo_line: str, directory: Path) -> bool:
 
 
 def receiver_pids(lab: Lab, node: str) -> list[int]:
-    """The receiving processes in a node's namespace, whoever their parent is."""
+    """The receiving processes at work in a node's namespace, whoever their parent is; not the one that waits."""
     inside = commands.node_namespace(node, lab_dir=lab.directory).stat().st_ino
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            if b"whimbrel.migrate.receive" in words and (entry / "ns/net").stat().st_ino == inside:
+            name = (entry / "comm").read_text().strip() if entry.name.isdigit() else ""
+            if name == AT_WORK and (entry / "ns/net").stat().st_ino == inside:
                 found.append(int(entry.name))
     return found
 

@@ -51,6 +51,7 @@ from whimbrel.storage.archive import apply
 
 RESTORE_FINISHED = 0x52535446
 MAX_ORDER_BYTES = 1 << 16
+AT_WORK = "receiving"  # the process's short name from its order on, to tell it from one that waits
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 HANDOVER_S = 10.0
@@ -422,6 +423,7 @@ def main() -> int:
     if not message:
         return 0  # the agent had no use for this process
     order = msgspec.json.decode(message, type=ReceiveOrder)
+    Path("/proc/self/comm").write_text(AT_WORK)
     receiver = Receiver(order, *fds)
 
     def watch_agent() -> None:
