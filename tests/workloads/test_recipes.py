@@ -147,3 +147,8 @@ def test_images_share_the_layers_that_they_begin_with() -> None:
     assert keys["simple"][0] == keys["memory"][0] == keys["face"][0]
     assert keys["face"][:4] == keys["objects"][:4]
     assert keys["face"][4] != keys["objects"][4]
+
+
+def test_every_workload_is_in_the_documents() -> None:
+    text = (Path(__file__).parents[2] / "docs/workloads.md").read_text()
+    assert all(f"[{name}](../src/whimbrel/workloads/{name}/README.md)" in text for name in catalogue.names())
