@@ -172,7 +172,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     failpoints = base / "failpoints"
     failpoints.mkdir()
     image = build_demo_image(IMAGE_CACHE)
-    directory = Path(f"/var/lib/whimbrel-tests/migration-{PREFIX}")
+    directory = Path(f"/var/lib/whimbrel-tests-{PREFIX}/migration")  # labs in one directory come up one after another
     os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
     commands.lab_down(lab_dir=directory)
     commands.lab_up(topology, lab_dir=directory)
