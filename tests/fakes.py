@@ -152,7 +152,7 @@ class FakeAgent:
             service=request.service,
             source=self.endpoint.name,
             destination=call.destination.name,
-            strategy=request.strategy.value,
+            strategy=request.strategy,
             outcome=Outcome.DONE,
             rss_bytes=status.rss_bytes,
             total_ms=321.0,

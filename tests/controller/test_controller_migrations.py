@@ -13,7 +13,7 @@ from fakes import FakeRegion
 from live_controller import LiveController, wait_until
 from whimbrel.controller.client import ControllerClient
 from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable
-from whimbrel.model.migration import Outcome, Progress, Strategy
+from whimbrel.model.migration import Outcome, Progress
 from whimbrel.model.service import ServiceState
 
 
@@ -27,7 +27,7 @@ def test_a_migration_from_request_to_record(region: FakeRegion, client: Controll
     region.go.clear()
     threading.Timer(0.3, region.go.set).start()
     record = client.migrate(
-        demo, "edge-2", Strategy.PRE_COPY, max_downtime_ms=80, deadline_ms=9000, bandwidth_bps=1e8,
+        demo, "edge-2", "pre-copy", max_downtime_ms=80, deadline_ms=9000, bandwidth_bps=1e8,
         on_progress=news.append, reason="the user moved",
     )  # fmt: skip
     assert record.outcome is Outcome.DONE

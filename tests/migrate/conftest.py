@@ -19,14 +19,13 @@ from whimbrel.model.errors import Conflict, Unreachable
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.workloads.build import build_demo_image
+from whimbrel.workloads.catalogue import build_workload
 
 # Labs are known by names all over the host: another two letters let two runs of these tests stand side by side.
 PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tm")
 EDGES = (f"{PREFIX}-1", f"{PREFIX}-2", f"{PREFIX}-3")
 GATEWAYS = (f"{PREFIX}-gw-1", f"{PREFIX}-gw-2")
 PORT = 7000
-IMAGE_CACHE = Path("/var/cache/whimbrel/images")
 
 
 @dataclass
@@ -171,14 +170,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     topology.write_text(TOPOLOGY)
     failpoints = base / "failpoints"
     failpoints.mkdir()
-    image = build_demo_image(IMAGE_CACHE)
-    directory = Path(f"/var/lib/whimbrel-tests-{PREFIX}/migration")  # labs in one directory come up one after another
+    image = build_workload("demo").reference
+    directory = Path(f"/var/lib/whimbrel-tests/{PREFIX}/migration")
     os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
     commands.lab_down(lab_dir=directory)
     commands.lab_up(topology, lab_dir=directory)
     try:
         with ControllerClient(f"unix:{directory}/controller.sock") as controller:
-            yield Lab(directory, failpoints, f"oci:{image}:demo", controller)
+            yield Lab(directory, failpoints, image, controller)
     finally:
         del os.environ["WHIMBREL_FAILPOINTS"]
         commands.lab_down(lab_dir=directory)

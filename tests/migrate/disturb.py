@@ -16,7 +16,7 @@ from tests.migrate.test_strategies import state_is_right
 from whimbrel.lab import commands
 from whimbrel.migrate.journal import Journal
 from whimbrel.model.errors import WhimbrelError
-from whimbrel.model.migration import MigrationRecord, Outcome, Progress, Strategy
+from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
 
@@ -26,7 +26,7 @@ SOURCE, DESTINATION = EDGES[0], EDGES[1]
 class Attempt:
     """A migration started in the background, to be disturbed."""
 
-    def __init__(self, running: Running, strategy: Strategy = Strategy.HYBRID) -> None:
+    def __init__(self, running: Running, strategy: str = "hybrid") -> None:
         self.record: MigrationRecord | None = None
         self.error: WhimbrelError | None = None
         self.news: list[Progress] = []
@@ -57,7 +57,7 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def held_at(running: Running, point: str, strategy: Strategy = Strategy.HYBRID) -> Iterator[Attempt]:
+def held_at(running: Running, point: str, strategy: str = "hybrid") -> Iterator[Attempt]:
     """Inside, a migration stands at the point; at the end of the block it goes on and is waited for."""
     lab = running.lab
     lab.arm(point)

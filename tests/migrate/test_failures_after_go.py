@@ -27,7 +27,7 @@ from tests.migrate.disturb import (
     source_is_whole,
     until,
 )
-from whimbrel.model.migration import Outcome, Strategy
+from whimbrel.model.migration import Outcome
 from whimbrel.runtime.cgroups import Cgroup
 
 
@@ -148,7 +148,7 @@ def test_destination_rebooted_after_the_commit(running: Running) -> None:
 def test_receiving_process_killed_when_all_pages_are_there(running: Running) -> None:
     """Pre-copy has nothing to fill: whatever the receiving process had still to do, the agent does."""
     count, _ = running.user.ask("count")
-    with held_at(running, "receive.committed", strategy=Strategy.PRE_COPY) as attempt:
+    with held_at(running, "receive.committed", strategy="pre-copy") as attempt:
         kill_all(receiver_pids(running.lab, DESTINATION))
     assert attempt.wait().outcome is Outcome.DONE
     goes_on(running, count)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from whimbrel.agent.arrival import Arrival, Ticket, start_ticks, ticket_path
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.services import ServiceHost
+from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.receive import ReceiveOrder
@@ -29,6 +29,7 @@ from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
+from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
 from whimbrel.runtime.spec import cgroup_path
 from whimbrel.storage.layer import Layer
@@ -45,8 +46,16 @@ class Incoming:
         self._config = config
         self._host = host
         self._run_dir = run_dir
+        self._spare = Spare(config.directory / "receive.log")
         self._arrivals: dict[str, Arrival] = {}
         self._preparing: dict[str, asyncio.Future[calls.IncomingReady]] = {}
+
+    def start(self) -> None:
+        """Have a receiving process ready before the first migration asks for one."""
+        self._spare.prepare()
+
+    async def close(self) -> None:
+        await self._spare.close()
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
@@ -92,17 +101,17 @@ class Incoming:
             work_dir = self._work_dir(call.id)
             work_dir.mkdir()
             undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
-            arrival, port, token = await self._start_worker(call, work_dir)
+            arrival, ports, token = await self._start_worker(call, work_dir)
             undo.push_async_callback(self._stop_worker, arrival)
             ticket_path(work_dir).write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
             undo.pop_all()
-        return calls.IncomingReady(page_port=port, token=token)
+        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], token=token)
 
     def _work_dir(self, migration: str) -> Path:
         return self._run_dir / f"incoming-{migration}"
 
-    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, int, str]:
+    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, tuple[int, int], str]:
         name = call.service.spec.name
         directory = self._config.directory / "services" / name
         layer = Layer(directory)
@@ -124,25 +133,18 @@ class Incoming:
                 cgroup_path=cgroup_path(self._config.name, name),
                 runc_root=str(self._run_dir / "runc"),
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
-                stdout_fd=output_fd,
-                stderr_fd=output_fd,
-                keeper_fd=keeper.theirs.fileno(),
+                staged=strategy_of(call.strategy).carry is not Carry.STREAM,
             )
-            with (self._config.directory / "receive.log").open("ab") as errors:
-                worker = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "whimbrel.migrate.receive",
-                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                    pass_fds=[output_fd, keeper.theirs.fileno()], start_new_session=True, cwd="/",
-                )  # fmt: skip
+            waiting = await self._spare.take()
+            worker = waiting.process
+            waiting.give(order, [output_fd, keeper.theirs.fileno()])
         except BaseException:
             keeper.close()
             raise
         finally:
             os.close(output_fd)
             keeper.theirs.close()
-        assert worker.stdin is not None
-        worker.stdin.write(msgspec.json.encode(order) + b"\n")
-        ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,
             service=call.service,
@@ -154,23 +156,23 @@ class Incoming:
         arrival.reading = asyncio.create_task(self._read_events(arrival, ready))
         try:
             async with asyncio.timeout(WORKER_START_S):
-                port = await ready
+                ports = await ready
         except BaseException as error:
             await self._stop_worker(arrival)
             await arrival.settled.wait()
             if isinstance(error, TimeoutError):
                 raise StepFailed(f"the receiving process on {self._config.name} did not start") from None
             raise
-        return arrival, port, token
+        return arrival, ports, token
 
-    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[int]) -> None:
+    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[tuple[int, int]]) -> None:
         assert arrival.worker.stdout is not None
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
                 kind = event.pop("event")
                 if kind == "listening" and not ready.done():
-                    ready.set_result(event["port"])
+                    ready.set_result((event["port"], event["stage_port"]))
                 elif kind == "running":
                     arrival.pid = event["pid"]
                 elif kind == "filled":  # not before: another migration must find all pages here

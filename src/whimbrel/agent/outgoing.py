@@ -18,9 +18,10 @@ from whimbrel.agent.threads import in_thread
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.undumpable import mounted_from_outside, unsupported
 from whimbrel.migrate.ask import ask_until_answered, lost_at
+from whimbrel.migrate.dump import Source
+from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
-from whimbrel.migrate.run import Migration, Node, migrate
-from whimbrel.migrate.source import Source
+from whimbrel.migrate.run import migrate
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint

@@ -113,7 +113,7 @@ class Migrations:
                 service=request.service,
                 source=home.node,
                 destination=destination.name,
-                strategy=request.strategy.value,
+                strategy=request.strategy,
                 outcome=Outcome.RUNNING,
                 workload=home.spec.workload,
                 reason=reason,

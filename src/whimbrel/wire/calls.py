@@ -119,9 +119,11 @@ class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
 
 
 class IncomingReady(msgspec.Struct, frozen=True, kw_only=True):
-    """`page_port`: TCP port of the page channel; `token`: what the source must say first there."""
+    """`page_port`: TCP port of the page channel; `stage_port`: where rsync and layers for the page server go (0 when
+    the strategy stages nothing); `token`: what the source must say first at either."""
 
     page_port: int
+    stage_port: int = 0
     token: str
 
 
