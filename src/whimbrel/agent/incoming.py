@@ -25,6 +25,7 @@ from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.migrate.staging.shared import find_stage, stage_below
 from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of, said, write_word
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
@@ -116,6 +117,10 @@ class Incoming:
         directory = self._config.directory / "services" / name
         layer = Layer(directory)
         token = secrets.token_hex(16)
+        stage = work_dir / "stage"
+        if strategy_of(call.strategy).carry is Carry.SHARED:
+            stage = stage_below(self._config.shared_directory, call.id, node=self._config.name)
+            await asyncio.to_thread(find_stage, stage, call.id, node=self._config.name)
         output_fd = await asyncio.to_thread(open_log, directory / "logs", self._config.name)
         keeper = Keeper()
         try:
@@ -133,6 +138,7 @@ class Incoming:
                 cgroup_path=cgroup_path(self._config.name, name),
                 runc_root=str(self._run_dir / "runc"),
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
+                stage_dir=str(stage),
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
             )
             waiting = await self._spare.take()

@@ -84,6 +84,7 @@ class Outgoing:
                     await asyncio.to_thread(collect_capabilities),
                     self._port,
                     self._journal,
+                    self._config.shared_directory,
                 ),
                 destination=call.destination,
                 gateways=call.gateways,

@@ -63,8 +63,7 @@ class Dump:
         self.stage = work_dir
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
-        shutil.rmtree(work_dir, ignore_errors=True)
-        self.images.mkdir(parents=True)
+        self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
         self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
         ours, theirs = socket.socketpair()
         self._page_server = ours

@@ -32,6 +32,7 @@ class Node:
     capabilities: Capabilities
     port: ServicePort
     journal: Journal
+    shared_directory: str = ""
 
 
 @dataclass

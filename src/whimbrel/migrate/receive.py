@@ -64,6 +64,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     listen_host: str
     work_dir: str
+    stage_dir: str
     criu_run_dir: str
     rootfs: str
     upper_dir: str
@@ -102,7 +103,7 @@ class Receiver:
         self.order = order
         self._output_fd = output_fd
         self.work = Path(order.work_dir)
-        self.stage = self.work / "stage"
+        self.stage = Path(order.stage_dir)
         self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(0 if order.staged else order.expected_pages)
@@ -129,7 +130,7 @@ class Receiver:
     # --- before the freeze: pages and files ---------------------------------------------------------------
     def accept(self) -> PageChannel:
         self.listener = socket.create_server((self.order.listen_host, 0))
-        if self.order.staged:
+        if self.order.staged and self.stage.parent == self.work:  # not on storage that both nodes see
             self.host = StageHost(
                 self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
                 complain=lambda error: say("warning", error=error),

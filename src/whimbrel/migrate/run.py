@@ -32,6 +32,7 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
 from whimbrel.migrate.rounds import round_of, run_rounds, until_handover
+from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
 from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.plan.strategies import Carry, Strategy
@@ -123,6 +124,12 @@ async def _prepare(
     """Everything ready on both sides; `undo` takes it away again, in the order that the freeze wants."""
     hands = Hands()
     source = job.source
+    stage = source.run_dir / f"dump-{job.request.service}"
+    await hands.do(close_stage, stage)  # of an earlier migration that died
+    if strategy.carry is Carry.SHARED:
+        stage = stage_below(job.node.shared_directory, job.request.id, node=job.node.endpoint.name)
+        undo.callback(close_stage, stage)
+        await hands.do(open_stage, stage, job.request.id)
     undo.push_async_callback(_abort_destination, job, peer)
     ready: IncomingReady = await peer.call(
         PrepareIncoming(
@@ -138,7 +145,7 @@ async def _prepare(
     await gateways.reach(outer)
     undo.callback(job.node.journal.clear, job.request.id, "source")  # not before the service runs on here
     undo.push_async_callback(gateways.undo)
-    dump = Dump(source, source.run_dir / f"dump-{job.request.service}")
+    dump = Dump(source, stage)
     undo.callback(dump.undo)
     warm = asyncio.create_task(hands.do(dump.warm_up))
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
