@@ -82,7 +82,10 @@ class Options(_message.Message):
         "work_dir_fd",
         "link_remap",
         "cpu_cap",
+        "rst_sibling",
         "inherit_fd",
+        "ext_sharing",
+        "ext_masters",
         "manage_cgroups_mode",
         "ghost_limit",
         "external",
@@ -110,7 +113,10 @@ class Options(_message.Message):
     WORK_DIR_FD_FIELD_NUMBER: _ClassVar[int]
     LINK_REMAP_FIELD_NUMBER: _ClassVar[int]
     CPU_CAP_FIELD_NUMBER: _ClassVar[int]
+    RST_SIBLING_FIELD_NUMBER: _ClassVar[int]
     INHERIT_FD_FIELD_NUMBER: _ClassVar[int]
+    EXT_SHARING_FIELD_NUMBER: _ClassVar[int]
+    EXT_MASTERS_FIELD_NUMBER: _ClassVar[int]
     MANAGE_CGROUPS_MODE_FIELD_NUMBER: _ClassVar[int]
     GHOST_LIMIT_FIELD_NUMBER: _ClassVar[int]
     EXTERNAL_FIELD_NUMBER: _ClassVar[int]
@@ -137,7 +143,10 @@ class Options(_message.Message):
     work_dir_fd: int
     link_remap: bool
     cpu_cap: int
+    rst_sibling: bool
     inherit_fd: _containers.RepeatedCompositeFieldContainer[InheritFd]
+    ext_sharing: bool
+    ext_masters: bool
     manage_cgroups_mode: CgroupMode
     ghost_limit: int
     external: _containers.RepeatedScalarFieldContainer[str]
@@ -166,7 +175,10 @@ class Options(_message.Message):
         work_dir_fd: _Optional[int] = ...,
         link_remap: _Optional[bool] = ...,
         cpu_cap: _Optional[int] = ...,
+        rst_sibling: _Optional[bool] = ...,
         inherit_fd: _Optional[_Iterable[_Union[InheritFd, _Mapping]]] = ...,
+        ext_sharing: _Optional[bool] = ...,
+        ext_masters: _Optional[bool] = ...,
         manage_cgroups_mode: _Optional[_Union[CgroupMode, str]] = ...,
         ghost_limit: _Optional[int] = ...,
         external: _Optional[_Iterable[str]] = ...,
