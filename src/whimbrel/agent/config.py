@@ -17,7 +17,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`host` is where the agent listens and where other agents reach it; `overlay_host` its VXLAN tunnel end.
 
     `bridge_address` (with prefix) is the node's own address on the overlay: gateways need one.
-    `overlay_gateway` is the default route of the services that run here.
+    `overlay_gateway` is the default route of the services that run here. `docker_socket` is where this node's Docker
+    listens, `lxc_path` the folder of its LXC containers: services may be adopted from them.
     """
 
     name: str
@@ -28,6 +29,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     state_dir: str = ""
     bridge_address: str = ""
     overlay_gateway: str = ""
+    docker_socket: str = "/run/docker.sock"
+    lxc_path: str = "/var/lib/lxc"
 
     @property
     def endpoint(self) -> Endpoint:

@@ -27,8 +27,7 @@ from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.runtime.logger import open_log
-from whimbrel.runtime.spec import cgroup_path
-from whimbrel.storage.layer import Layer
+from whimbrel.runtime.moving import Landing
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler
 
@@ -80,8 +79,7 @@ class Incoming:
         }
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
-        self._host.refuse_taken(call.spec)
-        await self._host.need_image(call.spec, call.image_digest)
+        await self._host.offer(call.spec, call.image_digest, call.description)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),
@@ -108,50 +106,51 @@ class Incoming:
     async def _prepare(self, call: calls.PrepareIncoming) -> calls.IncomingReady:
         name = call.service.spec.name
         async with contextlib.AsyncExitStack() as undo:
-            await self._host.prepare_incoming(call.service)
+            landing = await self._host.prepare_incoming(call.service, call.description)
             undo.push_async_callback(self._host.discard, name)
-            work_dir = self._run_dir / f"incoming-{call.id}"
-            work_dir.mkdir()
-            undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
-            arrival, port, token = await self._start_worker(call, work_dir)
+            landing = await self._with_output(landing, name)
+            try:
+                work_dir = self._run_dir / f"incoming-{call.id}"
+                work_dir.mkdir()
+                undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
+                arrival, port, token = await self._start_worker(call, work_dir, landing)
+            finally:
+                for descriptor in landing.descriptors:
+                    os.close(descriptor)  # the worker has its own: it must be alone with them
             undo.push_async_callback(self._stop_worker, arrival)
             (work_dir / "ticket.json").write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
             undo.pop_all()
         return calls.IncomingReady(page_port=port, token=token)
 
-    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, int, str]:
-        name = call.service.spec.name
-        directory = self._config.directory / "services" / name
-        layer = Layer(directory)
+    async def _with_output(self, landing: Landing, name: str) -> Landing:
+        """A container that nobody else listens to writes to a log of ours."""
+        if landing.handover_fd >= 0:
+            return landing
+        logs = self._config.directory / "services" / name / "logs"
+        output_fd = await asyncio.to_thread(open_log, logs, self._config.name)
+        return msgspec.structs.replace(landing, stdio={1: output_fd, 2: output_fd})
+
+    async def _start_worker(
+        self, call: calls.PrepareIncoming, work_dir: Path, landing: Landing
+    ) -> tuple[Arrival, int, str]:
         token = secrets.token_hex(16)
-        output_fd = await asyncio.to_thread(open_log, directory / "logs", self._config.name)
-        try:
-            order = ReceiveOrder(
-                service=name,
-                token=token,
-                listen_host=self._config.host,
-                work_dir=str(work_dir),
-                criu_run_dir=str(self._run_dir),
-                rootfs=str(layer.rootfs),
-                upper_dir=str(layer.upper),
-                shm_dir=str(layer.shm),
-                netns=str(self._config.directory / "netns" / name),
-                netns_dir=str(self._config.directory / "netns"),
-                cgroup_path=cgroup_path(self._config.name, name),
-                runc_root=str(self._run_dir / "runc"),
-                expected_pages=call.service.rss_bytes // PAGE_BYTES,
-                stdout_fd=output_fd,
-                stderr_fd=output_fd,
-            )
-            with (self._config.directory / "receive.log").open("ab") as errors:
-                worker = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "whimbrel.migrate.receive",
-                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                    pass_fds=[output_fd], start_new_session=True, cwd="/",
-                )  # fmt: skip
-        finally:
-            os.close(output_fd)
+        order = ReceiveOrder(
+            service=call.service.spec.name,
+            token=token,
+            listen_host=self._config.host,
+            work_dir=str(work_dir),
+            criu_run_dir=str(self._run_dir),
+            netns_dir=str(self._config.directory / "netns"),
+            landing=landing,
+            expected_pages=call.service.rss_bytes // PAGE_BYTES,
+        )
+        with (self._config.directory / "receive.log").open("ab") as errors:
+            worker = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "whimbrel.migrate.receive",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
+                pass_fds=tuple(landing.descriptors), start_new_session=True, cwd="/",
+            )  # fmt: skip
         assert worker.stdin is not None
         worker.stdin.write(msgspec.json.encode(order) + b"\n")
         ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -19,12 +19,9 @@ from whimbrel.migrate.source import Source
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.model.node import Endpoint
-from whimbrel.model.service import ServiceState
+from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
-from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import cgroup_path
-from whimbrel.storage.layer import Layer
 from whimbrel.wire.calls import AbortIncoming, CancelMigration, FinishIncoming, Migrate, Release
 from whimbrel.wire.rpc import EmitEvent, Peer
 
@@ -55,42 +52,46 @@ class Outgoing:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
         with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
-            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid)
+            if status.spec.engine is EngineKind.RUNC:
+                problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
-            job = Migration(
-                request=request,
-                source=self._source(status.spec.name, status),
-                node=Node(
-                    self._config.endpoint,
-                    await asyncio.to_thread(collect_capabilities),
-                    self._port,
-                    self._journal,
-                ),
-                destination=call.destination,
-                gateways=call.gateways,
-                emit=emit,
-                send_logs=lambda peer: self._host.send_logs(request.service, peer),
-                discard=lambda: self._host.discard(request.service),
-            )
-            self._running[request.id] = job
             try:
-                log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)
-                record = await migrate(job)
+                return await self._migrate(call, status, emit)
             finally:
-                del self._running[request.id]
+                await self._host.end_departure(request.service)
+
+    async def _migrate(self, call: Migrate, status: ServiceStatus, emit: EmitEvent) -> MigrationRecord:
+        request = call.request
+        try:
+            departure = await self._host.departure(request.service)
+        except Refused as error:
+            raise Refused(f"{request.service} cannot be migrated: {error}") from error
+        job = Migration(
+            request=request,
+            source=Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir)),
+            node=Node(
+                self._config.endpoint,
+                await asyncio.to_thread(collect_capabilities),
+                self._port,
+                self._journal,
+            ),
+            destination=call.destination,
+            gateways=call.gateways,
+            emit=emit,
+            end=lambda: self._host.end(request.service),
+            send_logs=lambda peer: self._host.send_logs(request.service, peer),
+            discard=lambda: self._host.discard(request.service),
+        )
+        self._running[request.id] = job
+        try:
+            log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)
+            record = await migrate(job)
+        finally:
+            del self._running[request.id]
         log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
                  error=record.error)  # fmt: skip
         return record
-
-    def _source(self, name: str, status: Any) -> Source:
-        return Source(
-            status=status,
-            layer=Layer(self._config.directory / "services" / name),
-            cgroup=Cgroup(cgroup_path(self._config.name, name)),
-            run_dir=self._run_dir,
-            holes=ensure_cache(self._run_dir),
-        )
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)
@@ -108,12 +109,12 @@ class Outgoing:
                 log.error("an interrupted migration could not be settled", id=entry.migration, error=str(error))
 
     async def _settle(self, entry: Entry) -> None:
-        cgroup = Cgroup(cgroup_path(self._config.name, entry.service))
+        cgroup = self._host.cgroup(entry.service)
         committed = entry.step == "committed"
         if entry.step == "deciding" and entry.peer is not None:
             committed = not await _ask_until_answered(entry.peer, entry.migration)
         if committed:
-            await asyncio.to_thread(cgroup.kill_frozen)
+            await self._host.end(entry.service)
             if entry.peer is not None:
                 await self._hand_over(entry, entry.peer)
             await self._host.discard(entry.service)

@@ -27,7 +27,7 @@ import msgspec
 import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
-from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
 from whimbrel.memory.ranges import total_bytes
 from whimbrel.memory.store import PageStore, pages_of
@@ -39,8 +39,9 @@ from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL
-from whimbrel.storage.archive import apply
+from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
+from whimbrel.runtime.moving import Landing
+from whimbrel.storage.archive import Merged, apply
 
 RESTORE_FINISHED = 0x52535446
 SOURCE_SILENCE_S = 60.0
@@ -49,23 +50,16 @@ HANDOVER_S = 10.0
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the worker needs; paths are the destination's own."""
+    """Everything the worker needs; paths and descriptors are the destination's own."""
 
     service: str
     token: str
     listen_host: str
     work_dir: str
     criu_run_dir: str
-    rootfs: str
-    upper_dir: str
-    shm_dir: str
-    netns: str
     netns_dir: str
-    cgroup_path: str
-    runc_root: str
+    landing: Landing
     expected_pages: int
-    stdout_fd: int
-    stderr_fd: int
 
 
 def say(event: str, **fields: object) -> None:
@@ -94,7 +88,10 @@ class Receiver:
         self.images = self.work / "images"
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(order.expected_pages)
-        self.cgroup = Cgroup(order.cgroup_path)
+        self.landing = order.landing
+        self.cgroup = Cgroup(self.landing.cgroup)
+        self.handover = Handover(self.landing.handover_fd) if self.landing.handover_fd >= 0 else None
+        self.merged = [Merged() if target.merged else None for target in self.landing.files]
         self.committed = False
         self._aborted = False
         self._handed_over = False
@@ -156,11 +153,10 @@ class Receiver:
         self.store.commit(ns_pid, pages, recent=recent)
 
     def _take_files(self, number: int, archive: bytes) -> None:
-        """`number` 0 is the writable layer, 1 the container's /dev/shm."""
-        roots = (self.order.upper_dir, self.order.shm_dir)
-        if number >= len(roots):
+        """`number` counts the folders that follow the container; 0 is its root's."""
+        if number >= len(self.landing.files):
             raise ProtocolMismatch(f"there is no place for files number {number}")
-        apply(Path(roots[number]), io.BytesIO(archive))
+        apply(Path(self.landing.files[number].path), io.BytesIO(archive), self.merged[number])
 
     def _take_images(self, payload: bytes) -> None:
         for name, content in msgspec.msgpack.decode(payload, type=dict[str, bytes]).items():
@@ -171,13 +167,24 @@ class Receiver:
     # --- the freeze: restore ------------------------------------------------------------------------------
     def start_criu(self) -> None:
         """Ready before the freeze; the restored tasks are born in the container's control groups."""
-        images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
-        self.images_fd = images_fd
+        self.images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+        self.stdio = self.landing.stdio
+        self.root = Path(self.landing.rootfs)
+        binds: tuple[tuple[Path, Path], ...] = ()
+        if self.handover is not None:
+            # CRIU wants a mount point that it may take apart; the engine's own may be none, or needed elsewhere
+            self.root = self.work / "root"
+            self.root.mkdir()
+            binds = ((Path(self.landing.rootfs), self.root),)
+            self.stdio = {stream: STDIO_BASE + stream for stream in range(3)}
         self.criu = CriuWorker(
-            netns=Path(self.order.netns),
+            netns=Path(self.order.netns_dir) / self.order.service,
             run_dir=Path(self.order.criu_run_dir),
             cgroup_procs=self.cgroup.procs_files(),
-            pass_fds=[images_fd, self.order.stdout_fd, self.order.stderr_fd],
+            own_cgroupns=self.landing.own_cgroupns,
+            binds=binds,
+            pass_fds=[self.images_fd, *self.landing.stdio.values()],
+            launch=self.handover.launch if self.handover is not None else launch_bound,
         )
         self.criu.warm_up()
 
@@ -198,13 +205,14 @@ class Receiver:
             notify_scripts=True,
             log_level=1,
             log_file="restore.log",
-            root=self.order.rootfs,
+            root=str(self.root),
             lazy_pages=order.lazy,
-            external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
+            external=self.landing.external,
+            rst_sibling=self.handover is not None,
         )
-        fds = {1: self.order.stdout_fd, 2: self.order.stderr_fd}
         for name, stream in order.stdio.items():
-            opts.inherit_fd.add(key=name, fd=fds[stream])
+            if stream in self.stdio:
+                opts.inherit_fd.add(key=name, fd=self.stdio[stream])
         handover = self._listen_for_faults(later) if order.lazy else None
         self.criu.begin_restore(opts)
         for point in ("setup-namespaces", "post-restore", "pre-resume"):
@@ -221,6 +229,8 @@ class Receiver:
         failpoints.wait_at("receive.ready")
         if not self.criu.alive():
             raise StepFailed("CRIU died at the destination before the service was handed over")
+        if self.landing.pid_file:
+            Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
         channel.send(Kind.READY)
         channel.expect(Kind.GO)
         # ------------------------------- the point of no return: the source has committed -----------------
@@ -235,8 +245,9 @@ class Receiver:
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
-        pid = self.criu.restored_pid
-        self._forward(lambda: adopt(Path(self.order.runc_root), self.order.service, pid))
+        pid, landing = self.criu.restored_pid, self.landing
+        if landing.runc_id:
+            self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
 

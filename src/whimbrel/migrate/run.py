@@ -91,6 +91,7 @@ class Migration:
     destination: Endpoint
     gateways: tuple[Endpoint, ...]
     emit: Callable[[Progress], None]
+    end: Callable[[], Any]
     send_logs: Callable[[Peer], Any]
     discard: Callable[[], Any]
     started_s: float = field(default_factory=time.monotonic)
@@ -237,10 +238,16 @@ def _own_cancellation(job: Migration) -> Any:
 
 async def _preflight(job: Migration, peer: Peer) -> None:
     status = job.source.status
+    departure = job.source.departure
     offer = await peer.call(
-        OfferMigration(spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest)
+        OfferMigration(
+            spec=status.spec,
+            rss_bytes=status.rss_bytes,
+            image_digest=status.image_digest,
+            description=departure.description,
+        )
     )
-    layer = await asyncio.to_thread(snapshot, job.source.layer.upper)
+    layer = await asyncio.to_thread(snapshot, Path(departure.files[0].path))
     disk_bytes = sum(entry.size for entry in layer.values())
     check_offer(
         job.node.capabilities, offer, rss_bytes=status.rss_bytes, disk_bytes=disk_bytes, where=job.destination.name
@@ -258,7 +265,7 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
                     service=job.source.status,
                     strategy=job.request.strategy,
                     source_host=job.node.endpoint.host,
-                    runc_config=b"",
+                    description=job.source.departure.description,
                 ),
                 timeout_s=120,
             )
@@ -280,7 +287,7 @@ async def _move(job: Migration, plan: Composition, peer: Peer, outer: contextlib
             undo.push_async_callback(hands.settle, dump.interrupt)
             undo.callback(channel.shutdown)
             undo.callback(job.begin_undo)
-        sender, files = PageSender(channel), FileSync((job.source.layer.upper, job.source.layer.shm))
+        sender, files = PageSender(channel), FileSync(job.source.departure.files)
         async with job.phase("rounds"):
             await hands.do(files.send, channel, job.source.cgroup.pids())
             if plan.rounds:
@@ -484,7 +491,7 @@ async def _after_commit(
             )
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
         with _forward(job):
-            await hands.do(job.source.cgroup.kill_frozen)
+            await job.end()
         for close in (dump.close, tracker.close, channel.close):
             with _forward(job):
                 close()

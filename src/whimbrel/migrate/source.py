@@ -35,10 +35,9 @@ from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT
+from whimbrel.runtime.moving import Departure, FileRoot
 from whimbrel.storage.archive import pack
-from whimbrel.storage.layer import Layer
-from whimbrel.storage.listing import Listing, changed, mapped_files, snapshot
+from whimbrel.storage.listing import Listing, batches, changed, differing, mapped_files, snapshot
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
 BATCH_BYTES = 1 << 21
@@ -52,8 +51,7 @@ class Source:
     `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`)."""
 
     status: ServiceStatus
-    layer: Layer
-    cgroup: Cgroup
+    departure: Departure
     run_dir: Path
     holes: bool
 
@@ -61,12 +59,16 @@ class Source:
     def pid(self) -> int:
         return self.status.pid
 
+    @property
+    def cgroup(self) -> Cgroup:
+        return Cgroup(self.departure.cgroup)
+
 
 @dataclass
 class FileSync:
-    """The writable layer and /dev/shm: all of it once while the service runs, then only what changed."""
+    """The folders that follow the service: all of them once while it runs, then only what changed."""
 
-    roots: tuple[Path, ...]
+    roots: tuple[FileRoot, ...]
     seen: list[Listing] = field(default_factory=list)
     _mapped: set[str] = field(default_factory=set)
     _racy: list[set[str]] = field(default_factory=list)
@@ -79,12 +81,16 @@ class FileSync:
         self._mapped |= mapped_files(pids)
         for number, root in enumerate(self.roots):
             now_ns = time.time_ns()
-            now = snapshot(root)
-            prefix = "dev/shm/" if number == 1 else ""
+            now = snapshot(Path(root.path))
+            prefix = f"{root.inside.lstrip('/')}/" if root.inside else ""
             always = {path.removeprefix(prefix) for path in self._mapped if path.startswith(prefix)}
             if not first:
                 always |= self._racy[number]
-            changes = changed({} if first else self.seen[number], now, always=always)
+                changes = changed(self.seen[number], now, always=always)
+            elif root.base:
+                changes = differing(Path(root.base), Path(root.path), now)
+            else:
+                changes = changed({}, now)
             # Time stamps are a tick coarse: what was written just now may be written again within the same one.
             racy = {path for path, entry in now.items() if entry.ctime_ns > now_ns - CLOCK_TICK_NS}
             if first:
@@ -92,9 +98,9 @@ class FileSync:
                 self._racy.append(racy)
             else:
                 self.seen[number], self._racy[number] = now, racy
-            if changes:
+            for batch in batches(changes, now):
                 archive = io.BytesIO()
-                pack(root, changes, archive)
+                pack(Path(root.path), batch, archive)
                 channel.send(Kind.FILES, number, archive.getbuffer())
                 total += archive.tell()
         return total
@@ -191,9 +197,9 @@ def pages_in(dirty: list[ProcessPages]) -> int:
 
 
 def stdio_pipes(pid: int) -> dict[str, int]:
-    """CRIU's names of the pipes that the container's first process got as standard output and error."""
+    """CRIU's names of the pipes that the container's first process got as its standard streams."""
     names: dict[str, int] = {}
-    for stream in (2, 1):
+    for stream in (2, 1, 0):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/{pid}/fd/{stream}")
             if _STDIO.fullmatch(target):
@@ -244,10 +250,10 @@ class Dump:
             notify_scripts=True,
             log_level=1,
             log_file="dump.log",
-            root=str(self._source.layer.rootfs),
+            root=self._source.departure.rootfs,
             config_file=str(self._conf),
             ghost_limit=1 << 28,
-            external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}"],
+            external=self._source.departure.external,
         )
         if self._source.holes:
             write_parent(self._parent, ns_pids)
