@@ -62,7 +62,14 @@ def test_the_container_moves_and_is_dockers_own(web: Running, dockers: dict[str,
     count, writes = web.user.ask("count")
     for target in (EDGES[1], EDGES[2], EDGES[0]):
         record = web.migrate(target)
-        print(record)
+        print(
+            target,
+            record.freeze_ms,
+            record.total_ms,
+            record.reason,
+            *[(p.name, p.duration_ms) for p in record.phases],
+            sep="\n  ",
+        )
         assert (record.outcome, record.error) == (Outcome.DONE, "")
         next_count, next_writes = web.user.ask("count")
         assert next_count == count + 1

@@ -85,7 +85,9 @@ class Incoming:
             asyncio.to_thread(collect_resources, self._config.directory),
         )
         return calls.OfferReply(
-            capabilities=capabilities, resources=resources, has_image=self._host.images.has(call.image_digest)
+            capabilities=capabilities,
+            resources=resources,
+            has_image=bool(call.description) or self._host.images.has(call.image_digest),
         )
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:

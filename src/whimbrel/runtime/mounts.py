@@ -101,6 +101,8 @@ def plan_mounts(
     Raises Refused for a mount that nobody knows how to make at another node.
     """
     known, carried_volumes, files = set(provided), set(volumes), set(texts)
+    mounts = tuple(mounts)
+    whole = {mount.device for mount in mounts if mount.root == "/"}
     plan: dict[str, list[str]] = {"provided": [], "carried": [], "texts": []}
     devices: set[str] = set()  # of the mounts that are made ready: CRIU binds further parts of them by itself
     seen: set[str] = set()
@@ -119,7 +121,7 @@ def plan_mounts(
         elif mount.kind == "tmpfs" and mount.root == "/":
             plan["provided" if mount.is_read_only else "carried"].append(mount.point)
             devices.add(mount.device)
-        elif mount.kind not in CARRIED_BY_CRIU and mount.device not in devices:
+        elif mount.device not in devices and not (mount.kind in CARRIED_BY_CRIU and mount.device in whole):
             raise Refused(f"{mount.point} ({mount.kind}) is mounted in it from outside: unmount it there first")
     return MountPlan(**{kind: tuple(points) for kind, points in plan.items()})
 
