@@ -13,7 +13,7 @@ from fakes import FakeRegion
 from live_controller import LiveController, wait_until
 from whimbrel.controller.client import ControllerClient
 from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable
-from whimbrel.model.migration import Outcome, Progress, Strategy
+from whimbrel.model.migration import Outcome, Progress
 from whimbrel.model.service import ServiceState
 
 
@@ -27,7 +27,7 @@ def test_a_migration_from_request_to_record(region: FakeRegion, client: Controll
     region.go.clear()
     threading.Timer(0.3, region.go.set).start()
     record = client.migrate(
-        demo, "edge-2", Strategy.PRE_COPY, max_downtime_ms=80, deadline_ms=9000, bandwidth_bps=1e8,
+        demo, "edge-2", "pre-copy", max_downtime_ms=80, deadline_ms=9000, bandwidth_bps=1e8,
         on_progress=news.append, reason="the user moved",
     )  # fmt: skip
     assert record.outcome is Outcome.DONE
@@ -198,6 +198,7 @@ def test_the_source_agent_dies_and_comes_back_with_the_service(
     wait_until(lambda: source.requests, "the agent migrates")
     region.down("edge-1")
     source.services[demo] = replace(source.services[demo], state=ServiceState.RUNNING)
+    source.records.clear()  # it does not know any more: where the service runs tells the outcome
     region.up("edge-1")
     record = client.follow(started.id)
     assert record.outcome is Outcome.ROLLED_BACK
@@ -246,7 +247,9 @@ def test_a_migration_outlives_a_killed_controller(own: LiveController, arrived: 
         else:
             client.cancel(started.id)
         record = client.follow(started.id)
-        assert record.outcome is (Outcome.DONE if arrived else Outcome.ROLLED_BACK)
+        assert record.outcome is (Outcome.DONE if arrived else Outcome.CANCELLED)
+        assert (record.freeze_ms, len(record.rounds)) == ((45.5, 1) if arrived else (45.5, 0))
+        assert record.started_unix_s == started.started_unix_s
         assert client.migration(started.id) == record
         assert client.service("demo").node == ("edge-2" if arrived else "edge-1")
 

@@ -143,6 +143,45 @@ def test_change(name: str, rescan: bool) -> None:
         assert not tracker.problems
 
 
+RESTLESS = """
+import mmap, os, random, threading, time
+rng, areas, lock = random.Random(1), {}, threading.Lock()
+def churn():
+    turn = 0
+    while True:
+        with lock:
+            turn += 1
+            kind = rng.randrange(4)
+            if kind == 0 or len(areas) < 4:
+                size = 4096 * rng.randrange(1, 200)
+                area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                areas[turn, threading.get_ident()] = area
+                area[:] = b"x" * size
+            key = rng.choice(list(areas))
+            if kind == 1 and len(areas) > 12:
+                areas.pop(key).close()
+            elif kind == 2:
+                try:
+                    areas[key].resize(len(areas[key]) + 4096 * rng.randrange(1, 20))
+                except OSError:
+                    os._exit(3)
+for _ in range(2):
+    threading.Thread(target=churn, daemon=True).start()
+steps(*[lambda: time.sleep(0.1)] * 4)
+"""
+
+
+def test_attaching_cuts_no_mapping_that_changes_meanwhile() -> None:
+    """A mapping that is two for the kernel cannot be moved any more: mremap fails, and the program with it."""
+    for _ in range(12):  # each by itself was cut in one of six cases when mappings were registered one by one
+        with program(RESTLESS) as child:
+            child.step(0)
+            with TreeTracker(child.pid) as tracker:
+                for number in (1, 2, 3):
+                    tracker.scan()
+                    child.step(number)
+
+
 def test_stack_growth() -> None:
     code = """
 def deep(n):

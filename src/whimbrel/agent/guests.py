@@ -22,10 +22,10 @@ from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.network.sockets import foreign_address
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.engines.base import Engine, Guest
+from whimbrel.runtime.engines.base import Arrival, Engine, Guest
 from whimbrel.runtime.logger import add_log_segments, tail
 from whimbrel.runtime.mounts import drop_clones
-from whimbrel.runtime.moving import Departure, Landing
+from whimbrel.runtime.moving import Departure
 
 VISITORS_S = 5.0  # how long a `docker exec` or a health check may take to end by itself
 
@@ -137,7 +137,7 @@ class Guests:
         await in_thread(Cgroup(record.guest.cgroup).kill_frozen)
 
     # --- destination --------------------------------------------------------------------------------------
-    async def prepare(self, status: ServiceStatus, description: bytes, place: Place) -> tuple[Record, Landing]:
+    async def prepare(self, status: ServiceStatus, description: bytes, place: Place) -> tuple[Record, Arrival]:
         """Container, network port (shut) and mounts, waiting to be filled. The caller undoes a failure by `discard`."""
         spec = status.spec
         record = Record(status=msgspec.structs.replace(status, node=self._node, container=""), incoming=True)
@@ -159,8 +159,7 @@ class Guests:
         except BaseException:
             arrival.connection.close()
             raise
-        arrival.connection.detach()  # it is the landing's now
-        return record, arrival.landing
+        return record, arrival
 
     async def arrived(self, record: Record, place: Place) -> Record:
         """After the restore: the container is its engine's, and the service this node's."""

@@ -70,6 +70,7 @@ class Agent:
             self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway, engines)
             self.incoming = Incoming(config, self.services, run_dir)
             self.outgoing = Outgoing(config, self.services, port, run_dir)
+            self.incoming.start()
             await self.services.load()
             await self.incoming.settle_leftovers()
             await self.services.sweep()
@@ -77,6 +78,8 @@ class Agent:
 
     async def stop(self) -> None:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
+        if self.incoming is not None:
+            await self.incoming.close()
         if self.holds is not None:
             await asyncio.to_thread(self.holds.restore)
 
@@ -87,6 +90,7 @@ class Agent:
             table.update(self.incoming.handlers())
             table[calls.Migrate] = self.outgoing.migrate
             table[calls.CancelMigration] = self.outgoing.cancel
+            table[calls.GetMigration] = self.outgoing.get
         if self.holds is not None:
             table[calls.PrepareHold] = self._prepare_hold
             table[calls.Hold] = self._hold

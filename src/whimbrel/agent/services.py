@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -272,9 +273,11 @@ class ServiceHost:
         else:
             await self._guests.engine(spec.engine).offer(description)
 
-    async def prepare_incoming(self, status: ServiceStatus, description: bytes = b"") -> Landing:
+    async def prepare_incoming(
+        self, status: ServiceStatus, description: bytes = b""
+    ) -> tuple[Landing, socket.socket | None]:
         """Destination: image, layer, closed network port and runc's placeholder, or what another engine has in their
-        place. Undone whole on failure.
+        place, and then the connection to who becomes the restoring CRIU. Undone whole on failure.
 
         Afterwards `adopt_incoming` or `discard` must follow. Raises BadInput, Refused.
         """
@@ -286,9 +289,9 @@ class ServiceHost:
             if spec.engine is not EngineKind.RUNC:
                 async with contextlib.AsyncExitStack() as undo:
                     undo.push_async_callback(self.discard, spec.name)
-                    self._records[spec.name], landing = await self._guests.prepare(status, description, place)
+                    self._records[spec.name], arrival = await self._guests.prepare(status, description, place)
                     undo.pop_all()
-                    return landing
+                    return arrival.landing, arrival.connection
             image = await self.need_image(spec, status.image_digest)
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self.discard, spec.name)
@@ -306,7 +309,7 @@ class ServiceHost:
                 undo.pop_all()
         finally:
             del self._starting[spec.name]
-        return Landing(
+        landing = Landing(
             rootfs=str(place.layer.rootfs),
             files=(FileTarget(path=str(place.layer.upper)), FileTarget(path=str(place.layer.shm))),
             external=(f"mnt[{SHM_EXTERNAL}]:{place.layer.shm}",),
@@ -314,6 +317,7 @@ class ServiceHost:
             runc_root=str(self.runc.root),
             runc_id=spec.name,
         )
+        return landing, None
 
     async def need_image(self, spec: ServiceSpec, digest: str) -> Image:
         """The very image that a service was started from, unpacked here. Raises Refused when it cannot be had."""
@@ -346,6 +350,21 @@ class ServiceHost:
         await in_thread(place.save, Record(status=status))
         self._records[name] = Record(status=status)
         return await in_thread(self._observe, status)
+
+    async def take_over(self, status: ServiceStatus) -> ServiceStatus:
+        """The same when nobody knows how far the receiving process came: its network is opened (again) as well."""
+        name = status.spec.name
+        pid = self.restored_pid(name)
+        await in_thread(self._port.open, name)
+        await in_thread(self._port.announce, name)
+        return await self.adopt_incoming(status, pid)
+
+    async def end_unheard(self, name: str) -> None:
+        """End a service's processes, and let nobody hear of it: its port shuts first, or the kernel would tell users
+        that their connections are over, which go on at another node. `discard` must follow."""
+        with contextlib.suppress(WhimbrelError):
+            await in_thread(self._port.close, name)
+        await in_thread(self.cgroup(name).kill_all)
 
     def restored_pid(self, name: str) -> int:
         """The first process of an adopted, or just restored, container of ours; 0 for another engine's, which knows.

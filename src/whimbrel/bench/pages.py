@@ -23,14 +23,14 @@ import numpy as np
 from rich.console import Console
 
 from whimbrel.bench import table
-from whimbrel.bench.outage import median
 from whimbrel.bench.report import machine, spread
+from whimbrel.client.outage import median
 from whimbrel.lab.session import lab_session
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
+from whimbrel.migrate.pages import PageSender
 from whimbrel.migrate.receive import Receiver
-from whimbrel.migrate.source import PageSender
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES, format_bytes
 from whimbrel.network import netns

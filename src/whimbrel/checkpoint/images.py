@@ -104,6 +104,13 @@ def read_pagemap(images: Path, ns_pid: int) -> Pagemap:
     return Pagemap(ns_pid, head.pages_id, np.array(ranges, np.uint64).reshape(-1, 2), np.array(flags, np.uint32))
 
 
+def present_pages(images: Path, ns_pid: int) -> int:
+    """How many pages of a process a dump holds itself."""
+    pages = read_pagemap(images, ns_pid)
+    own = pages.ranges[(pages.flags & PE_PRESENT) != 0]
+    return int((own[:, 1] - own[:, 0]).sum()) // PAGE_BYTES
+
+
 def write_pagemap(images: Path, pagemap: Pagemap) -> None:
     def entries() -> Iterator[bytes]:
         yield pb.PagemapHead(pages_id=pagemap.pages_id).SerializeToString()

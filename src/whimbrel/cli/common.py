@@ -9,11 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from whimbrel.plan.strategies import names
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from whimbrel.controller.client import ControllerClient
 
+
+def _strategy_known(name: str) -> str:
+    if name not in names():
+        raise typer.BadParameter(f"there is no strategy {name!r}: choose from {', '.join(names())}")
+    return name
+
+
+StrategyOption = Annotated[
+    str,
+    typer.Option("--strategy", metavar="S", callback=_strategy_known, help=f"How: {', '.join(names())}."),
+]
 ControllerOption = Annotated[
     str | None,
     typer.Option(

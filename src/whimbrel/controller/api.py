@@ -11,7 +11,7 @@ import structlog
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from whimbrel import __version__
@@ -23,8 +23,9 @@ from whimbrel.controller.services import Services
 from whimbrel.controller.store import MigrationStore
 from whimbrel.controller.views import Logs, MigrationEvent
 from whimbrel.model.errors import WhimbrelError
-from whimbrel.model.migration import MigrationRequest, Strategy
+from whimbrel.model.migration import MigrationRequest
 from whimbrel.model.service import EngineKind, ServiceSpec
+from whimbrel.plan.strategies import DEFAULT, names
 
 MAX_LOG_BYTES = 16 << 20
 
@@ -66,16 +67,23 @@ class ExecBody(_Body):
     argv: tuple[str, ...] = Field(min_length=1)
 
 
+def _known_strategy(name: str) -> str:
+    if name not in names():
+        raise ValueError(f"there is no strategy {name!r}: choose from {', '.join(names())}")
+    return name
+
+
 class MigrateBody(_Body):
     """A migration to start; 0 means: no limit asked for."""
 
     service: str
     destination: str
-    strategy: Strategy = Strategy.HYBRID
+    strategy: Annotated[str, AfterValidator(_known_strategy)] = DEFAULT
     max_downtime_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
     deadline_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
     bandwidth_bps: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_rounds: int = Field(0, ge=0)
+    handover_in_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
     dry_run: bool = False
     reason: str = ""
 

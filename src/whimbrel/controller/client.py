@@ -15,8 +15,9 @@ from whimbrel.controller.config import parse_listen
 from whimbrel.controller.problems import error_from_problem
 from whimbrel.controller.views import Logs, MigrationEvent, NodeView, ServiceList
 from whimbrel.model.errors import BadInput, Unreachable
-from whimbrel.model.migration import MigrationRecord, Progress, Strategy
+from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.service import ExecResult, ServiceStatus
+from whimbrel.plan.strategies import DEFAULT
 
 QUICK_S = 30.0
 LONG_S = 660.0  # longer than the controller gives an agent, so that its answer and not our timeout is seen
@@ -130,13 +131,14 @@ class ControllerClient:
         self,
         service: str,
         to: str,
-        strategy: str = Strategy.HYBRID,
+        strategy: str = DEFAULT,
         max_downtime_ms: float = 0.0,
         deadline_ms: float = 0.0,
         bandwidth_bps: float = 0.0,
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
         reason: str = "",
+        handover_in_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration and wait for its end. A migration that failed is a record too: look at `outcome`.
 
@@ -144,7 +146,7 @@ class ControllerClient:
         on after an exception in `on_progress` and after KeyboardInterrupt.
         """
         started = self.start_migration(
-            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason
+            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason, handover_in_ms
         )
         return self.follow(started.id, on_progress)
 
@@ -152,23 +154,25 @@ class ControllerClient:
         self,
         service: str,
         to: str,
-        strategy: str = Strategy.HYBRID,
+        strategy: str = DEFAULT,
         max_downtime_ms: float = 0.0,
         deadline_ms: float = 0.0,
         bandwidth_bps: float = 0.0,
         dry_run: bool = False,
         reason: str = "",
+        handover_in_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration; returns its record at once, outcome `running`."""
         body = {
             "service": service,
             "destination": to,
-            "strategy": str(strategy),
+            "strategy": strategy,
             "max_downtime_ms": max_downtime_ms,
             "deadline_ms": deadline_ms,
             "bandwidth_bps": bandwidth_bps,
             "dry_run": dry_run,
             "reason": reason,
+            "handover_in_ms": handover_in_ms,
         }
         return self._call("POST", "/v1/migrations", MigrationRecord, body)
 

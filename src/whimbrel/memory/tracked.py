@@ -13,12 +13,13 @@ import errno
 import math
 import os
 import time
+from contextlib import suppress
 
 from whimbrel.memory import uffd
 from whimbrel.memory.guardian import AttachError, Guardian
 from whimbrel.memory.processes import Status, read_status
 from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, gaps, intersect, joined, touched, union
-from whimbrel.memory.vmas import Neighbours, Private, open_proc, private_mappings
+from whimbrel.memory.vmas import Private, Stretches, open_proc, private_mappings
 
 # Mappings nearer to each other than this are scanned in one call; the call walks what lies between, too.
 _RUN_GAP_BYTES = 64 << 20
@@ -174,10 +175,17 @@ class TrackedProcess:
         """(all populated pages of what is now registered, the mappings that could not be)."""
         self.problem = None
         parts, refused = [], []
-        neighbours = Neighbours(self._directory)
+        stretches = Stretches(self._directory)
+        done: set[tuple[int, int]] = set()
         for start, end in mappings.tolist():
             try:
-                uffd.register(self._uffd, *neighbours.room(start, end))
+                stretch = stretches.around(start, end)
+                if stretch not in done:
+                    with suppress(OSError):
+                        uffd.register(self._uffd, *stretch)
+                        done.add(stretch)
+                if stretch not in done:  # something in it is not ours to have: at least this mapping then
+                    uffd.register(self._uffd, start, end)
                 parts.append(scanner.populated(pagemap, start, end))
             except OSError as error:
                 refused.append((start, end))

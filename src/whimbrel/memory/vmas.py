@@ -137,10 +137,7 @@ def private_mappings(directory_fd: int) -> Private:
     rows, of_files, large = [], [], []
     for line in read_proc(directory_fd, "maps").splitlines():
         fields = line.split(None, 5)
-        if fields[1][3] != 0x70:  # 'p'
-            continue
-        name = fields[5].rstrip() if len(fields) > 5 else b""
-        if name in _KERNEL_NAMES or name.startswith(_HUGE_TLB):
+        if not _is_ours(fields):
             continue
         start, end = fields[0].split(b"-")
         row = (int(start, 16), int(end, 16))
@@ -152,25 +149,39 @@ def private_mappings(directory_fd: int) -> Private:
     return Private(as_ranges(rows), as_ranges(of_files), as_ranges(large))
 
 
-class Neighbours:
-    """How far a mapping may have grown since the list was read: to the next one on either side, of whatever kind.
+def _is_ours(fields: list[bytes]) -> bool:
+    """Of one line of maps, split: is it a trackable mapping?"""
+    if fields[1][3] != 0x70:  # 'p'
+        return False
+    name = fields[5].rstrip() if len(fields) > 5 else b""
+    return name not in _KERNEL_NAMES and not name.startswith(_HUGE_TLB)
 
-    Registering exactly what the list says would cut a mapping that has grown meanwhile in two, and the program could
-    not mremap it any more (EFAULT).
+
+class Stretches:
+    """Stretches of address space that hold nothing but trackable mappings, each to be registered in one step.
+
+    Registering mapping by mapping, out of a list that is old by then, would cut one that has grown or moved meanwhile
+    in two, and the program could not mremap it any more (EFAULT). What bounds a stretch (shared mappings, the
+    kernel's own) hardly ever changes; within one the kernel takes its own, exact list.
     """
 
     def __init__(self, directory_fd: int) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
+        low, high = 0, 0
         for line in read_proc(directory_fd, "maps").splitlines():
-            start, end = line.split(None, 1)[0].split(b"-")
-            self._starts.append(int(start, 16))
-            self._ends.append(int(end, 16))
+            fields = line.split(None, 5)
+            start, end = (int(address, 16) for address in fields[0].split(b"-"))
+            low, high = low or start, end
+            if not _is_ours(fields):
+                self._starts.append(start)
+                self._ends.append(end)
+        self._low, self._high = low, high
 
-    def room(self, start: int, end: int) -> tuple[int, int]:
-        """The stretch around [start, end) in which there is nothing else."""
+    def around(self, start: int, end: int) -> tuple[int, int]:
+        """The whole stretch in which [start, end) lies."""
         before = bisect.bisect_right(self._ends, start)
         after = bisect.bisect_left(self._starts, end)
-        low = self._ends[before - 1] if before else start
-        high = self._starts[after] if after < len(self._starts) else end
+        low = self._ends[before - 1] if before else min(self._low, start)
+        high = self._starts[after] if after < len(self._starts) else max(self._high, end)
         return low, high

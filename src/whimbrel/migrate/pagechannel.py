@@ -10,6 +10,8 @@ that the destination's agent gave to the source's.
     FILES    a tar of changed files of the writable layer; answered by ACK
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
     RESTORE  msgpack RestoreOrder
+    PROBE    anything, answered by ACK: how fast is the link?
+    REQUEST  number = pid in the container, payload = a page number (uint64): send it now (post-copy only)
     READY    destination: restored, not yet running
     GO       source: committed; run
     RUNNING  destination: runs (before the first packet is let in)
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 import time
 from enum import IntEnum
 
@@ -34,6 +37,10 @@ HEADER = struct.Struct("<B3xIQQ")
 MAX_PAYLOAD_BYTES = 1 << 34
 MAX_RANGES = 1 << 20
 CHUNK_BYTES = 1 << 20
+NOT_SENT_BYTES = 128 << 10
+PROBE_BYTES = 64 << 10
+PROBE_ENOUGH_S = 0.02
+_TCP_NOTSENT_LOWAT = 25  # Python does not name it
 _LINK_WATCH = (
     (socket.TCP_KEEPIDLE, 1),
     (socket.TCP_KEEPINTVL, 1),
@@ -56,14 +63,20 @@ class Kind(IntEnum):
     FILLED = 10
     ABORT = 11
     ACK = 12
+    REQUEST = 13
+    PROBE = 14
 
 
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2."""
+    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
+    `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
+    after the resume, by the pid in the container."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
+    staged: bool = False
+    behind: dict[int, bytes] = {}
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +99,7 @@ class PageChannel:
         self.sock = sock
         self.sent_bytes = 0
         self._pace_bps = 0.0
+        self._sending = threading.Lock()
         self._paced_until = 0.0
 
     @classmethod
@@ -106,6 +120,31 @@ class PageChannel:
         self._pace_bps = bandwidth_bps
         self._paced_until = time.monotonic()
 
+    def measure_bytes_per_s(self) -> float:
+        """How fast the link carries: a little first, more if that went through quickly; the last try counts."""
+        size, rate = PROBE_BYTES, 0.0
+        for number in range(3):
+            start = time.monotonic()
+            self.send(Kind.PROBE, number, bytes(size))
+            self.expect(Kind.ACK, number=number)
+            taken_s = max(time.monotonic() - start, 1e-6)
+            rate = size / taken_s
+            if taken_s > PROBE_ENOUGH_S:
+                break
+            size *= 8
+        return rate
+
+    def small_backlog(self) -> None:
+        """From now on what is sent waits here, not in the kernel: a page that is asked for must not queue behind
+        megabytes of others."""
+        self.sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
+
+    def replace(self, fresh: PageChannel) -> None:
+        """Go on with another connection; the old one is closed."""
+        with self._sending:
+            old, self.sock = self.sock, fresh.sock
+        old.close()
+
     def _pace(self, size_bytes: int) -> None:
         if self._pace_bps <= 0:
             return
@@ -117,11 +156,12 @@ class PageChannel:
     def send(self, kind: Kind, number: int = 0, payload: bytes | memoryview = b"", *, ranges: int = 0) -> None:
         header = HEADER.pack(kind, number, ranges, len(payload))
         try:
-            if len(payload) <= CHUNK_BYTES:
-                self.sock.sendall(header + bytes(payload))
-            else:
-                self.sock.sendall(header)
-                self.sock.sendall(payload)
+            with self._sending:
+                if len(payload) <= CHUNK_BYTES:
+                    self.sock.sendall(header + bytes(payload))
+                else:
+                    self.sock.sendall(header)
+                    self.sock.sendall(payload)
         except OSError as error:
             raise StepFailed(f"the link to the other side broke while sending: {error}") from error
         self.sent_bytes += HEADER.size + len(payload)
@@ -132,8 +172,9 @@ class PageChannel:
         self._pace(len(raw) + len(contents))
         try:
             header = HEADER.pack(Kind.PAGES, ns_pid, len(ranges), len(raw) + len(contents))
-            self.sock.sendall(header + raw, socket.MSG_MORE)
-            self.sock.sendall(contents)
+            with self._sending:
+                self.sock.sendall(header + raw, socket.MSG_MORE)
+                self.sock.sendall(contents)
         except OSError as error:
             raise StepFailed(f"the link to the destination broke while pages crossed: {error}") from error
         self.sent_bytes += HEADER.size + len(raw) + len(contents)
@@ -166,11 +207,16 @@ class PageChannel:
         """Wait for one kind of frame; ABORT and anything else raise StepFailed with the other side's words."""
         kind, got, _, size = self.receive_header()
         payload = self.receive_payload(size)
+        self.check(kind, got, payload, wanted, number=number)
+        return payload
+
+    @staticmethod
+    def check(kind: Kind, got: int, payload: bytes, wanted: Kind, *, number: int | None = None) -> None:
+        """Raises StepFailed for an ABORT, ProtocolMismatch for any other frame than the one that is due."""
         if kind is Kind.ABORT:
             raise StepFailed(payload.decode(errors="replace"))
         if kind is not wanted or (number is not None and got != number):
             raise ProtocolMismatch(f"{kind.name} {got} where {wanted.name} was due")
-        return payload
 
     def close(self) -> None:
         self.sock.close()

@@ -4,7 +4,8 @@ It takes the pages, restores, opens the network, and serves the remaining pages.
 that an agent that dies after the commit takes no pages with it. Before the commit it dies with the agent (its
 standard input ends), with the source (the page channel ends) or by ABORT, and takes the half-restored tree along.
 
-Run as ``python -m whimbrel.migrate.receive``; the first line on stdin is a `ReceiveOrder`, events go to stdout as
+Run as ``python -m whimbrel.migrate.receive FD``; FD is a socket on which its `ReceiveOrder` comes, with two
+descriptors: the service's log (or who becomes the CRIU that restores), and the agent's keeper. Events go to stdout as
 JSON lines: ``listening``, ``running``, ``filled``, ``failed``.
 """
 
@@ -20,7 +21,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,12 +29,18 @@ import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
+from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
-from whimbrel.memory.ranges import total_bytes
-from whimbrel.memory.store import PageStore, pages_of
+from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
+from whimbrel.memory.store import Pages, PageStore, ProcessIndex, pages_of
+from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.backlog import unpack
+from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.migrate.staging.host import StageHost
+from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
@@ -44,13 +51,14 @@ from whimbrel.runtime.moving import Landing
 from whimbrel.storage.archive import Merged, apply
 
 RESTORE_FINISHED = 0x52535446
+MAX_ORDER_BYTES = 1 << 16
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 HANDOVER_S = 10.0
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the worker needs; paths and descriptors are the destination's own."""
+    """Everything the worker needs; paths are the destination's own."""
 
     service: str
     token: str
@@ -60,6 +68,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     netns_dir: str
     landing: Landing
     expected_pages: int
+    staged: bool
 
 
 def say(event: str, **fields: object) -> None:
@@ -82,34 +91,54 @@ class Laps:
 
 
 class Receiver:
-    def __init__(self, order: ReceiveOrder) -> None:
+    """`output_fd` is the service's log, or a connection to who becomes its CRIU if the landing is `foreign`;
+    `keeper_fd` is where the agent takes the userfaultfds (see `memory.keeper`)."""
+
+    def __init__(self, order: ReceiveOrder, output_fd: int, keeper_fd: int) -> None:
         self.order = order
-        self.work = Path(order.work_dir)
-        self.images = self.work / "images"
-        self.images.mkdir(parents=True, exist_ok=True)
-        self.store = PageStore(order.expected_pages)
         self.landing = order.landing
+        self._output_fd = output_fd
+        self.work = Path(order.work_dir)
+        self.stage = self.work / "stage"
+        self.images = self.stage / "images"
+        self.images.mkdir(parents=True, exist_ok=True)
+        self.store = PageStore(0 if order.staged else order.expected_pages)
+        self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
-        self.handover = Handover(self.landing.handover_fd) if self.landing.handover_fd >= 0 else None
         self.merged = [Merged() if target.merged else None for target in self.landing.files]
         self.committed = False
+        self.eager_pages = 0
         self._aborted = False
         self._handed_over = False
         self._handover_error = ""
         self.faults_before = 0
         self._gate = threading.Lock()
-        self.lazy = LazyServer()
+        self._undo_gate = threading.Lock()
+        self._undone = False
+        self.channel: PageChannel | None = None
+        self.kept = Kept(keeper_fd)
+        self.lazy = LazyServer(self.kept.keep)
+        self.supplies: dict[int, Supply] = {}
+        self.late: LatePages | None = None
         self.criu: CriuWorker | None = None
         self.port = ServicePort(Path(order.netns_dir))
         self.port.info(order.service)  # opens its sockets: none of that in the freeze
 
     # --- before the freeze: pages and files ---------------------------------------------------------------
     def accept(self) -> PageChannel:
-        listener = socket.create_server((self.order.listen_host, 0))
-        listener.settimeout(SOURCE_SILENCE_S)
-        say("listening", port=listener.getsockname()[1])
-        sock, _ = listener.accept()
-        listener.close()
+        self.listener = socket.create_server((self.order.listen_host, 0))
+        if self.order.staged:
+            self.host = StageHost(
+                self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
+                complain=lambda error: say("warning", error=error),
+            )  # fmt: skip
+        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0)
+        return self.accept_again()
+
+    def accept_again(self) -> PageChannel:
+        """The next connection of the source. Raises OSError when none comes, ProtocolMismatch for somebody else."""
+        self.listener.settimeout(SOURCE_SILENCE_S)
+        sock, _ = self.listener.accept()
         sock.settimeout(SOURCE_SILENCE_S)
         channel = PageChannel(sock)
         if not hmac.compare_digest(channel.expect(Kind.HELLO), self.order.token.encode()):
@@ -123,12 +152,14 @@ class Receiver:
         while True:
             kind, number, ranges, size = channel.receive_header()
             if kind is Kind.PAGES:
-                self._take_pages(channel, number, ranges, size, recent=round_number > 0)
+                self.take_pages(channel, number, ranges, size, recent=round_number > 0)
                 continue
             payload = channel.receive_payload(size)
             if kind is Kind.ROUND:
                 round_number += 1
                 self.store.merge()
+                channel.send(Kind.ACK, number)
+            elif kind is Kind.PROBE:
                 channel.send(Kind.ACK, number)
             elif kind is Kind.FILES:
                 self._take_files(number, payload)
@@ -141,7 +172,10 @@ class Receiver:
             else:
                 raise ProtocolMismatch(f"{kind.name} is not due here")
 
-    def _take_pages(self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool) -> None:
+    def take_pages(
+        self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool
+    ) -> tuple[Pages, int]:
+        """Into the store; returns the pages and where the first of them lies."""
         raw = bytearray(count * 16)
         channel.receive_exactly(memoryview(raw))
         ranges = np.frombuffer(raw, np.uint64).reshape(-1, 2)
@@ -150,7 +184,9 @@ class Receiver:
         pages = pages_of(ranges)
         with self.store.room_for(len(pages)) as window:
             channel.receive_exactly(window)
+        first_slot = self.store.used_pages
         self.store.commit(ns_pid, pages, recent=recent)
+        return pages, first_slot
 
     def _take_files(self, number: int, archive: bytes) -> None:
         """`number` counts the folders that follow the container; 0 is its root's."""
@@ -168,23 +204,24 @@ class Receiver:
     def start_criu(self) -> None:
         """Ready before the freeze; the restored tasks are born in the container's control groups."""
         self.images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
-        self.stdio = self.landing.stdio
-        self.root = Path(self.landing.rootfs)
-        binds: tuple[tuple[Path, Path], ...] = ()
-        if self.handover is not None:
+        landing = self.landing
+        self.root, binds, launch = Path(landing.rootfs), [], launch_bound
+        self.stdio = dict.fromkeys((1, 2), self._output_fd)
+        if landing.foreign:
             # CRIU wants a mount point that it may take apart; the engine's own may be none, or needed elsewhere
             self.root = self.work / "root"
             self.root.mkdir()
-            binds = ((Path(self.landing.rootfs), self.root),)
+            binds = [(Path(landing.rootfs), self.root)]
+            launch = Handover(self._output_fd).launch
             self.stdio = {stream: STDIO_BASE + stream for stream in range(3)}
         self.criu = CriuWorker(
             netns=Path(self.order.netns_dir) / self.order.service,
             run_dir=Path(self.order.criu_run_dir),
             cgroup_procs=self.cgroup.procs_files(),
-            own_cgroupns=self.landing.own_cgroupns,
+            own_cgroupns=landing.own_cgroupns,
             binds=binds,
-            pass_fds=[self.images_fd, *self.landing.stdio.values()],
-            launch=self.handover.launch if self.handover is not None else launch_bound,
+            pass_fds=[self.images_fd] if landing.foreign else [self.images_fd, self._output_fd],
+            launch=launch,
         )
         self.criu.warm_up()
 
@@ -192,8 +229,11 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
-        later, eager_pages = settle(self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages)
-        self.eager_pages = eager_pages
+        later: list[LazyPages] = []
+        if not order.staged:
+            later, self.eager_pages = settle(
+                self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=unpack(order.behind)
+            )
         laps.lap("settle")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
@@ -208,12 +248,16 @@ class Receiver:
             root=str(self.root),
             lazy_pages=order.lazy,
             external=self.landing.external,
-            rst_sibling=self.handover is not None,
+            rst_sibling=self.landing.foreign,
         )
+        if not order.lazy:
+            write_word(self.work, WHOLE)
         for name, stream in order.stdio.items():
             if stream in self.stdio:
                 opts.inherit_fd.add(key=name, fd=self.stdio[stream])
-        handover = self._listen_for_faults(later) if order.lazy else None
+        if order.behind:
+            self.late = LatePages(self, channel)
+        handover = self._listen_for_faults(later, unpack(order.behind)) if order.lazy else None
         self.criu.begin_restore(opts)
         for point in ("setup-namespaces", "post-restore", "pre-resume"):
             self.criu.advance(point)
@@ -232,7 +276,10 @@ class Receiver:
         if self.landing.pid_file:
             Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
         channel.send(Kind.READY)
-        channel.expect(Kind.GO)
+        if self.late is not None:
+            self.late.wait_for_go()
+        else:
+            channel.expect(Kind.GO)
         # ------------------------------- the point of no return: the source has committed -----------------
         self.commit()
         failpoints.wait_at("receive.committed")
@@ -258,13 +305,17 @@ class Receiver:
         except (WhimbrelError, OSError) as error:
             say("warning", error=str(error))
 
-    def _listen_for_faults(self, later: list[LazyPages]) -> threading.Thread:
+    def _listen_for_faults(self, later: list[LazyPages], behind: Mapping[int, Ranges]) -> threading.Thread:
         """CRIU connects, sends (pid, userfaultfd) per process, and a last word when all are restored."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self.images / "lazy-pages.socket"))
+        # Through the open folder: a socket's path may be 107 bytes long only, and state folders lie deep.
+        listener.bind(f"/proc/self/fd/{self.images_fd}/lazy-pages.socket")
         listener.listen(1)
         base = address_of(memoryview(self.store.map))
-        by_pid = {pages.ns_pid: pages.ranges for pages in later}
+        for part in later:
+            self.supplies[part.ns_pid] = self._supply(part, behind.get(part.ns_pid, EMPTY))
+        if self.late is not None:
+            self.late.start()
 
         def collect() -> None:
             try:
@@ -292,13 +343,26 @@ class Receiver:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                             fds.frombytes(data[:4])
                     os.set_blocking(fds[0], False)
-                    pages, slots = self.store.index[ns_pid].select(by_pid[ns_pid])
-                    self.lazy.add(LazySpace(fds[0], pages, slots, base))
+                    self.lazy.add(LazySpace(fds[0], self.supplies[ns_pid], base))
 
         self.lazy.start()
         thread = threading.Thread(target=collect, name="collect", daemon=True)
         thread.start()
         return thread
+
+    def _supply(self, part: LazyPages, behind: Ranges) -> Supply:
+        """Where the lazy pages of a process are: in the store, or behind (whatever older copy the store has)."""
+        index = self.store.index.get(part.ns_pid, ProcessIndex())
+        pages, slots = index.select(subtract(part.ranges, behind))
+        if not len(behind):
+            return Supply(pages, slots)
+        late = self.late
+        assert late is not None
+        missing = pages_of(intersect(part.ranges, behind))
+        slots = np.concatenate((slots, np.full(len(missing), MISSING)))
+        pages = np.concatenate((pages, missing))
+        order = np.argsort(pages, kind="stable")
+        return Supply(pages[order], slots[order], lambda page: late.ask(part.ns_pid, page))
 
     # --- after the commit: the rest -----------------------------------------------------------------------
     def fill(self, channel: PageChannel) -> FillReport:
@@ -312,9 +376,15 @@ class Receiver:
             filled_bytes=placed,
             eager_pages=self.eager_pages,
         )
-        self.lazy.stop()
+        write_word(self.work, WHOLE)
+        if self.late is not None:
+            self.late.stop()
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
+        self.kept.whole()
+        self.lazy.stop()
+        if self.host is not None:
+            self.host.close()
         say("filled", **msgspec.structs.asdict(report))
         return report
 
@@ -332,9 +402,7 @@ class Receiver:
         with self._gate:
             if self._aborted:
                 raise StepFailed("the agent gave the migration up at the last moment")
-            word = self.work / "committed.new"
-            word.write_text(self.order.service)
-            word.rename(self.work / "committed")
+            write_word(self.work, COMMITTED, self.order.service)
             self.committed = True
 
     def abort(self) -> bool:
@@ -343,39 +411,56 @@ class Receiver:
             self._aborted = not self.committed
             return self._aborted
 
-    def undo(self) -> None:
-        """Nothing of a half-restored tree stays; the agent undoes what the agent did."""
-        if self.criu is not None:
-            self.criu.kill()
-        self.cgroup.kill_all()
+    def give_up(self, reason: str) -> None:
+        """Nothing of a half-restored tree stays, then the source is told; the agent undoes what the agent did. Whoever
+        comes first gives the reason: the other one only meets the consequences."""
+        with self._undo_gate:
+            if self._undone:
+                return
+            self._undone = True
+            try:
+                if self.host is not None:
+                    self.host.close()
+                if self.criu is not None:
+                    self.criu.kill()
+                self.cgroup.kill_all()
+            finally:
+                say("failed", error=reason, committed=False)
+                if self.channel is not None:
+                    with contextlib.suppress(WhimbrelError, OSError):
+                        self.channel.send(Kind.ABORT, payload=reason.encode())
 
 
 def main() -> int:
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=ReceiveOrder)
-    receiver = Receiver(order)
+    with socket.socket(fileno=int(sys.argv[1])) as orders:
+        message, fds, _, _ = socket.recv_fds(orders, MAX_ORDER_BYTES, 2)
+    if not message:
+        return 0  # the agent had no use for this process
+    order = msgspec.json.decode(message, type=ReceiveOrder)
+    receiver = Receiver(order, *fds)
 
     def watch_agent() -> None:
         os.read(0, 1)
         if receiver.abort():
-            receiver.undo()
-            os._exit(1)
+            try:
+                receiver.give_up("the agent there gave the migration up, or ended")
+            finally:
+                os._exit(1)
 
     threading.Thread(target=watch_agent, name="watch-agent", daemon=True).start()
-    channel: PageChannel | None = None
     try:
+        failpoints.wait_at("receive.start")
         receiver.start_criu()
-        channel = receiver.accept()
+        channel = receiver.channel = receiver.accept()
         restore_order = receiver.take(channel)
         receiver.restore(channel, restore_order)
         receiver.fill(channel)
         return 0
     except Exception as error:
-        if channel is not None and not receiver.committed:
-            with contextlib.suppress(WhimbrelError, OSError):
-                channel.send(Kind.ABORT, payload=str(error).encode())
-        say("failed", error=str(error), committed=receiver.committed)
-        if not receiver.committed:
-            receiver.undo()
+        if receiver.committed:
+            say("failed", error=str(error), committed=True)
+        else:
+            receiver.give_up(str(error))
         return 1
 
 

@@ -7,12 +7,6 @@ from enum import StrEnum
 import msgspec
 
 
-class Strategy(StrEnum):
-    STOP_AND_COPY = "stop-and-copy"
-    PRE_COPY = "pre-copy"
-    HYBRID = "hybrid"
-
-
 class Outcome(StrEnum):
     RUNNING = "running"
     DONE = "done"
@@ -23,16 +17,19 @@ class Outcome(StrEnum):
 
 
 class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """`max_downtime_ms`, `deadline_ms` and `bandwidth_bps` 0 mean: no limit asked for."""
+    """`strategy` is a name that `whimbrel.plan.strategies` knows. `max_downtime_ms`, `deadline_ms` and
+    `bandwidth_bps` 0 mean: no limit asked for. `handover_in_ms`: when the user will leave, from now; the freeze
+    waits for it, and memory crosses ahead (0: nobody knows)."""
 
     id: str
     service: str
     destination: str
-    strategy: Strategy = Strategy.HYBRID
+    strategy: str
     max_downtime_ms: float = 0.0
     deadline_ms: float = 0.0
     bandwidth_bps: float = 0.0
     max_rounds: int = 0
+    handover_in_ms: float = 0.0
     dry_run: bool = False
 
 
@@ -50,7 +47,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One migration, whole. Times in ms, sizes in bytes. `outage_*`, `lost`, `resets` and `state_ok` are
+    """One migration, whole. Times in ms, sizes in bytes. `asked` is the strategy that was asked for: where that was
+    ``auto``, `strategy` is what it came to and `reason` says why. `outage_*`, `lost`, `resets` and `state_ok` are
     measured by a client outside and are null when nobody measured."""
 
     id: str
@@ -59,6 +57,7 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     strategy: str
     outcome: Outcome
+    asked: str = ""
     workload: str = ""
     reason: str = ""
     error: str = ""

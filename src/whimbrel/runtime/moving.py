@@ -39,10 +39,9 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
     """The destination's end: what waits for the restored processes.
 
     `external` are CRIU's words for the mounts made ready here (``mnt[KEY]:PATH``). `runc_root` and `runc_id` name
-    the placeholder in runc's records, "" where there is none. `handover_fd` is the agent's descriptor of the
-    connection to whoever shall be the parent of the restored tree, -1 for nobody special: then `stdio` are descriptors
-    for the container's standard streams (stream -> descriptor). `pid_file` is where that parent looks for the first
-    process.
+    the placeholder in runc's records, "" where there is none. `foreign`: another engine shall be the parent of the
+    restored tree; whoever becomes the CRIU that restores has the container's standard streams, and `pid_file` is where
+    that engine looks for the first process.
     """
 
     rootfs: str
@@ -52,11 +51,5 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
     runc_root: str = ""
     runc_id: str = ""
     own_cgroupns: bool = False
-    handover_fd: int = -1
+    foreign: bool = False
     pid_file: str = ""
-    stdio: dict[int, int] = {}
-
-    @property
-    def descriptors(self) -> set[int]:
-        """All that its owner must pass on and close."""
-        return set(self.stdio.values()) | ({self.handover_fd} - {-1})

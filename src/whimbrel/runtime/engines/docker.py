@@ -206,7 +206,7 @@ class Docker:
             runc_root=hello.root,
             runc_id=container,
             pid_file=hello.pid_file,
-            handover_fd=connection.fileno(),
+            foreign=True,
         )
         return Arrival(container, landing, connection, netns_pid=hello.placeholder)
 

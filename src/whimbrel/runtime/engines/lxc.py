@@ -181,7 +181,7 @@ class Lxc:
             external=tuple(f"mnt[{point}]:{shown[point]}" for point in wanted.plan.external),
             cgroup=cgroup,
             own_cgroupns=wanted.own_cgroupns,
-            handover_fd=connection.fileno(),
+            foreign=True,
         )
         return Arrival(wanted.name, landing, connection)
 

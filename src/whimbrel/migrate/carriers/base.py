@@ -1,0 +1,79 @@
+"""What every carrier of memory can do, whatever way it takes. All of it blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from whimbrel.migrate.pagechannel import Kind
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one step brought over: `pages` were dirty, `sent_bytes` left this side for them (codecs, headers and all),
+    `zero_pages` of them hold nothing but zeros and crossed as such; `parts_ms`: how long what took, by name."""
+
+    pages: int = 0
+    sent_bytes: int = 0
+    zero_pages: int = 0
+    parts_ms: tuple[tuple[str, float], ...] = ()
+
+    def __add__(self, other: Carried) -> Carried:
+        return Carried(
+            self.pages + other.pages,
+            self.sent_bytes + other.sent_bytes,
+            self.zero_pages + other.zero_pages,
+            self.parts_ms + other.parts_ms,
+        )
+
+
+class Carrier(Protocol):
+    @property
+    def sent_bytes(self) -> int:
+        """All that left this side for memory and images so far, headers too."""
+        ...
+
+    @property
+    def parent_image(self) -> str:
+        """The parent that CRIU's final dump must name, relative to its folder; empty: CRIU writes no pages."""
+        ...
+
+    def round(self, number: int) -> Carried:
+        """While the service runs: what was written since the last round (in the first: everything) crosses, and has
+        arrived when this returns."""
+        ...
+
+    def while_dumping(self) -> Carried:
+        """The service stands still and CRIU writes its images: what may cross already."""
+        ...
+
+    def last(self, images: Path) -> Carried:
+        """CRIU's images are written, to `images`: everything that has not crossed by now does."""
+        ...
+
+    def deliver(self, images: Path) -> Carried:
+        """CRIU's images cross, and with them whatever `last` staged."""
+        ...
+
+    def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
+        """The destination asks for something on the page channel; False when that is no question to a carrier."""
+        ...
+
+    def leave_behind(self) -> None:
+        """From the freeze on send only what must be there for the restore; the rest follows the resume."""
+        ...
+
+    def ranges_behind(self) -> dict[int, bytes]:
+        """What `last` left for after the commit, as `RestoreOrder.behind`."""
+        ...
+
+    def send_behind(self) -> None:
+        """After the commit: send what was left behind. Returns when all has left; raises StepFailed."""
+        ...
+
+    def link_was_cut(self) -> None:
+        """The page channel is another one now: whatever was left behind goes again."""
+        ...
+
+    def close(self) -> None: ...

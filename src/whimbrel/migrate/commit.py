@@ -1,0 +1,159 @@
+"""The commit and what follows it: from here on there is only forward."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from whimbrel.migrate.ask import ask_until_answered, lost_at
+from whimbrel.migrate.job import Migration
+from whimbrel.migrate.pagechannel import FillReport, Kind
+from whimbrel.migrate.parts import Parts
+from whimbrel.model.errors import StepFailed, Unreachable, WhimbrelError
+from whimbrel.model.migration import Progress
+from whimbrel.wire.calls import AbortIncoming, AwaitIncoming, Fate, FinishIncoming
+from whimbrel.wire.rpc import Peer
+
+FILL_TIMEOUT_S = 120.0
+AGENT_RETURN_S = 5.0
+RECONNECT_S = 0.2
+
+
+async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) -> contextlib.AsyncExitStack:
+    """GO. From the moment it may have left, only the destination knows: the source stays frozen until told.
+
+    So the undo is taken out of the caller's hands first: should this agent end here, the journal says "deciding", and
+    the next agent asks. Returns it: until all pages are in place there, the frozen source is still needed.
+    """
+    job.journal("deciding")
+    await job.pause_at("commit")
+    job.commit()
+    undecided = undo.pop_all()
+    told = b""
+    try:
+        parts.channel.send(Kind.GO)
+        await job.pause_at("after-go")
+        told = await parts.hands.do(_expect, parts, Kind.RUNNING)
+    except (WhimbrelError, OSError):
+        fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
+        if fate is not Fate.RUNS:
+            job.committed = fate is Fate.LOST
+            await undecided.aclose()
+            if fate is Fate.LOST:
+                raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name)) from None
+            raise
+    job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
+    with contextlib.suppress(msgspec.DecodeError):
+        _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
+    return undecided
+
+
+def _expect(parts: Parts, wanted: Kind) -> bytes:
+    """Wait for one kind of frame; meanwhile the destination may ask for pages."""
+    while True:
+        kind, number, _, size = parts.channel.receive_header()
+        payload = parts.channel.receive_payload(size)
+        if kind is wanted or not parts.carrier.answer(kind, number, payload):
+            parts.channel.check(kind, number, payload, wanted)
+            return payload
+
+
+def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
+    """The destination's clock is another one: its laps are laid end to end back from now."""
+    start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in laps)
+    for name, taken_ms in laps:
+        job.add_phase(f"freeze.restore.{name}", start_ms, taken_ms)
+        start_ms += taken_ms
+
+
+def _waiting(job: Migration, phase: str) -> Callable[[str], None]:
+    return lambda detail: job.emit(Progress(migration=job.request.id, phase=phase, detail=detail))
+
+
+async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.AsyncExitStack) -> None:
+    """Only forward. Whatever fails here is told, and the next step is taken all the same. There is one way back: when
+    the destination says that the service is dead there for want of pages, the frozen source is all that is left."""
+    async with job.phase("switch"):
+        with _forward(job):
+            job.journal("committed")
+        await parts.gateways.release()
+    async with job.phase("finish"):
+        if not await _arrived_whole(job, parts):
+            await resume_here.aclose()
+            raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name))
+        with _forward(job):
+            job.journal("arrived")
+        # Only now: freeing a gigabyte would take the processor from those who need it to answer.
+        with _forward(job):
+            await job.end()
+        for close in (parts.dump.close, parts.carrier.close, parts.channel.close):
+            with _forward(job):
+                close()
+        job.bytes_sent = parts.carrier.sent_bytes
+        await _tell_the_end(job, parts.peer)
+        with _forward(job):
+            await job.discard()
+            job.node.journal.clear(job.request.id, "source")
+        await parts.hands.settle(parts.dump.interrupt)
+
+
+async def _arrived_whole(job: Migration, parts: Parts) -> bool:
+    """Whether all pages are in place there. What the channel does not tell, the destination's agent must."""
+    try:
+        report = msgspec.msgpack.decode(await _filled(job, parts), type=FillReport)
+    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+        job.say(f"after the commit: {error}")
+        question = AwaitIncoming(id=job.request.id)
+        return await ask_until_answered(job.destination, question, _waiting(job, "finish")) is Fate.RUNS
+    job.say(
+        f"{report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
+    )
+    return True
+
+
+async def _filled(job: Migration, parts: Parts) -> bytes:
+    """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
+    over a new one."""
+    deadline = time.monotonic() + FILL_TIMEOUT_S
+    while True:
+        parts.channel.sock.settimeout(FILL_TIMEOUT_S)
+        try:
+            sending = parts.hands.do(parts.carrier.send_behind)
+            _, filled = await asyncio.gather(sending, parts.hands.do(_expect, parts, Kind.FILLED))
+            return filled
+        except (WhimbrelError, OSError):
+            if not parts.behind or time.monotonic() > deadline:
+                raise
+            parts.channel.shutdown()
+            await asyncio.sleep(RECONNECT_S)
+            with contextlib.suppress(Unreachable):
+                await parts.hands.do(parts.reconnect)
+                parts.carrier.link_was_cut()
+
+
+@contextlib.contextmanager
+def _forward(job: Migration) -> Iterator[None]:
+    try:
+        yield
+    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+        job.say(f"after the commit: {error}")
+
+
+async def _tell_the_end(job: Migration, peer: Peer) -> None:
+    """The output so far follows the service, and the destination's agent may forget the migration. That agent may
+    have died meanwhile: it gets some seconds to come back; without it the service runs there all the same."""
+    deadline = time.monotonic() + AGENT_RETURN_S
+    while True:
+        try:
+            await job.send_logs(peer)
+            await peer.call(FinishIncoming(id=job.request.id), timeout_s=FILL_TIMEOUT_S)
+            return
+        except (WhimbrelError, OSError) as error:
+            if time.monotonic() > deadline or not isinstance(error, Unreachable):
+                job.say(f"the destination's agent did not hear the end, its log begins anew: {error}")
+                return
+        await asyncio.sleep(0.2)

@@ -1,0 +1,65 @@
+"""The gateways of one migration: packets for the service are held there while it is frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from whimbrel.migrate.job import Migration
+from whimbrel.network.port import ServicePort
+from whimbrel.network.udp_buffers import widen
+from whimbrel.wire.calls import Hold, PrepareHold, Release
+from whimbrel.wire.rpc import Peer
+
+DRAIN_LIMIT_S = 0.004
+WIDE_BUFFERS_S = 2.0
+
+
+class Gateways:
+    """Connected before the freeze: a hold must cost one message."""
+
+    def __init__(self, job: Migration) -> None:
+        self._job = job
+        self._address = job.source.status.spec.address.split("/")[0]
+        self._peers: list[Peer] = []
+        self._holding = False
+
+    async def reach(self, stack: contextlib.AsyncExitStack) -> None:
+        """Connect, and let each make room; the connections live as long as `stack`."""
+        for gateway in self._job.gateways:
+            peer = await stack.enter_async_context(Peer(gateway.name, gateway.host, gateway.port))
+            await peer.call(PrepareHold(address=self._address), timeout_s=5)
+            self._peers.append(peer)
+
+    async def hold(self) -> None:
+        """From the return on, packets for the service wait at the gateways."""
+        self._holding = True
+        await asyncio.gather(*(peer.call(Hold(address=self._address), timeout_s=1) for peer in self._peers))
+
+    async def release(self) -> None:
+        """Let the packets go to wherever the service is now."""
+        release = Release(address=self._address, mac=self._job.source.status.mac)
+        await asyncio.gather(*(peer.call(release, timeout_s=2) for peer in self._peers), return_exceptions=True)
+
+    async def undo(self) -> None:
+        """The service runs here again: make room for the burst, open its port, let the packets in."""
+        if not self._holding:
+            return
+        service, port = self._job.request.service, self._job.node.port
+        try:
+            with contextlib.suppress(OSError):
+                asyncio.get_running_loop().call_later(WIDE_BUFFERS_S, widen(self._job.source.cgroup.pids()))
+            port.open(service)
+            port.announce(service)
+        finally:
+            await self.release()
+
+
+def drain(port: ServicePort, service: str) -> None:
+    """Let the program take what had arrived: CRIU does not carry datagrams. Bounded; the hold is on already."""
+    deadline = time.monotonic() + DRAIN_LIMIT_S
+    while time.monotonic() < deadline:
+        time.sleep(0.0005)
+        if port.receive_queue_bytes(service) == 0:
+            return

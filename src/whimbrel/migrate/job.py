@@ -1,0 +1,191 @@
+"""One migration as its source keeps it: what was asked, what has happened so far, and who may still stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from whimbrel.migrate import failpoints
+from whimbrel.migrate.dump import Source
+from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.model.errors import Cancelled, WhimbrelError
+from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
+from whimbrel.model.node import Capabilities, Endpoint
+from whimbrel.network.port import ServicePort
+from whimbrel.wire.rpc import Peer
+
+T = TypeVar("T")
+HANG_S = 5.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What of the source's own node a migration needs."""
+
+    endpoint: Endpoint
+    capabilities: Capabilities
+    port: ServicePort
+    journal: Journal
+
+
+@dataclass
+class Migration:
+    """One migration under way: what was asked, and what has happened so far."""
+
+    request: MigrationRequest
+    source: Source
+    node: Node
+    destination: Endpoint
+    gateways: tuple[Endpoint, ...]
+    emit: Callable[[Progress], None]
+    end: Callable[[], Any]
+    send_logs: Callable[[Peer], Any]
+    discard: Callable[[], Any]
+    started_s: float = field(default_factory=time.monotonic)
+    started_unix_s: float = field(default_factory=time.time)
+    phases: list[Phase] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    bytes_sent: int = 0
+    freeze_ms: float = 0.0
+    reason: str = ""
+    strategy: str = ""
+    files_bytes: int = 0
+    committed: bool = False
+    frozen_s: float = 0.0
+    _gate: threading.Lock = field(default_factory=threading.Lock)
+    _cancelled: bool = False
+    _undoing: bool = False
+    _task: asyncio.Task[Any] | None = None
+
+    def journal(self, step: str) -> None:
+        self.node.journal.write(
+            Entry(
+                migration=self.request.id,
+                service=self.request.service,
+                side="source",
+                step=step,
+                peer=self.destination,
+                record=self.record(Outcome.RUNNING),
+                gateways=self.gateways,
+            )
+        )
+
+    def say(self, text: str) -> None:
+        """Add to the reason, which the record tells."""
+        self.reason += f"; {text}" if self.reason else text
+
+    def now_ms(self) -> float:
+        return (time.monotonic() - self.started_s) * 1e3
+
+    async def pause_at(self, point: str) -> None:
+        if failpoints.armed(point):
+            await asyncio.to_thread(failpoints.wait_at, point)
+
+    def cancel(self) -> bool:
+        """Ask for the end; False when it is too late. Whoever holds the gate at the commit wins."""
+        with self._gate:
+            if self.committed:
+                return False
+            if self._cancelled or self._undoing:
+                return True  # it is ending already, and its undo must not be cut short
+            self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+        return True
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def belongs_to_this_task(self) -> None:
+        """From now on a cancel ends the task that calls this."""
+        self._task = asyncio.current_task()
+
+    def commit(self) -> None:
+        """No way back from here on. Raises Cancelled when somebody was faster."""
+        with self._gate:
+            if self._cancelled:
+                raise Cancelled("cancelled on request; the service runs on where it was")
+            self.committed = True
+
+    def begin_undo(self) -> None:
+        with self._gate:
+            self._undoing = True
+
+    def add_phase(self, name: str, start_ms: float, duration_ms: float) -> None:
+        self.phases.append(Phase(name=name, start_ms=round(start_ms, 3), duration_ms=round(duration_ms, 3)))
+
+    def record(self, outcome: Outcome, error: WhimbrelError | None = None) -> MigrationRecord:
+        return MigrationRecord(
+            id=self.request.id,
+            service=self.request.service,
+            source=self.node.endpoint.name,
+            destination=self.destination.name,
+            strategy=self.strategy or self.request.strategy,
+            asked=self.request.strategy,
+            outcome=outcome,
+            workload=self.source.status.spec.workload,
+            reason=self.reason,
+            error=str(error) if error is not None else "",
+            error_code=error.code if error is not None else "",
+            started_unix_s=self.started_unix_s,
+            total_ms=round(self.now_ms(), 3),
+            freeze_ms=round(self.freeze_ms, 3),
+            rss_bytes=self.source.status.rss_bytes,
+            bytes_sent=self.bytes_sent,
+            phases=tuple(self.phases),
+            rounds=tuple(self.rounds),
+        )
+
+    @contextlib.asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
+        start = self.now_ms()
+        self.emit(Progress(migration=self.request.id, phase=name))
+        try:
+            await self.pause_at(name)
+            yield
+        except BaseException:
+            self.begin_undo()  # what follows is the undo, and no cancel may cut it short
+            raise
+        finally:
+            self.add_phase(name, start, self.now_ms() - start)
+
+    @contextlib.asynccontextmanager
+    async def step(self, name: str) -> AsyncIterator[None]:
+        """A part of a phase, kept in the record but not announced: announcing costs time in the freeze."""
+        start = self.now_ms()
+        await self.pause_at(name)
+        try:
+            yield
+        finally:
+            self.add_phase(name, start, self.now_ms() - start)
+
+
+class Hands:
+    """Threads of one migration. After a cancel, what still runs in them is waited for before anything is closed."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="migration")
+        self._busy: set[Future[Any]] = set()
+
+    async def do(self, function: Callable[..., T], *args: Any) -> T:
+        future = self._pool.submit(function, *args)
+        self._busy.add(future)
+        future.add_done_callback(self._busy.discard)
+        return await asyncio.wrap_future(future)
+
+    async def settle(self, interrupt: Callable[[], None]) -> None:
+        """Wait for what still runs; what hangs is interrupted."""
+        pending = [asyncio.wrap_future(future) for future in list(self._busy)]
+        if pending:
+            _, hanging = await asyncio.wait(pending, timeout=HANG_S)
+            if hanging:
+                interrupt()
+            await asyncio.gather(*pending, return_exceptions=True)
+        self._pool.shutdown(wait=False)
