@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from tests.migrate.conftest import IMAGE_CACHE, Lab
+from tests.migrate.conftest import Lab
 from whimbrel.lab import commands
 from whimbrel.network import netns
-from whimbrel.workloads.build import build_demo_image
+from whimbrel.workloads.catalogue import build_workload
 
+IMAGE = "demo:latest"
+CACHE = Path("/var/cache/whimbrel/engines")
 WRAPPER = Path(sys.executable).with_name("whimbrel-runtime")
 
 
@@ -26,19 +28,13 @@ def missing() -> str:
 
 def archive() -> Path:
     """The demo's image as `docker load` wants it; made once for each version of the image."""
-    layout = build_demo_image(IMAGE_CACHE)
-    made, key = IMAGE_CACHE / "demo.docker.tar", layout.with_suffix(".key").read_text()
+    image = build_workload("demo")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    made, key = CACHE / "demo.docker.tar", image.layout.with_suffix(".key").read_text()
     note = made.with_suffix(".key")
     if not made.exists() or not note.exists() or note.read_text() != key:
         made.unlink(missing_ok=True)
-        copy = [
-            "skopeo",
-            "copy",
-            "--quiet",
-            "--insecure-policy",
-            f"oci:{layout}:demo",
-            f"docker-archive:{made}:demo:latest",
-        ]
+        copy = ["skopeo", "copy", "--quiet", "--insecure-policy", image.reference, f"docker-archive:{made}:{IMAGE}"]
         subprocess.run(copy, check=True)
         note.write_text(key)
     return made

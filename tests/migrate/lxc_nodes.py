@@ -8,10 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.migrate.conftest import IMAGE_CACHE, Lab
+from tests.migrate.conftest import Lab
+from tests.migrate.docker_nodes import CACHE
 from whimbrel.lab import commands
 from whimbrel.network import netns
-from whimbrel.workloads import service
+from whimbrel.workloads.memory import service
 
 PACKAGES = "sysvinit-core,busybox-syslogd,cron,python3-minimal,libpython3-stdlib"
 SLIM = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]
@@ -39,8 +40,9 @@ def _suite() -> str:
 
 def debian() -> Path:
     """A small Debian of the machine's own release, made once; the demo's service is one of its processes."""
-    root, note = IMAGE_CACHE / "debian-sysvinit", IMAGE_CACHE / "debian-sysvinit.key"
-    with (IMAGE_CACHE / ".debian.lock").open("w") as lock:
+    root, note = CACHE / "debian-sysvinit", CACHE / "debian-sysvinit.key"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".debian.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not note.exists() or note.read_text() != PACKAGES:
             shutil.rmtree(root, ignore_errors=True)
