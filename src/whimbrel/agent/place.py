@@ -6,6 +6,7 @@
 <state dir>/netns/<name>                   its network namespace
 <state dir>/run/runc                       runc's own records (tmpfs)
 <state dir>/run/waiting/<name>             root file system on which a placeholder waits (tmpfs)
+<state dir>/run/clones/<name>              another engine's container: its mounts, while it moves (tmpfs)
 """
 
 from __future__ import annotations
@@ -19,16 +20,24 @@ import msgspec
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.service import ServiceSpec, ServiceStatus
 from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.runtime.engines.base import Guest
 from whimbrel.runtime.spec import build_spec, cgroup_path
 from whimbrel.storage.images import Image
 from whimbrel.storage.layer import Layer, mount_overlay, unmount
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """`incoming`: the service is not here yet, a migration prepares it."""
+    """`incoming`: the service is not here yet, a migration prepares it.
+
+    `guest`: its container is another engine's, which has it here since `since_ns`; while it comes, `runc_root` is where
+    runc keeps the placeholder.
+    """
 
     status: ServiceStatus
     incoming: bool = False
+    guest: Guest | None = None
+    since_ns: int = 0
+    runc_root: str = ""
 
 
 class Place:
@@ -41,6 +50,7 @@ class Place:
         self.logs = self.folder / "logs"
         self.netns = state_dir / "netns" / name
         self.cgroup = Cgroup(cgroup_path(node, name))
+        self.clones = state_dir / "run" / "clones" / name
         self._waiting = state_dir / "run" / "waiting" / name
 
     def create(self) -> None:

@@ -24,7 +24,7 @@ from whimbrel.controller.store import MigrationStore
 from whimbrel.controller.views import Logs, MigrationEvent
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRequest
-from whimbrel.model.service import ServiceSpec
+from whimbrel.model.service import EngineKind, ServiceSpec
 from whimbrel.plan.strategies import DEFAULT, names
 
 MAX_LOG_BYTES = 16 << 20
@@ -48,6 +48,18 @@ class RunBody(_Body):
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
     memory_limit_bytes: int = Field(0, ge=0)
+    workload: str = ""
+
+
+class AdoptBody(_Body):
+    """A running container of another engine to make a service; an empty `address` means: choose one."""
+
+    node: str
+    name: str
+    engine: EngineKind
+    container: str
+    address: str = ""
+    ports: tuple[str, ...] = ()
     workload: str = ""
 
 
@@ -146,6 +158,13 @@ def _service_routes(controller: Controller) -> APIRouter:
         """Start a service; answers when it runs."""
         spec = ServiceSpec(**body.model_dump(exclude={"node"}))
         status = await services.run(spec, body.node)
+        return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
+
+    @router.post("/adopt")
+    async def adopt_service(body: AdoptBody) -> Response:
+        """Make a running container of another engine a service; answers when users reach it."""
+        spec = ServiceSpec(image="", **body.model_dump(exclude={"node", "container"}))
+        status = await services.adopt(spec, body.node, body.container)
         return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
 
     @router.get("/{name}")

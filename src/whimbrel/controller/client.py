@@ -93,6 +93,29 @@ class ControllerClient:
         }
         return self._call("POST", "/v1/services", ServiceStatus, body, timeout_s=LONG_S)
 
+    def adopt_service(
+        self,
+        name: str,
+        engine: str,
+        container: str,
+        node: str,
+        *,
+        address: str = "",
+        ports: Sequence[str] = (),
+        workload: str = "",
+    ) -> ServiceStatus:
+        """Make a running container of another engine on `node` a service. An empty `address` means: choose one."""
+        body = {
+            "node": node,
+            "name": name,
+            "engine": engine,
+            "container": container,
+            "address": address,
+            "ports": list(ports),
+            "workload": workload,
+        }
+        return self._call("POST", "/v1/services/adopt", ServiceStatus, body, timeout_s=LONG_S)
+
     def remove_service(self, name: str) -> None:
         self._call("DELETE", f"/v1/services/{_part(name)}", None, timeout_s=90.0)
 

@@ -89,7 +89,7 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
             job.journal("arrived")
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
         with _forward(job):
-            await parts.hands.do(job.source.cgroup.kill_frozen)
+            await job.end()
         for close in (parts.dump.close, parts.carrier.close, parts.channel.close):
             with _forward(job):
                 close()

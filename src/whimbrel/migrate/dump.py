@@ -21,8 +21,7 @@ from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT
-from whimbrel.storage.layer import Layer
+from whimbrel.runtime.moving import Departure
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
@@ -34,8 +33,7 @@ class Source:
     `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`)."""
 
     status: ServiceStatus
-    layer: Layer
-    cgroup: Cgroup
+    departure: Departure
     run_dir: Path
     holes: bool
 
@@ -43,11 +41,15 @@ class Source:
     def pid(self) -> int:
         return self.status.pid
 
+    @property
+    def cgroup(self) -> Cgroup:
+        return Cgroup(self.departure.cgroup)
+
 
 def stdio_pipes(pid: int) -> dict[str, int]:
-    """CRIU's names of the pipes that the container's first process got as standard output and error."""
+    """CRIU's names of the pipes that the container's first process got as its standard streams."""
     names: dict[str, int] = {}
-    for stream in (2, 1):
+    for stream in (2, 1, 0):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/{pid}/fd/{stream}")
             if _STDIO.fullmatch(target):
@@ -99,10 +101,10 @@ class Dump:
             notify_scripts=True,
             log_level=1,
             log_file="dump.log",
-            root=str(self._source.layer.rootfs),
+            root=self._source.departure.rootfs,
             config_file=str(self._conf),
             ghost_limit=1 << 28,
-            external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}"],
+            external=self._source.departure.external,
         )
         if parent_image:
             opts.track_mem = True

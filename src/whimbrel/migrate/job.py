@@ -45,6 +45,7 @@ class Migration:
     destination: Endpoint
     gateways: tuple[Endpoint, ...]
     emit: Callable[[Progress], None]
+    end: Callable[[], Any]
     send_logs: Callable[[Peer], Any]
     discard: Callable[[], Any]
     started_s: float = field(default_factory=time.monotonic)

@@ -5,8 +5,8 @@ that an agent that dies after the commit takes no pages with it. Before the comm
 standard input ends), with the source (the page channel ends) or by ABORT, and takes the half-restored tree along.
 
 Run as ``python -m whimbrel.migrate.receive FD``; FD is a socket on which its `ReceiveOrder` comes, with two
-descriptors: the service's log, and the agent's keeper. Events go to stdout as JSON lines: ``listening``, ``running``,
-``filled``, ``failed``.
+descriptors: the service's log (or who becomes the CRIU that restores), and the agent's keeper. Events go to stdout as
+JSON lines: ``listening``, ``running``, ``filled``, ``failed``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
-from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
 from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
@@ -46,8 +46,9 @@ from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL
-from whimbrel.storage.archive import apply
+from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
+from whimbrel.runtime.moving import Landing
+from whimbrel.storage.archive import Merged, apply
 
 RESTORE_FINISHED = 0x52535446
 MAX_ORDER_BYTES = 1 << 16
@@ -66,13 +67,8 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     work_dir: str
     stage_dir: str
     criu_run_dir: str
-    rootfs: str
-    upper_dir: str
-    shm_dir: str
-    netns: str
     netns_dir: str
-    cgroup_path: str
-    runc_root: str
+    landing: Landing
     expected_pages: int
     staged: bool
 
@@ -97,10 +93,12 @@ class Laps:
 
 
 class Receiver:
-    """`output_fd` is the service's log, `keeper_fd` where the agent takes the userfaultfds (see `memory.keeper`)."""
+    """`output_fd` is the service's log, or a connection to who becomes its CRIU if the landing is `foreign`;
+    `keeper_fd` is where the agent takes the userfaultfds (see `memory.keeper`)."""
 
     def __init__(self, order: ReceiveOrder, output_fd: int, keeper_fd: int) -> None:
         self.order = order
+        self.landing = order.landing
         self._output_fd = output_fd
         self.work = Path(order.work_dir)
         self.stage = Path(order.stage_dir)
@@ -108,7 +106,8 @@ class Receiver:
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(0 if order.staged else order.expected_pages)
         self.host: StageHost | None = None
-        self.cgroup = Cgroup(order.cgroup_path)
+        self.cgroup = Cgroup(self.landing.cgroup)
+        self.merged = [Merged() if target.merged else None for target in self.landing.files]
         self.committed = False
         self.eager_pages = 0
         self._aborted = False
@@ -192,11 +191,10 @@ class Receiver:
         return pages, first_slot
 
     def _take_files(self, number: int, archive: bytes) -> None:
-        """`number` 0 is the writable layer, 1 the container's /dev/shm."""
-        roots = (self.order.upper_dir, self.order.shm_dir)
-        if number >= len(roots):
+        """`number` counts the folders that follow the container; 0 is its root's."""
+        if number >= len(self.landing.files):
             raise ProtocolMismatch(f"there is no place for files number {number}")
-        apply(Path(roots[number]), io.BytesIO(archive))
+        apply(Path(self.landing.files[number].path), io.BytesIO(archive), self.merged[number])
 
     def _take_images(self, payload: bytes) -> None:
         for name, content in msgspec.msgpack.decode(payload, type=dict[str, bytes]).items():
@@ -207,13 +205,25 @@ class Receiver:
     # --- the freeze: restore ------------------------------------------------------------------------------
     def start_criu(self) -> None:
         """Ready before the freeze; the restored tasks are born in the container's control groups."""
-        images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
-        self.images_fd = images_fd
+        self.images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+        landing = self.landing
+        self.root, binds, launch = Path(landing.rootfs), [], launch_bound
+        self.stdio = dict.fromkeys((1, 2), self._output_fd)
+        if landing.foreign:
+            # CRIU wants a mount point that it may take apart; the engine's own may be none, or needed elsewhere
+            self.root = self.work / "root"
+            self.root.mkdir()
+            binds = [(Path(landing.rootfs), self.root)]
+            launch = Handover(self._output_fd).launch
+            self.stdio = {stream: STDIO_BASE + stream for stream in range(3)}
         self.criu = CriuWorker(
-            netns=Path(self.order.netns),
+            netns=Path(self.order.netns_dir) / self.order.service,
             run_dir=Path(self.order.criu_run_dir),
             cgroup_procs=self.cgroup.procs_files(),
-            pass_fds=[images_fd, self._output_fd],
+            own_cgroupns=landing.own_cgroupns,
+            binds=binds,
+            pass_fds=[self.images_fd] if landing.foreign else [self.images_fd, self._output_fd],
+            launch=launch,
         )
         self.criu.warm_up()
 
@@ -237,14 +247,16 @@ class Receiver:
             notify_scripts=True,
             log_level=1,
             log_file="restore.log",
-            root=self.order.rootfs,
+            root=str(self.root),
             lazy_pages=order.lazy,
-            external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
+            external=self.landing.external,
+            rst_sibling=self.landing.foreign,
         )
         if not order.lazy:
             write_word(self.work, WHOLE)
-        for name in order.stdio:
-            opts.inherit_fd.add(key=name, fd=self._output_fd)
+        for name, stream in order.stdio.items():
+            if stream in self.stdio:
+                opts.inherit_fd.add(key=name, fd=self.stdio[stream])
         if order.behind:
             self.late = LatePages(self, channel)
         handover = self._listen_for_faults(later, unpack(order.behind)) if order.lazy else None
@@ -263,6 +275,8 @@ class Receiver:
         failpoints.wait_at("receive.ready")
         if not self.criu.alive():
             raise StepFailed("CRIU died at the destination before the service was handed over")
+        if self.landing.pid_file:
+            Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
         channel.send(Kind.READY)
         if self.late is not None:
             self.late.wait_for_go()
@@ -280,8 +294,9 @@ class Receiver:
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
-        pid = self.criu.restored_pid
-        self._forward(lambda: adopt(Path(self.order.runc_root), self.order.service, pid))
+        pid, landing = self.criu.restored_pid, self.landing
+        if landing.runc_id:
+            self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
 

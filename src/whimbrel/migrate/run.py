@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -87,10 +88,16 @@ async def _preflight(job: Migration, peer: Peer) -> Strategy:
     strategy = first_choice(job)
     job.strategy = strategy.name
     status = job.source.status
+    departure = job.source.departure
     offer = await peer.call(
-        OfferMigration(spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest)
+        OfferMigration(
+            spec=status.spec,
+            rss_bytes=status.rss_bytes,
+            image_digest=status.image_digest,
+            description=departure.description,
+        )
     )
-    layer = await asyncio.to_thread(snapshot, job.source.layer.upper)
+    layer = await asyncio.to_thread(snapshot, Path(departure.files[0].path))
     job.files_bytes = disk_bytes = sum(entry.size for entry in layer.values())
     check_offer(
         job.node.capabilities, offer, rss_bytes=status.rss_bytes, disk_bytes=disk_bytes, where=job.destination.name
@@ -137,7 +144,7 @@ async def _prepare(
             service=source.status,
             strategy=strategy.name,
             source_host=job.node.endpoint.host,
-            runc_config=b"",
+            description=source.departure.description,
         ),
         timeout_s=120,
     )
@@ -163,7 +170,7 @@ async def _prepare(
     undo.callback(channel.shutdown)
     undo.callback(job.begin_undo)
     await job.pause_at("prepare.ready")
-    files = FileSync((source.layer.upper, source.layer.shm))
+    files = FileSync(source.departure.files)
 
     def reconnect() -> None:
         channel.replace(PageChannel.connect(job.destination.host, ready.page_port, ready.token))

@@ -3,6 +3,9 @@
 `pack` keeps owners, modes, times, extended attributes, hard links and overlay whiteouts. `apply` takes the
 stream as hostile: it walks from an open folder without following any link, never opens what exists, and
 refuses every name that is not plainly below that folder.
+
+A writable layer may arrive in a folder that shows what lies below it too (another engine's mounted container):
+there a whiteout means "delete", and an opaque folder "delete what was in it".
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ _XATTR = "SCHILY.xattr."
 _REMOVED = "WHIMBREL.removed"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _COPY_BYTES = 1 << 20
-_XATTR_PREFIXES = ("user.", "security.capability", "trusted.overlay.opaque", "system.posix_acl_")
+_OPAQUE = "trusted.overlay.opaque"
+_XATTR_PREFIXES = ("user.", "security.capability", _OPAQUE, "system.posix_acl_")
+# null, zero, full, random, urandom; tty, console, ptmx: every container has them, and they lead to nothing of the host
+_HARMLESS_NODES = {*((1, minor) for minor in (3, 5, 7, 8, 9)), *((5, minor) for minor in (0, 1, 2))}
 
 
 def pack(folder: Path, changes: Changes, stream: IO[bytes]) -> None:
@@ -74,7 +80,14 @@ class _Exactly:
         return data + bytes(size - len(data))
 
 
-def apply(folder: Path, stream: IO[bytes]) -> None:
+class Merged:
+    """Of a folder that shows lower layers too: which opaque folders have been emptied. One for all calls."""
+
+    def __init__(self) -> None:
+        self.emptied: set[str] = set()
+
+
+def apply(folder: Path, stream: IO[bytes], merged: Merged | None = None) -> None:
     """Bring what `pack` (or GNU tar of a whole image) wrote into `folder`. Raises BadInput for a hostile or
     broken stream; what was applied before stays, the caller throws the folder away."""
     root = os.open(folder, _FOLDER)
@@ -83,7 +96,7 @@ def apply(folder: Path, stream: IO[bytes]) -> None:
             folder_times: dict[str, int] = {}
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep every member for ever
-                _apply_one(archive, member, root, folder_times)
+                _apply_one(archive, member, root, folder_times, merged)
             for path, mtime_ns in folder_times.items():
                 with contextlib.suppress(FileNotFoundError), _parent(root, path) as (parent, name):
                     os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)
@@ -95,15 +108,21 @@ def apply(folder: Path, stream: IO[bytes]) -> None:
         os.close(root)
 
 
-def _apply_one(archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, times: dict[str, int]) -> None:
+def _apply_one(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, times: dict[str, int], merged: Merged | None
+) -> None:
     path = _plain(member.name)
     if not path:
         return  # the folder itself
     with _parent(root, path) as (parent, name):
-        if _REMOVED in member.pax_headers:
+        if _REMOVED in member.pax_headers or (merged is not None and _is_whiteout(member)):
             _delete(parent, name)
             return
         existing = _stat(parent, name)
+        if merged is not None and _XATTR + _OPAQUE in member.pax_headers and path not in merged.emptied:
+            merged.emptied.add(path)
+            _delete(parent, name)
+            existing = None
         if existing is not None and not (member.isdir() and stat.S_ISDIR(existing.st_mode)):
             _delete(parent, name)
             existing = None
@@ -119,13 +138,24 @@ def _apply_one(archive: tarfile.TarFile, member: tarfile.TarInfo, root: int, tim
             return
         elif member.isfifo():
             os.mkfifo(name, 0o600, dir_fd=parent)
-        elif member.ischr() and (member.devmajor, member.devminor) == (0, 0):
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)  # overlay's whiteout: this path is deleted
+        elif _is_whiteout(member):
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+        elif _is_harmless(member):
+            os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=parent)
         else:
             raise BadInput(f"member {member.name!r} is a device node, which may not cross between nodes")
-        _set_metadata(member, parent, name)
+        _set_metadata(member, parent, name, merged=merged is not None)
     if member.isdir():
         times[path] = _mtime_ns(member)
+
+
+def _is_whiteout(member: tarfile.TarInfo) -> bool:
+    """Overlay's word for "this path is deleted"."""
+    return member.ischr() and (member.devmajor, member.devminor) == (0, 0)
+
+
+def _is_harmless(member: tarfile.TarInfo) -> bool:
+    return member.ischr() and (member.devmajor, member.devminor) in _HARMLESS_NODES
 
 
 def _write_file(archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
@@ -145,13 +175,15 @@ def _link(root: int, member: tarfile.TarInfo, parent: int, name: str) -> None:
         raise BadInput(f"member {member.name!r} links to {target!r}, which did not arrive") from error
 
 
-def _set_metadata(member: tarfile.TarInfo, parent: int, name: str) -> None:
+def _set_metadata(member: tarfile.TarInfo, parent: int, name: str, *, merged: bool) -> None:
     os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
     at = f"/proc/self/fd/{parent}/{name}"
     if not member.issym():
         os.chmod(at, member.mode & 0o7777)
     for key, value in member.pax_headers.items():
         attribute = key.removeprefix(_XATTR)
+        if merged and attribute == _OPAQUE:
+            continue  # overlayfs keeps its own
         if key.startswith(_XATTR) and attribute.startswith(_XATTR_PREFIXES):
             os.setxattr(at, attribute, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
     mtime_ns = _mtime_ns(member)

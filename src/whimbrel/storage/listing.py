@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +86,64 @@ def changed(before: Listing, after: Listing, *, always: Iterable[str] = ()) -> C
 def _has_parent_in(path: str, paths: set[str]) -> bool:
     parent = path.rpartition("/")[0]
     return bool(parent) and (parent in paths or _has_parent_in(parent, paths))
+
+
+def differing(base: Path, folder: Path, after: Listing) -> Changes:
+    """What makes `folder` (its listing is `after`) out of a copy of `base`, by type, owner, permissions, size, time
+    and target; contents are not compared."""
+    before = snapshot(base)
+    different = [path for path in after if path not in before or _facts(base / path) != _facts(folder / path)]
+    gone = {path for path in before if path not in after}
+    outermost = tuple(sorted(path for path in gone if not _has_parent_in(path, gone)))
+    return Changes(tuple(sorted(different)), outermost)
+
+
+def _facts(path: Path) -> tuple[object, ...] | None:
+    try:
+        status = path.lstat()
+        target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else ""
+    except FileNotFoundError:
+        return None
+    size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    return status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, status.st_rdev, target
+
+
+BATCH_BYTES = 16 << 20
+
+
+def batches(changes: Changes, listing: Listing, *, limit_bytes: int = BATCH_BYTES) -> Iterator[Changes]:
+    """The same changes in pieces of about `limit_bytes` of contents, to be applied in order.
+
+    All names of one file come together, in the piece of the last: its receiver links them. What is put into a folder
+    later moves the folder's time, so the last of several pieces holds all folders once more.
+    """
+    last_name = {listing[path].inode: path for path in changes.changed if path in listing and _is_linked(listing[path])}
+    waiting: dict[int, list[str]] = {}
+    piece: list[str] = []
+    removed, size, pieces = changes.removed, 0, 0
+    for path in changes.changed:
+        entry = listing.get(path)
+        if entry is not None and entry.inode in last_name and _is_linked(entry):
+            waiting.setdefault(entry.inode, []).append(path)
+            if last_name[entry.inode] != path:
+                continue
+            piece += waiting.pop(entry.inode)
+        else:
+            piece.append(path)
+        size += entry.size if entry is not None else 0
+        if size >= limit_bytes:
+            yield Changes(tuple(piece), removed)
+            removed, piece, size, pieces = (), [], 0, pieces + 1
+    if pieces:
+        known = set(piece)
+        folders = (path for path in changes.changed if path in listing and stat.S_ISDIR(listing[path].mode))
+        piece += [path for path in folders if path not in known]
+    if piece or removed:
+        yield Changes(tuple(piece), removed)
+
+
+def _is_linked(entry: Entry) -> bool:
+    return entry.links > 1 and not stat.S_ISDIR(entry.mode)
 
 
 _SHARED_MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ .w.s [0-9a-f]+ \S+ [1-9][0-9]* +(/.*)$", re.MULTILINE)
