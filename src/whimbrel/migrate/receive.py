@@ -24,14 +24,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
-from whimbrel.memory.ranges import total_bytes
-from whimbrel.memory.store import PageStore, pages_of
+from whimbrel.memory.store import PageStore
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
@@ -94,6 +93,7 @@ class Receiver:
         self.images = self.work / "images"
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(order.expected_pages)
+        self.intake = PageIntake(self.store)
         self.cgroup = Cgroup(order.cgroup_path)
         self.committed = False
         self._aborted = False
@@ -126,7 +126,7 @@ class Receiver:
         while True:
             kind, number, ranges, size = channel.receive_header()
             if kind is Kind.PAGES:
-                self._take_pages(channel, number, ranges, size, recent=round_number > 0)
+                self.intake.take(channel, number, ranges, size, recent=round_number > 0)
                 continue
             payload = channel.receive_payload(size)
             if kind is Kind.ROUND:
@@ -143,17 +143,6 @@ class Receiver:
                 raise StepFailed(payload.decode(errors="replace"))
             else:
                 raise ProtocolMismatch(f"{kind.name} is not due here")
-
-    def _take_pages(self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool) -> None:
-        raw = bytearray(count * 16)
-        channel.receive_exactly(memoryview(raw))
-        ranges = np.frombuffer(raw, np.uint64).reshape(-1, 2)
-        if bool((ranges[:, 0] >= ranges[:, 1]).any()) or total_bytes(ranges) != size - len(raw):
-            raise ProtocolMismatch("a frame of pages has another length than its ranges")
-        pages = pages_of(ranges)
-        with self.store.room_for(len(pages)) as window:
-            channel.receive_exactly(window)
-        self.store.commit(ns_pid, pages, recent=recent)
 
     def _take_files(self, number: int, archive: bytes) -> None:
         """`number` 0 is the writable layer, 1 the container's /dev/shm."""

@@ -64,13 +64,15 @@ def settle(images: Path, store: PageStore, *, lazy: bool, hot_pages: int) -> tup
         old = img.read_pagemap(images, ns_pid)
         index = store.index.get(ns_pid, ProcessIndex())
         holes = (old.flags & (img.PE_PARENT | img.PE_LAZY)) != 0  # CRIU wrote no contents of these
-        ours = old.ranges[holes]
-        _check_all_arrived(ns_pid, ours, index)
+        _check_all_arrived(ns_pid, old.ranges[holes], index)
+        anonymous = img.lazy_ranges(images, ns_pid)
+        # A page of zeros of anonymous memory need not exist: whoever touches it gets zeros from the kernel.
+        ours = subtract(union(old.ranges[holes]), intersect(ranges_of(index.zeros()), anonymous))
         waiting = EMPTY
         if lazy:
             hot = ranges_of(store.hot_pages(ns_pid, hot_pages))
-            waiting = subtract(intersect(union(ours), img.lazy_ranges(images, ns_pid)), hot)
-        now = subtract(union(ours), waiting)
+            waiting = subtract(intersect(ours, anonymous), hot)
+        now = subtract(ours, waiting)
         in_place += total_bytes(now) // PAGE_BYTES
         pieces = _pieces(old, holes, now, waiting)
         _write_pages(images / f"pages-{old.pages_id}.img", pieces, index, store)

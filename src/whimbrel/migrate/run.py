@@ -161,6 +161,7 @@ async def _rounds(job: Migration, parts: Parts) -> None:
         deadline_ms=job.request.deadline_ms,
     )
     facts: list[RoundFacts] = []
+    remark = ""
     while True:
         number = len(facts) + 1
         start = job.now_ms()
@@ -168,17 +169,26 @@ async def _rounds(job: Migration, parts: Parts) -> None:
         took_ms = job.now_ms() - start
         facts.append(RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES, duration_ms=took_ms))
         job.rounds.append(_round(number, carried, took_ms))
+        remark = carried.remark or remark
         job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
         verdict = decide(facts, limits, elapsed_ms=job.now_ms())
         if verdict is not Stop.GO_ON:
             job.reason = (
                 f"{verdict} after {number} rounds; freeze predicted {predicted_freeze_ms(facts, limits):.0f} ms"
-            )
+            ) + (f"; {remark}" if remark else "")
             return
 
 
 def _round(number: int, carried: Carried, took_ms: float) -> Round:
-    return Round(n=number, dirty_pages=carried.pages, bytes_sent=carried.sent_bytes, duration_ms=round(took_ms, 3))
+    return Round(
+        n=number,
+        dirty_pages=carried.pages,
+        bytes_sent=carried.sent_bytes,
+        duration_ms=round(took_ms, 3),
+        raw_bytes=carried.pages * PAGE_BYTES,
+        zero_pages=carried.zero_pages,
+        codec=carried.codec,
+    )
 
 
 async def _freeze_and_restore(job: Migration, parts: Parts) -> None:

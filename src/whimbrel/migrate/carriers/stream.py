@@ -10,7 +10,6 @@ from whimbrel.memory.tracker import TreeTracker
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import PageSender, vdso_of
-from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Strategy
 
 
@@ -22,7 +21,7 @@ class StreamCarrier:
         self._channel = channel
         self._strategy = strategy
         self._early = holes and strategy.rounds.limit > 0
-        self._sender = PageSender(channel)
+        self._sender = PageSender(channel, strategy.codec)
         self._tracker = TreeTracker(root_pid)
 
     @property
@@ -39,8 +38,7 @@ class StreamCarrier:
         return self._send(final=True) if self._early else Carried()
 
     def last(self, images: Path) -> Carried:
-        sent = self._sender.send(vdso_of(self._root_pid))
-        return Carried(pages=sent // PAGE_BYTES, sent_bytes=sent) + self._send(final=True)
+        return self._sender.send(vdso_of(self._root_pid)) + self._send(final=True)
 
     def deliver(self, images: Path) -> None:
         files = {
@@ -58,8 +56,7 @@ class StreamCarrier:
 
     def close(self) -> None:
         self._tracker.close()
+        self._sender.close()
 
     def _send(self, *, final: bool) -> Carried:
-        before = self._channel.sent_bytes
-        sent = self._sender.send(self._tracker.scan(final=final))
-        return Carried(pages=sent // PAGE_BYTES, sent_bytes=self._channel.sent_bytes - before)
+        return self._sender.send(self._tracker.scan(final=final))
