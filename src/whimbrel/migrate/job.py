@@ -140,6 +140,7 @@ class Migration:
             freeze_ms=round(self.freeze_ms, 3),
             rss_bytes=self.source.status.rss_bytes,
             bytes_sent=self.bytes_sent,
+            raw_bytes=sum(turn.raw_bytes for turn in self.rounds),
             phases=tuple(self.phases),
             rounds=tuple(self.rounds),
         )

@@ -31,11 +31,12 @@ from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
-from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
-from whimbrel.memory.store import Pages, PageStore, ProcessIndex, pages_of
+from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract
+from whimbrel.memory.store import PageStore, ProcessIndex, pages_of
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.backlog import unpack
+from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
@@ -105,6 +106,7 @@ class Receiver:
         self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(0 if order.staged else order.expected_pages)
+        self.intake = PageIntake(self.store)
         self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
         self.merged = [Merged() if target.merged else None for target in self.landing.files]
@@ -154,7 +156,7 @@ class Receiver:
         while True:
             kind, number, ranges, size = channel.receive_header()
             if kind is Kind.PAGES:
-                self.take_pages(channel, number, ranges, size, recent=round_number > 0)
+                self.intake.take(channel, number, ranges, size, recent=round_number > 0)
                 continue
             payload = channel.receive_payload(size)
             if kind is Kind.ROUND:
@@ -173,22 +175,6 @@ class Receiver:
                 raise StepFailed(payload.decode(errors="replace"))
             else:
                 raise ProtocolMismatch(f"{kind.name} is not due here")
-
-    def take_pages(
-        self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool
-    ) -> tuple[Pages, int]:
-        """Into the store; returns the pages and where the first of them lies."""
-        raw = bytearray(count * 16)
-        channel.receive_exactly(memoryview(raw))
-        ranges = np.frombuffer(raw, np.uint64).reshape(-1, 2)
-        if bool((ranges[:, 0] >= ranges[:, 1]).any()) or total_bytes(ranges) != size - len(raw):
-            raise ProtocolMismatch("a frame of pages has another length than its ranges")
-        pages = pages_of(ranges)
-        with self.store.room_for(len(pages)) as window:
-            channel.receive_exactly(window)
-        first_slot = self.store.used_pages
-        self.store.commit(ns_pid, pages, recent=recent)
-        return pages, first_slot
 
     def _take_files(self, number: int, archive: bytes) -> None:
         """`number` counts the folders that follow the container; 0 is its root's."""

@@ -58,6 +58,8 @@ async def _one_round(job: Migration, parts: Parts, number: int) -> RoundFacts:
     carried = await parts.hands.do(parts.carrier.round, number)
     took_ms = job.now_ms() - start
     job.rounds.append(round_of(number, carried, took_ms))
+    if carried.remark and carried.remark not in job.reason:
+        job.say(carried.remark)
     _add_parts(job, f"round.{number}", carried)
     job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
     return RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES, duration_ms=took_ms)
@@ -72,4 +74,12 @@ def _add_parts(job: Migration, name: str, carried: Carried) -> None:
 
 
 def round_of(number: int, carried: Carried, took_ms: float) -> Round:
-    return Round(n=number, dirty_pages=carried.pages, bytes_sent=carried.sent_bytes, duration_ms=round(took_ms, 3))
+    return Round(
+        n=number,
+        dirty_pages=carried.pages,
+        bytes_sent=carried.sent_bytes,
+        duration_ms=round(took_ms, 3),
+        raw_bytes=carried.pages * PAGE_BYTES,
+        zero_pages=carried.zero_pages,
+        codec=carried.codec,
+    )

@@ -40,10 +40,16 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """`raw_bytes` of dirty pages became `bytes_sent` on the way; `zero_pages` of them held nothing but zeros and
+    did not cross; `codec`: how the others did, like ``zstd`` or ``xor+zstd 63 %, raw 37 %`` (by pages)."""
+
     n: int
     dirty_pages: int
     bytes_sent: int
     duration_ms: float
+    raw_bytes: int = 0
+    zero_pages: int = 0
+    codec: str = ""
 
 
 class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,7 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     state_ok: bool | None = None
     rss_bytes: int = 0
     bytes_sent: int = 0
+    raw_bytes: int = 0
     phases: tuple[Phase, ...] = ()
     rounds: tuple[Round, ...] = ()
 
