@@ -97,13 +97,16 @@ def _same_device(mountinfo_line: str, directory: Path) -> bool:
 
 
 def receiver_pids(lab: Lab, node: str) -> list[int]:
-    """The receiving processes in a node's namespace, whoever their parent is."""
+    """The receiving processes at work in a node's namespace, whoever their parent is. One that waits for its order has
+    no page store yet, which reserves as much address space as the host has memory."""
     inside = commands.node_namespace(node, lab_dir=lab.directory).stat().st_ino
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            if b"whimbrel.migrate.receive" in words and (entry / "ns/net").stat().st_ino == inside:
+            if b"whimbrel.migrate.receive" not in words or (entry / "ns/net").stat().st_ino != inside:
+                continue
+            if int((entry / "statm").read_text().split()[0]) > os.sysconf("SC_PHYS_PAGES"):
                 found.append(int(entry.name))
     return found
 
