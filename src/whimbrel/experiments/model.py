@@ -125,9 +125,9 @@ class Link:
 
 @dataclass(frozen=True)
 class Experiment:
-    """`notes` hold for all figures. `baseline`: the strategy and mover that a cell is held against in the same run (None: nothing);
-    `baseline_label` says what that is. `runs`: repetitions of every cell. `image_size`: the size of the images is
-    wanted too, as the fact ``image_bytes`` of each sample."""
+    """`notes` hold for all figures. `baseline`: the strategy and mover that a cell is held against in the same run
+    (None: nothing); `baseline_label` says what that is. `runs`: repetitions of every cell. `image_size`: the size of
+    the images is wanted too, as the fact ``image_bytes`` of each sample."""
 
     name: str
     paper: str

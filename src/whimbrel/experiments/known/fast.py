@@ -108,11 +108,7 @@ PAGES = Figure(
     cells=(*cells(*THEIRS, *OURS), *(cell for strategy in THEIRS for cell in script(strategy))),
     quantities=(LAST_PAGES,),
     drawing=Drawing(bars=("last_pages",)),
-    notes=(
-        NOTES[1],
-        "A page has 4 KiB. The paper's containers hold a whole system, ours the service alone.",
-        SCRIPT_NOTE,
-    ),
+    notes=("A page has 4 KiB. The paper's containers hold a whole system, ours the service alone.",),
 )
 
 
