@@ -63,12 +63,14 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Quantity:
-    """`of` reads the value out of a good sample, None when there is none; `key` names it in the paper's data too."""
+    """`of` reads the value out of a good sample, None when there is none; `key` names it in the paper's data too.
+    `summed`: of all samples the sum counts, not the mean."""
 
     key: str
     label: str
     unit: str
     of: Callable[[Sample], float | None]
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,14 @@ class Promise:
 @dataclass(frozen=True)
 class Figure:
     """`key` is the file's name (``figure-4``), `title` stands above table and picture, `of` is the paper's own name
-    for it. `notes` say in plain words where ours is made otherwise than theirs."""
+    for it. `notes` say in plain words where ours is made otherwise than theirs. `drawing` None: a table is enough."""
 
     key: str
     of: str
     title: str
     cells: tuple[Cell, ...]
     quantities: tuple[Quantity, ...]
-    drawing: Drawing
+    drawing: Drawing | None
     notes: tuple[str, ...] = ()
     promises: tuple[Promise, ...] = ()
 
@@ -175,9 +177,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a figure: ours, the baseline's of the same run, and the paper's. `sd` is the standard deviation of
-    the `n` values, `ci95` half the width of the 95 % confidence interval of their mean. `ratio` = ours / paper,
-    `baseline_ratio` = ours / baseline. None: not measured, or not in the paper; `note` says why nothing is."""
+    """One line of a figure: ours, the baseline's of the same run, and the paper's. `ours` is the mean (of what is
+    counted: the sum, without the others), `sd` the standard deviation of the `n` values, `ci95` half the width of the
+    95 % confidence interval of the mean. `ratio` = ours / paper, `baseline_ratio` = ours / baseline. None: not
+    measured, or not in the paper; `note` says why nothing is."""
 
     figure: str
     workload: str
@@ -195,6 +198,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     baseline: float | None = None
     baseline_sd: float | None = None
     baseline_ci95: float | None = None
+    baseline_median: float | None = None
     baseline_n: int = 0
     baseline_ratio: float | None = None
     paper: float | None = None

@@ -25,6 +25,7 @@ FONT = {"size": 9}
 INK = "#333333"
 SCALES = {"bytes": (1e6, "MB"), "ms": (1.0, "ms")}
 PANELS_IN_A_ROW = 3
+OURS = "Whimbrel"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Who:
 def everyone(experiment: Experiment, rows: Iterable[Row]) -> list[Who]:
     """Those who have anything to show."""
     people = (
-        Who("Whimbrel", BLUE, lambda row: row.ours, lambda row: row.ci95),
+        Who(OURS, BLUE, lambda row: row.ours, lambda row: row.ci95),
         Who(experiment.baseline_label, VERMILION, lambda row: row.baseline, lambda row: row.baseline_ci95),
         Who("paper", GREY, lambda row: row.paper, lambda row: row.paper_ci95),
     )
@@ -48,9 +49,8 @@ def everyone(experiment: Experiment, rows: Iterable[Row]) -> list[Who]:
     return [who for who in people if any(who.mean(row) is not None for row in known)]
 
 
-def draw(experiment: Experiment, figure: Figure, rows: Sequence[Row], path: Path) -> None:
-    """Write the picture. Rows that were not measured leave their place empty."""
-    drawing = figure.drawing
+def draw(experiment: Experiment, figure: Figure, drawing: Drawing, rows: Sequence[Row], path: Path) -> None:
+    """Write the picture. What neither we nor the paper measured is left out."""
     rows = [row for row in rows if row.ours is not None or row.paper is not None]
     panels: list[Callable[[Axes], None]] = []
     shares: list[float] = []
@@ -104,7 +104,7 @@ def _stacks(axes: Axes, experiment: Experiment, drawing: Drawing, rows: Sequence
                     bottom += mean
                 _label(axes, place, bottom, text.value(bottom, of_stack[0].unit))
                 ticks.append(place)
-                labels.append(_wrapped(stack.label) + ("" if who.name == "Whimbrel" else f"\n({who.name})"))
+                labels.append(_bar_label(stack.label, who))
                 place += 1
         if place == start:
             continue
@@ -189,8 +189,11 @@ def _label(axes: Axes, place: float, height: float, words: str) -> None:
     axes.annotate(words, (place, height), (0, 4), textcoords="offset points", ha="center", fontsize=7, color=INK)
 
 
-def _wrapped(label: str) -> str:
-    return label.replace(" ", "\n")
+def _bar_label(stack: str, who: Who) -> str:
+    """What the bar is of, and whose it is when it is not ours."""
+    if not stack:
+        return who.name
+    return stack.replace(" ", "\n") + ("" if who.name == OURS else f"\n({who.name})")
 
 
 def _dress(axes: Axes) -> None:

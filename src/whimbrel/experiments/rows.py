@@ -9,7 +9,7 @@ import msgspec
 
 from whimbrel.experiments.model import By, Cell, Experiment, Figure, PaperValue, Quantity, Row, Sample, Verdict
 from whimbrel.experiments.paper import Paper
-from whimbrel.experiments.statistics import Estimate, estimate
+from whimbrel.experiments.statistics import Estimate, estimate, total
 
 # What papers print, in the units that rows have.
 UNITS = {
@@ -86,6 +86,7 @@ def _row(
             baseline=theirs.mean,
             baseline_sd=theirs.sd,
             baseline_ci95=theirs.ci95,
+            baseline_median=theirs.median,
             baseline_n=theirs.n,
             baseline_ratio=_ratio(row.ours, theirs.mean),
         )
@@ -110,7 +111,7 @@ def factor_of(value: PaperValue, quantity: Quantity) -> float:
 
 def _estimate(quantity: Quantity, samples: Sequence[Sample]) -> Estimate | None:
     values = [value for sample in samples if sample.good and (value := quantity.of(sample)) is not None]
-    return estimate(values)
+    return total(values) if quantity.summed else estimate(values)
 
 
 def _ratio(ours: float | None, theirs: float) -> float | None:

@@ -153,7 +153,8 @@ def _conclude(
         section = text.Section(figure, rows, verdicts(figure, rows))
         sections.append(section)
         _write(options.out / f"{figure.key}.json", _document(experiment, figure.of, kept, [section]))
-        picture.draw(experiment, figure, rows, options.out / f"{figure.key}.png")
+        if figure.drawing is not None:
+            picture.draw(experiment, figure, figure.drawing, rows, options.out / f"{figure.key}.png")
         text.show(console, experiment, section)
     (options.out / "report.md").write_text(text.markdown(experiment, source, describe(kept.machine), sections))
     whole = _document(experiment, ", ".join(section.figure.of for section in sections), kept, sections)

@@ -31,6 +31,13 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(n=len(values), mean=mean, median=median, sd=sd, ci95=half)
 
 
+def total(values: Sequence[float]) -> Estimate | None:
+    """The sum in the place of the mean, for what is counted."""
+    if not values:
+        return None
+    return Estimate(n=len(values), mean=sum(values), median=statistics.median(values), sd=None, ci95=None)
+
+
 def student_t(degrees: int, level: float = 0.95) -> float:
     """The two-sided critical value of Student's distribution."""
     from scipy.special import stdtrit  # here: importing scipy takes longer than most commands do

@@ -48,7 +48,7 @@ def times(ratio: float | None) -> str:
 
 
 def headings(experiment: Experiment, rows: Sequence[Row]) -> tuple[str, ...]:
-    base = ("service", "strategy", "what", "ours ± 95 % CI", "sd", "n")
+    base = ("service", "strategy", "what", "ours ± 95 % CI", "median", "sd", "n")
     against = (f"{experiment.baseline_label} ± 95 % CI", "ours / it") if _has_baseline(rows) else ()
     theirs = ("paper ± 95 % CI", "ours / paper") if _has_paper(rows) else ()
     return (*base, *against, *theirs)
@@ -58,7 +58,7 @@ def cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
     """One line, in the order of `headings`."""
     counted = str(row.n) + (f" (+{row.failed} failed)" if row.failed else "")
     line = [row.workload, row.strategy, row.label, with_interval(row.ours, row.ci95, row.unit)]
-    line += [value(row.sd, row.unit), counted]
+    line += [value(row.median if row.sd is not None else None, row.unit), value(row.sd, row.unit), counted]
     if _has_baseline(rows):
         line += [with_interval(row.baseline, row.baseline_ci95, row.unit), times(row.baseline_ratio)]
     if _has_paper(rows):
@@ -117,7 +117,7 @@ def markdown(experiment: Experiment, paper: Paper, machine: str, sections: Seque
     parts = [f"# {experiment.name}: {experiment.summary}", f"Paper: *{paper.title}*{setting}.", f"Ours: {machine}."]
     for section in sections:
         figure, rows = section.figure, shown(section.rows)
-        parts += [f"## {figure.title}", f"![{figure.title}]({figure.key}.png)"]
+        parts += [f"## {figure.title}"] + ([f"![{figure.title}]({figure.key}.png)"] if figure.drawing else [])
         parts.append(table.markdown(headings(experiment, rows), [cells(row, rows) for row in rows]))
         lines = (*remarks(section.rows), *map(verdict, section.verdicts), *figure.notes)
         parts.append("\n".join(f"- {line}" for line in lines))
