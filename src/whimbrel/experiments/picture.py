@@ -50,7 +50,14 @@ def everyone(experiment: Experiment, rows: Iterable[Row]) -> list[Who]:
 
 
 def draw(experiment: Experiment, figure: Figure, drawing: Drawing, rows: Sequence[Row], path: Path) -> None:
-    """Write the picture. What neither we nor the paper measured is left out."""
+    """Write the picture."""
+    canvas = compose(experiment, figure, drawing, rows)
+    FigureCanvasAgg(canvas)
+    canvas.savefig(path, metadata={"Software": None})
+
+
+def compose(experiment: Experiment, figure: Figure, drawing: Drawing, rows: Sequence[Row]) -> Canvas:
+    """All panels of a figure. What neither we nor the paper measured is left out."""
     rows = [row for row in rows if row.ours is not None or row.paper is not None]
     panels: list[Callable[[Axes], None]] = []
     shares: list[float] = []
@@ -65,14 +72,13 @@ def draw(experiment: Experiment, figure: Figure, drawing: Drawing, rows: Sequenc
     columns = len(panels) if drawing.stacks else min(len(panels), PANELS_IN_A_ROW)
     lines = -(-len(panels) // columns)
     canvas = Canvas(figsize=(max(5.0, 3.6 * sum(shares[:columns])), 3.9 * lines), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(canvas)
     grid = canvas.add_gridspec(lines, columns, width_ratios=shares[:columns])
     for index, panel in enumerate(panels):
         axes = canvas.add_subplot(grid[index // columns, index % columns])
         panel(axes)
         _dress(axes)
     canvas.suptitle(figure.title, fontsize=11, fontweight="bold", color=INK)
-    canvas.savefig(path, metadata={"Software": None})
+    return canvas
 
 
 def _empty(axes: Axes) -> None:
