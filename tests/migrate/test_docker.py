@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,23 +10,11 @@ import pytest
 from tests.migrate import docker_nodes
 from tests.migrate.conftest import EDGES, PORT, Lab, Running, user_when_ready
 from tests.migrate.disturb import (
-    DESTINATION,
     SOURCE,
-    cancel_it,
-    criu_pids,
-    destination_is_clean,
-    disturb,
     goes_on,
-    held_at,
-    kill_agent,
-    kill_all,
-    receiver_pids,
-    runs_only_at,
-    source_is_whole,
     until,
 )
 from tests.migrate.docker_nodes import IMAGE, DockerNode
-from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.migration import Outcome
 from whimbrel.model.service import ServiceState
 
