@@ -23,6 +23,7 @@ from whimbrel.workloads.builder import Image
 
 SERVICE = "experiment"
 QUIET_S = 1.0
+SHARED = "shared"  # the strategy that needs storage which both nodes mount
 Moved = tuple[MigrationRecord, Report]
 
 
@@ -37,6 +38,10 @@ def why_not(cell: Cell) -> str:
     if cell.system:
         return systems.missing()
     return ""
+
+
+def needs_storage(cell: Cell) -> bool:
+    return cell.strategy == SHARED
 
 
 def workload_of(cell: Cell) -> Workload:
@@ -82,7 +87,10 @@ def _by_script(site: Site, cell: Cell, image: Image, start: str) -> Moved:
     workload = workload_of(cell)
     program = Program(image.umoci, workload.recipe.command, workload.env, workload.recipe.workdir)
     host = ADDRESS.split("/")[0]
-    with scripted(site, program, start) as container, _talk(workload, host, image, site) as probe:
+    with (
+        scripted(site, program, start, shared=needs_storage(cell)) as container,
+        _talk(workload, host, image, site) as probe,
+    ):
         time.sleep(cell.work_s)
         probe.quiet()
         time.sleep(QUIET_S)

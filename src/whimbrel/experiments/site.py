@@ -82,6 +82,12 @@ class Site:
         """Where an edge mounts the storage server's file system, if there is one."""
         return shared_directory(Path(self.status.directory), edge)
 
+    @property
+    def exported(self) -> Path:
+        """What the edges mount, on the storage server itself."""
+        server = next(node.name for node in self.status.nodes if node.role == "storage")
+        return Path(self.status.directory, server, "data")
+
     def folder(self, node: str) -> Path:
         """The state folder of a node's agent."""
         return Path(self.status.directory, node)
