@@ -119,6 +119,7 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
     """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
     over a new one."""
     deadline = time.monotonic() + FILL_TIMEOUT_S
+    parts.channel.limit(job.request.bandwidth_bps)
     while True:
         parts.channel.sock.settimeout(FILL_TIMEOUT_S)
         try:
