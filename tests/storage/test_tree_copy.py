@@ -298,8 +298,8 @@ def test_a_look_at_folders_finds_names_and_asks_for_nothing_else(pair: Pair) -> 
     os.link(pair.here / "busy/file", pair.here / "busy/link_remap.1")
     (pair.here / "quiet/file").write_bytes(b"2" * 5000)
     records: list[Record] = []
-    lister = pair.copy.source
-    lister.send_names(records.append)
+    pair.copy.source.look_at_names()
+    pair.copy.source.send(records.append)
     assert [record.path for record in records if isinstance(record, Link)] == [b"busy/link_remap.1"]
     assert not any(isinstance(record, Data) for record in records)
     assert not any(isinstance(record, File) and record.path == b"quiet/file" for record in records)

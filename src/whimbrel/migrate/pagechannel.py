@@ -7,7 +7,7 @@ that the destination's agent gave to the source's.
     HELLO    token                                  source says who it is
     PAGES    number = pid in the container; `ranges` pairs of (start, end) as uint64, then their bytes
     ROUND    number = round; answered by ACK        everything up to here is in the store
-    FILES    a tar of changed files of the writable layer; answered by ACK
+    FILES    changed files, on a connection of their own: see `filestream`
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
     RESTORE  msgpack RestoreOrder
     READY    destination: restored, not yet running
@@ -59,11 +59,13 @@ class Kind(IntEnum):
 
 
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2."""
+    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
+    `file_passes` of files must have arrived, whole and checked."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
+    file_passes: int
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +91,8 @@ class PageChannel:
         self._paced_until = 0.0
 
     @classmethod
-    def connect(cls, host: str, port: int, token: str, *, timeout_s: float = 3.0) -> PageChannel:
+    def connect(cls, host: str, port: int, token: str, *, number: int = 0, timeout_s: float = 3.0) -> PageChannel:
+        """`number` says what the connection is for: 0 for pages."""
         try:
             sock = socket.create_connection((host, port), timeout=timeout_s)
         except OSError as error:
@@ -98,7 +101,7 @@ class PageChannel:
             ) from error
         sock.settimeout(None)
         channel = cls(sock)
-        channel.send(Kind.HELLO, payload=token.encode())
+        channel.send(Kind.HELLO, number, token.encode())
         return channel
 
     def limit(self, bandwidth_bps: float) -> None:

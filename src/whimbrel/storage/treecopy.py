@@ -28,7 +28,8 @@ class TreeCopy:
             if on_record is not None:
                 on_record(copy)
 
-        self.source.send(hand_over, always=always)
+        self.source.look(always)
+        self.source.send(hand_over)
         self.sink.end_pass()
 
     def close(self) -> None:

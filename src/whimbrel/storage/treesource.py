@@ -38,8 +38,8 @@ from whimbrel.storage.records import (
 )
 
 Emit = Callable[[Record], object]
-Tell = Callable[[int, int], object]
-"""Called with (done, total) bytes of the files of a pass, holes and all."""
+Tell = Callable[[int], object]
+"""Called with how many more bytes have been looked into, holes and all."""
 
 _HOLES_FROM_BYTES = 1 << 16  # a smaller file is read whole: asking for its holes costs more
 
@@ -54,27 +54,31 @@ class TreeSource:
         self._tables: dict[int, BlockTable] = {}
         self._buffer = bytearray(CHUNK_BYTES)
         self._parent_path, self._parent_fd = "", -1
-        self._done = self._total = 0
-        self._tell: Tell = lambda done, total: None
+        self._difference: Difference | None = None
+        self._tell: Tell = lambda count: None
 
     def close(self) -> None:
         self._leave_parent()
         self._lister.close()
 
-    def send(self, emit: Emit, *, always: Collection[str] = (), tell: Tell | None = None) -> None:
-        """One pass. A record's contents are valid only until `emit` returns."""
-        self._tell = tell or self._tell
-        self._send(self._lister.look(always), emit)
+    def look(self, always: Collection[str] = ()) -> int:
+        """Begin a pass; `send` carries it out. Returns the bytes of the files that will be looked into. `always`: paths
+        to look into whatever their times say."""
+        difference = self._difference = self._lister.look(always)
+        return sum(difference.after[path].size for path in difference.changed)
 
-    def send_names(self, emit: Emit) -> None:
-        """A pass for a folder in which no file was written to since the last one, but names may have come and gone."""
-        self._send(self._lister.look_at_folders(), emit)
+    def look_at_names(self) -> None:
+        """Begin a pass over a folder in which no file was written to since the last one, but names may have come and
+        gone."""
+        self._difference = self._lister.look_at_folders()
 
-    def _send(self, difference: Difference, emit: Emit) -> None:
-        if not (difference.changed or difference.gone):
+    def send(self, emit: Emit, tell: Tell | None = None) -> None:
+        """Carry out the pass. A record's contents are valid only until `emit` returns."""
+        difference, self._difference = self._difference, None
+        if difference is None or not (difference.changed or difference.gone):
             return
+        self._tell = tell or self._tell
         plan, after = plan_steps(difference), difference.after
-        self._done, self._total = 0, sum(after[path].size for path, _ in plan.placed)
         for path, ticket in plan.stashes:
             emit(Stash(os.fsencode(path), ticket))
         for path in plan.removed:
@@ -92,8 +96,8 @@ class TreeSource:
             else:  # the other name vanished before it was read
                 with _vanishing():
                     self._send_one(path, after[path], emit)
-        if plan.forgotten:
-            forgotten = tuple(inode for inode in plan.forgotten if self._tables.pop(inode, None) is not None)
+        forgotten = tuple(inode for inode in plan.forgotten if self._tables.pop(inode, None) is not None)
+        if forgotten:
             emit(Forget(forgotten))
         self._leave_parent()
 
@@ -157,7 +161,7 @@ class TreeSource:
         if table.digests[slot] != zeros:
             emit(Zeros(start, end - start))
             table.digests[slot] = zeros
-        self._examined(end - start)
+        self._tell(end - start)
 
     def _send_data(self, fd: int, start: int, end: int, table: BlockTable, emit: Emit) -> None:
         chunk_bytes = max(CHUNK_BYTES, table.block_bytes)
@@ -178,11 +182,7 @@ class TreeSource:
                             run = digests[first * DIGEST_BYTES : last * DIGEST_BYTES]
                             emit(Data(offset + low, content[low:high], run))  # type: ignore[arg-type]
                     table.digests[slot] = digests
-                self._examined(len(content))
-
-    def _examined(self, count: int) -> None:
-        self._done += count
-        self._tell(self._done, self._total)
+                self._tell(len(content))
 
     def _parent(self, path: str) -> tuple[int, str]:
         """The folder of `path`, kept open for its neighbours."""
