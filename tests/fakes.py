@@ -44,6 +44,7 @@ class FakeAgent:
         self.services: dict[str, ServiceStatus] = {}
         self.peers: list[tuple[Endpoint, ...]] = []
         self.requests: list[calls.Migrate] = []
+        self.records: dict[str, MigrationRecord] = {}
         self.refuse_migration: WhimbrelError | None = None
         self._region = region
         self._server: RpcServer | None = None
@@ -62,6 +63,7 @@ class FakeAgent:
                 calls.ExecInService: self._exec,
                 calls.Migrate: self._migrate,
                 calls.CancelMigration: self._cancel,
+                calls.GetMigration: self._get,
             }
         )
         await self._server.start(self.endpoint.host, self.endpoint.port)
@@ -132,7 +134,14 @@ class FakeAgent:
         out, err = await process.communicate()
         return ExecResult(exit_code=process.returncode or 0, stdout=out.decode(), stderr=err.decode())
 
+    async def _get(self, call: calls.GetMigration, _: EmitEvent) -> MigrationRecord | None:
+        return self.records.get(call.id)
+
     async def _migrate(self, call: calls.Migrate, emit: EmitEvent) -> MigrationRecord:
+        record = self.records[call.request.id] = await self._carry_out(call, emit)
+        return record
+
+    async def _carry_out(self, call: calls.Migrate, emit: EmitEvent) -> MigrationRecord:
         self.requests.append(call)
         request = call.request
         status = self._known(request.service)
@@ -154,6 +163,7 @@ class FakeAgent:
         )
         if request.dry_run:
             return replace(record, outcome=Outcome.DRY_RUN, phases=(), rounds=())
+        self.records[request.id] = replace(record, outcome=Outcome.RUNNING, phases=(), rounds=())
         self.services[request.service] = replace(status, state=ServiceState.MIGRATING)
         emit(Progress(migration=request.id, phase="prepare"))
         emit(Progress(migration=request.id, phase="rounds", detail="round 1", fraction=0.5))
@@ -226,6 +236,7 @@ class FakeRegion:
         for name, agent in self.agents.items():
             agent.services.clear()
             agent.requests.clear()
+            agent.records.clear()
             agent.refuse_migration = None
             if agent._server is None:
                 self.up(name)

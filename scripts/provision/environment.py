@@ -14,6 +14,8 @@ from pathlib import Path
 from provision.shell import CommandError, SetupError, Step, run
 
 STAMP = ".setup-stamp"
+# What the example images take from PyPI: pinned apart, because it is for the images' Python and not for ours.
+IMAGE_PACKAGES = "src/whimbrel/workloads/packages"
 
 
 def _uv_settings(python: Path) -> dict[str, str]:
@@ -104,8 +106,9 @@ def ensure(step: Step, repo: Path) -> None:
 
 
 def make_lock(step: Step, repo: Path, *, upgrade: bool) -> None:
-    """Resolve the dependencies of pyproject.toml anew; keeps the versions in the lock unless upgrading."""
-    lock = repo / "requirements.lock"
+    """Resolve the dependencies of pyproject.toml, and the packages of the example images, anew; keeps the versions
+    in the locks unless upgrading."""
+    lock, image_lock = repo / "requirements.lock", repo / f"{IMAGE_PACKAGES}.lock"
     project = tomllib.loads((repo / "pyproject.toml").read_text())
     # What builds and installs the project is locked with the rest: its build backend, what that needs
     # for an editable install, and uv.
@@ -121,8 +124,15 @@ def make_lock(step: Step, repo: Path, *, upgrade: bool) -> None:
             env=_uv_settings(python),
             stdin="\n".join(toolchain),
         )
+        step.doing("resolving the images' packages")
+        arguments = [argument for argument in arguments if not argument.startswith("--extra")] + ["--no-deps"]
+        run(
+            [str(uv), "pip", "compile", "-q", *arguments, "-o", str(image_lock), str(repo / f"{IMAGE_PACKAGES}.in")],
+            env=_uv_settings(python),
+        )
     except CommandError as error:
         raise SetupError(str(error), "check pyproject.toml and the network") from error
-    if "://" in lock.read_text():
-        raise SetupError("requirements.lock holds an address of a package index", "take the entry out")
+    for written in (lock, image_lock):
+        if "://" in written.read_text():
+            raise SetupError(f"{written.name} holds an address of a package index", "take the entry out")
     step.outcome = f"{lock.read_text().count('==')} packages in requirements.lock"

@@ -13,7 +13,7 @@ import pytest
 from bench_net import NODES, USER_ADDRESS, Net, Running, ip
 
 from whimbrel.network.names import mac_of
-from whimbrel.workloads import service
+from whimbrel.workloads.memory import service
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from bench_net import USER_ADDRESS, Net
 
-from whimbrel.bench.baseline import CGROUP, NAME, Baseline
+from whimbrel.bench.baseline import CGROUP, NAME, Baseline, Program
 from whimbrel.bench.pages import PAGES, PLAIN, measure
-from whimbrel.bench.probe import Probe, measured
-from whimbrel.bench.trial import COMMAND, IMAGE_DIR, PORT, Workload
-from whimbrel.workloads.build import TAG, build_demo_image
+from whimbrel.bench.probe import measured
+from whimbrel.bench.trial import sized
+from whimbrel.workloads.builder import build
 
 
 def leftovers() -> list[str]:
@@ -23,13 +23,13 @@ def leftovers() -> list[str]:
 
 @pytest.mark.real
 def test_checkpoint_copy_restore(net: Net) -> None:
-    image = f"{build_demo_image(IMAGE_DIR)}:{TAG}"
     places = {name: (f"10.78.0.{number}", net.path(name)) for number, name in enumerate(net.nodes, 1)}
-    workload = Workload(8)
-    argv = [*COMMAND, *workload.options]
-    with Baseline(places, image, argv, "10.78.1.1/16", USER_ADDRESS) as baseline:
+    workload = sized(8)
+    image = build(workload.recipe)
+    program = Program(image.umoci, workload.recipe.command, workload.env, workload.recipe.workdir)
+    with Baseline(places, program, "10.78.1.1/16", USER_ADDRESS) as baseline:
         baseline.start(net.nodes[0])
-        with Probe("10.78.1.1", PORT, workload.memory_mb, prefix=net.prefix(net.user)) as probe:
+        with workload.probe("10.78.1.1", image, net.prefix(net.user)) as probe:
             for destination in (
                 net.nodes[1],
                 net.nodes[0],
@@ -37,8 +37,7 @@ def test_checkpoint_copy_restore(net: Net) -> None:
                 time.sleep(0.5)
                 probe.begin()
                 record = baseline.move(destination, workload.name)
-                window = probe.end()
-                record = measured(record, window, probe.digest_ok())
+                record = measured(record, probe.end())
                 assert record.state_ok
                 assert record.resets == 0
                 assert record.lost, "nothing holds the packets of the gap"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from whimbrel.bench import loops
-from whimbrel.bench.loops import Shared
-from whimbrel.bench.outage import CounterCheck
+from whimbrel.client import loops
+from whimbrel.client.loops import Shared
+from whimbrel.client.outage import CounterCheck
 
 
 def test_counter_goes_up_by_one() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from whimbrel.bench.outage import Trace, median, outage, quantile, spread
+from whimbrel.client.outage import Trace, median, outage, quantile, spread
 
 
 def trace(*requests: tuple[float, float | None], until: float = 1000.0) -> Trace:

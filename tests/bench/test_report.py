@@ -11,7 +11,7 @@ from rich.console import Console
 
 from whimbrel.bench import report, table
 from whimbrel.bench.downtime import Options
-from whimbrel.bench.trial import Workload, next_after
+from whimbrel.bench.trial import next_after, sized
 from whimbrel.model.errors import BadInput
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase
 
@@ -137,7 +137,7 @@ def test_round_trip_goes_round() -> None:
 
 @pytest.mark.parametrize(("size", "name"), [(20, "20 MB, 500 pages/s"), (1024, "1 GB, 500 pages/s")])
 def test_workload_names(size: int, name: str) -> None:
-    assert Workload(size).name == name
+    assert sized(size).name == name
 
 
 def test_the_baseline_runs_less_often_where_it_takes_seconds() -> None:
@@ -145,9 +145,15 @@ def test_the_baseline_runs_less_often_where_it_takes_seconds() -> None:
     assert [options.baselines(workload) for workload in options.workloads()] == [10, 10, 3]
     assert options.total == 53
     assert Options(baseline=False).total == 30
+    assert [workload.name for workload in Options(workload_names=("blank", "memory"), sizes_mb=(20,)).workloads()] == [
+        "blank",
+        "20 MB, 500 pages/s",
+    ]
 
 
-@pytest.mark.parametrize("wrong", [{"strategies": ("teleport",)}, {"migrations": 0}, {"sizes_mb": ()}])
+@pytest.mark.parametrize(
+    "wrong", [{"strategies": ("teleport",)}, {"migrations": 0}, {"sizes_mb": ()}, {"workload_names": ("tetris",)}]
+)
 def test_options_are_checked_before_anything_starts(wrong: dict[str, object]) -> None:
     with pytest.raises(BadInput):
         Options(**wrong)  # type: ignore[arg-type]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from whimbrel.workloads import service
-from whimbrel.workloads.service import Memory, expected_digest, usable_pages
+from whimbrel.workloads.memory import service
+from whimbrel.workloads.memory.service import Memory, expected_digest, usable_pages
 
 
 @pytest.fixture(scope="module")

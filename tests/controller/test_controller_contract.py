@@ -17,7 +17,7 @@ from whimbrel.model.errors import BadInput, WhimbrelError
 from whimbrel.model.migration import Outcome, Progress
 from whimbrel.model.node import Role
 from whimbrel.model.service import ServiceState
-from whimbrel.workloads.build import build_demo_image
+from whimbrel.workloads.catalogue import build_workload
 
 TOPOLOGY = """
 name = "contract"
@@ -77,12 +77,12 @@ def real(directory: Path) -> Iterator[Place]:
         pytest.skip("real agents need root")
     topology = directory / "topology.toml"
     topology.write_text(TOPOLOGY)
-    image = build_demo_image(Path("/var/cache/whimbrel/images"))
+    image = build_workload("demo")
     lab_down(lab_dir=LAB_DIR)
     status = lab_up(topology, lab_dir=LAB_DIR)
     try:
         with ControllerClient(status.controller) as client:
-            yield Place(client, f"oci:{image}:demo")
+            yield Place(client, image.reference)
     finally:
         lab_down(lab_dir=LAB_DIR)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -13,17 +14,18 @@ import pytest
 
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
-from whimbrel.model.errors import Conflict
+from whimbrel.migrate.words import beside_words
+from whimbrel.model.errors import Conflict, Unreachable
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.workloads.build import build_demo_image
+from whimbrel.workloads.catalogue import build_workload
 
 # Labs are known by names all over the host: another two letters let two runs of these tests stand side by side.
 PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tm")
 EDGES = (f"{PREFIX}-1", f"{PREFIX}-2", f"{PREFIX}-3")
+GATEWAYS = (f"{PREFIX}-gw-1", f"{PREFIX}-gw-2")
 PORT = 7000
-IMAGE_CACHE = Path("/var/cache/whimbrel/images")
 
 
 @dataclass
@@ -40,15 +42,39 @@ class Lab:
         return processes.read_pid(self.state_dir(node) / "agent.pid")
 
     def restart_agent(self, node: str) -> None:
+        self.start_agent(node)
+        self._wait_up(node)
+
+    def start_agent(self, node: str) -> None:
+        self._start(self.state_dir(node))
+
+    def kill_controller(self) -> None:
+        pid = processes.read_pid(self.directory / "controller.pid")
+        os.kill(pid, signal.SIGKILL)
+        while processes.read_pid(self.directory / "controller.pid"):
+            time.sleep(0.01)
+
+    def start_controller(self) -> None:
+        self._start(self.directory)
+        self._wait_up(*EDGES)
+
+    def _start(self, directory: Path) -> None:
         plan = commands.recorded(self.directory)
         assert plan is not None
-        for process in processes.lab_processes(plan, self.directory):
-            if process.directory.name == node:
-                processes.start(process)
+        (process,) = [one for one in processes.lab_processes(plan, self.directory) if one.directory == directory]
+        processes.start(process)
+
+    def _wait_up(self, *nodes: str) -> None:
         deadline = time.monotonic() + 20
-        while not any(view.name == node and view.up for view in self.controller.nodes()):
-            assert time.monotonic() < deadline, f"the agent of {node} does not come back"
+        while not set(nodes) <= self._up():
+            assert time.monotonic() < deadline, f"of {nodes} not all come back"
             time.sleep(0.1)
+
+    def _up(self) -> set[str]:
+        try:
+            return {view.name for view in self.controller.nodes() if view.up}
+        except Unreachable:
+            return set()
 
     def arm(self, point: str) -> None:
         (self.failpoints / point).touch()
@@ -67,9 +93,9 @@ class Lab:
         """Whatever a node still has of a service that must not be there."""
         state = self.state_dir(node)
         found = [str(path) for path in (state / "services" / service, state / "netns" / service) if path.exists()]
-        # after a commit the destination's word may stay until its source has asked: a file of some bytes
-        words = (state / "run").glob("incoming-*")
-        found += [str(path) for path in words if [entry.name for entry in path.iterdir()] != ["committed"]]
+        # after a commit the destination's words may stay until its source has asked: files of some bytes
+        for folder in (state / "run").glob("incoming-*"):
+            found += [str(entry) for entry in beside_words(folder)]
         found += [str(path) for path in (state / "run/runc").glob(service)]
         found += [str(folder) for folder in Cgroup(f"/whimbrel/{node}/{service}").folders if folder.exists()]
         mounts = Path("/proc/self/mountinfo").read_text()
@@ -81,6 +107,7 @@ class User:
     """One TCP connection and one UDP socket from the user's namespace to the service."""
 
     def __init__(self, lab: Lab, address: str) -> None:
+        self.address = address
         where = commands.node_namespace("ue-1", lab_dir=lab.directory)
         self.tcp = netns.call(where, lambda: socket.create_connection((address, PORT), timeout=15))
         self.udp = netns.call(where, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -143,14 +170,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     topology.write_text(TOPOLOGY)
     failpoints = base / "failpoints"
     failpoints.mkdir()
-    image = build_demo_image(IMAGE_CACHE)
-    directory = Path(f"/var/lib/whimbrel-tests/migration-{PREFIX}")
+    image = build_workload("demo").reference
+    directory = Path(f"/var/lib/whimbrel-tests/{PREFIX}/migration")
     os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
     commands.lab_down(lab_dir=directory)
     commands.lab_up(topology, lab_dir=directory)
     try:
         with ControllerClient(f"unix:{directory}/controller.sock") as controller:
-            yield Lab(directory, failpoints, f"oci:{image}:demo", controller)
+            yield Lab(directory, failpoints, image, controller)
     finally:
         del os.environ["WHIMBREL_FAILPOINTS"]
         commands.lab_down(lab_dir=directory)
@@ -188,7 +215,9 @@ def running(lab: Lab) -> Iterator[Running]:
         lab.disarm()
         for log in sorted(lab.directory.glob(f"{PREFIX}-[123]/*.log")):
             print(f"--- {log}\n{log.read_text()[-1500:]}")  # shown by pytest when the test has failed
-        for node in EDGES:
+        if processes.read_pid(lab.directory / "controller.pid") == 0:
+            lab.start_controller()
+        for node in (*EDGES, *GATEWAYS):
             if lab.agent_pid(node) == 0:
                 lab.restart_agent(node)
         _remove(lab, "mover")

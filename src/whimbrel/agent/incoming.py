@@ -1,7 +1,7 @@
 """The destination's side of migrations: offers, preparations, and what becomes of them.
 
 The work itself is done by `whimbrel.migrate.receive`, a process of its own that survives this agent once the
-migration is committed. Its file ``committed`` in the work folder is the destination's word.
+migration is committed. What is decided stands in files of its work folder, the destination's word (`migrate.words`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ import os
 import secrets
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
+from whimbrel.agent.arrival import Arrival, Ticket, start_ticks, ticket_path
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.services import ServiceHost
+from whimbrel.memory.keeper import Keeper
+from whimbrel.migrate import failpoints
 from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of, said, write_word
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
+from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
 from whimbrel.runtime.spec import cgroup_path
 from whimbrel.storage.layer import Layer
@@ -35,32 +39,6 @@ from whimbrel.wire.rpc import EmitEvent, Handler
 log = structlog.get_logger()
 WORKER_START_S = 20.0
 COMMIT_WORD_S = 5.0
-
-
-class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """What a restarted agent must know of an incoming migration."""
-
-    migration: str
-    service: ServiceStatus
-    worker_pid: int
-    worker_start: int
-
-
-@dataclass
-class Arrival:
-    """One incoming migration; `events` come from the worker."""
-
-    ticket: Ticket
-    work_dir: Path
-    worker: asyncio.subprocess.Process
-    reading: asyncio.Task[None]
-    adopted: asyncio.Event
-    pid: int = 0
-    error: str = ""
-
-    @property
-    def committed(self) -> bool:
-        return (self.work_dir / "committed").exists()
 
 
 class Incoming:
@@ -76,6 +54,7 @@ class Incoming:
             calls.OfferMigration: self.offer,
             calls.PrepareIncoming: self.prepare,
             calls.AbortIncoming: self.abort,
+            calls.AwaitIncoming: self.wait_whole,
             calls.FinishIncoming: self.finish,
         }
 
@@ -110,22 +89,27 @@ class Incoming:
         async with contextlib.AsyncExitStack() as undo:
             await self._host.prepare_incoming(call.service)
             undo.push_async_callback(self._host.discard, name)
-            work_dir = self._run_dir / f"incoming-{call.id}"
+            await asyncio.to_thread(failpoints.wait_at, "incoming.prepare")
+            work_dir = self._work_dir(call.id)
             work_dir.mkdir()
             undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
-            arrival, port, token = await self._start_worker(call, work_dir)
+            arrival, ports, token = await self._start_worker(call, work_dir)
             undo.push_async_callback(self._stop_worker, arrival)
-            (work_dir / "ticket.json").write_bytes(msgspec.json.encode(arrival.ticket))
+            ticket_path(work_dir).write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
             undo.pop_all()
-        return calls.IncomingReady(page_port=port, token=token)
+        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], token=token)
 
-    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, int, str]:
+    def _work_dir(self, migration: str) -> Path:
+        return self._run_dir / f"incoming-{migration}"
+
+    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, tuple[int, int], str]:
         name = call.service.spec.name
         directory = self._config.directory / "services" / name
         layer = Layer(directory)
         token = secrets.token_hex(16)
         output_fd = await asyncio.to_thread(open_log, directory / "logs", self._config.name)
+        keeper = Keeper()
         try:
             order = ReceiveOrder(
                 service=name,
@@ -141,49 +125,59 @@ class Incoming:
                 cgroup_path=cgroup_path(self._config.name, name),
                 runc_root=str(self._run_dir / "runc"),
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
+                staged=strategy_of(call.strategy).carry is not Carry.STREAM,
                 stdout_fd=output_fd,
                 stderr_fd=output_fd,
+                keeper_fd=keeper.theirs.fileno(),
             )
             with (self._config.directory / "receive.log").open("ab") as errors:
                 worker = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "whimbrel.migrate.receive",
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                    pass_fds=[output_fd], start_new_session=True, cwd="/",
+                    pass_fds=[output_fd, keeper.theirs.fileno()], start_new_session=True, cwd="/",
                 )  # fmt: skip
+        except BaseException:
+            keeper.close()
+            raise
         finally:
             os.close(output_fd)
+            keeper.theirs.close()
         assert worker.stdin is not None
         worker.stdin.write(msgspec.json.encode(order) + b"\n")
-        ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,
             service=call.service,
             worker_pid=worker.pid,
-            worker_start=_start_ticks(worker.pid),
+            worker_start=start_ticks(worker.pid),
         )
-        arrival = Arrival(ticket, work_dir, worker, None, asyncio.Event())  # type: ignore[arg-type]
+        arrival = Arrival(ticket, work_dir, worker, keeper)
+        arrival.start_keeping()
         arrival.reading = asyncio.create_task(self._read_events(arrival, ready))
         try:
             async with asyncio.timeout(WORKER_START_S):
-                port = await ready
-        except TimeoutError:
+                ports = await ready
+        except BaseException as error:
             await self._stop_worker(arrival)
-            raise StepFailed(f"the receiving process on {self._config.name} did not start") from None
-        return arrival, port, token
+            await arrival.settled.wait()
+            if isinstance(error, TimeoutError):
+                raise StepFailed(f"the receiving process on {self._config.name} did not start") from None
+            raise
+        return arrival, ports, token
 
-    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[int]) -> None:
+    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[tuple[int, int]]) -> None:
         assert arrival.worker.stdout is not None
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
                 kind = event.pop("event")
                 if kind == "listening" and not ready.done():
-                    ready.set_result(event["port"])
+                    ready.set_result((event["port"], event["stage_port"]))
                 elif kind == "running":
                     arrival.pid = event["pid"]
                 elif kind == "filled":  # not before: another migration must find all pages here
                     await self._host.adopt_incoming(arrival.ticket.service, arrival.pid)
-                    arrival.adopted.set()
+                    self._adopted(arrival)
                 elif kind == "failed":
                     arrival.error = event["error"]
                 log.info(f"incoming service {kind}", id=arrival.ticket.migration, **event)
@@ -192,43 +186,80 @@ class Incoming:
             if not ready.done():
                 ready.set_exception(StepFailed(f"the receiving process ended: {arrival.error or 'see its log'}"))
             try:
-                if arrival.committed and not arrival.adopted.is_set():
-                    name = arrival.ticket.service.spec.name
-                    await self._host.adopt_incoming(arrival.ticket.service, self._host.restored_pid(name))
+                await self._worker_ended(arrival)
+            except (WhimbrelError, OSError) as error:
+                log.error("an incoming migration could not be settled", id=arrival.ticket.migration, error=str(error))
             finally:
-                arrival.adopted.set()
-            if not arrival.committed and arrival.ticket.migration in self._arrivals:
-                await self._undo(arrival)
+                arrival.end_keeping()  # only now: what the service still lacks would read as zeros
+                arrival.settled.set()
 
-    async def abort(self, call: calls.AbortIncoming, _: EmitEvent) -> bool:
-        """True when it is certain that the service does not and will not run here."""
+    async def _worker_ended(self, arrival: Arrival) -> None:
+        if arrival.settled.is_set():
+            return
+        if not arrival.said(COMMITTED):
+            await self._undo(arrival)
+        elif arrival.said(WHOLE):
+            await self._host.take_over(arrival.ticket.service)
+            self._adopted(arrival)
+        else:
+            await self._lose(arrival.ticket, arrival.work_dir)
+
+    def _adopted(self, arrival: Arrival) -> None:
+        ticket_path(arrival.work_dir).unlink(missing_ok=True)  # the service's own record tells from now on
+        arrival.settled.set()
+
+    async def _lose(self, ticket: Ticket, work_dir: Path) -> None:
+        """The pages that the service still lacked died with the receiving process. End it before it reads zeros in
+        their place; when that is certain, say so: the source still has it, as it was at the freeze."""
+        await self._host.end_unheard(ticket.name)
+        write_word(work_dir, LOST)
+        log.error("the receiving process ended before all pages were in place: the service was ended here",
+                  id=ticket.migration, service=ticket.name)  # fmt: skip
+        await self._host.discard(ticket.name)
+        ticket_path(work_dir).unlink(missing_ok=True)
+
+    async def abort(self, call: calls.AbortIncoming, _: EmitEvent) -> calls.Fate:
+        """The source gives up, or wants to know who runs."""
         preparing = self._preparing.get(call.id)
         if preparing is not None:
             preparing.cancel()
             await asyncio.wait([preparing])
         arrival = self._arrivals.get(call.id)
-        if arrival is None:
-            return not (self._run_dir / f"incoming-{call.id}" / "committed").exists()
-        if not arrival.committed:
+        if arrival is not None and not arrival.said(COMMITTED):
             await self._stop_worker(arrival)
-        if arrival.committed:
-            return False
-        await self._undo(arrival)
-        return True
+        fate = fate_of(self._work_dir(call.id))
+        if arrival is not None and fate is calls.Fate.NEVER_RAN:
+            await arrival.settled.wait()
+            await self._undo(arrival)  # again, should it have failed
+        elif fate is calls.Fate.LOST:
+            self._forget(call.id)
+        return fate
+
+    async def wait_whole(self, call: calls.AwaitIncoming, _: EmitEvent) -> calls.Fate:
+        arrival = self._arrivals.get(call.id)
+        if arrival is not None:
+            await arrival.settled.wait()
+        work_dir = self._work_dir(call.id)
+        if fate_of(work_dir) is calls.Fate.RUNS and not said(work_dir, WHOLE):
+            await self._settle(work_dir)  # it was to be ended, and could not be: again
+        return fate_of(work_dir)
 
     async def finish(self, call: calls.FinishIncoming, _: EmitEvent) -> ServiceStatus:
         """The source knows that it has committed: this side's word is not needed any more."""
         arrival = self._arrivals.get(call.id)
-        work_dir = self._run_dir / f"incoming-{call.id}"
+        work_dir = self._work_dir(call.id)
         if arrival is not None:
-            await arrival.adopted.wait()
-        if not (work_dir / "committed").exists():
+            await arrival.settled.wait()
+        if fate_of(work_dir) is not calls.Fate.RUNS:
             reason = arrival.error if arrival is not None else "there is no such incoming migration"
             raise StepFailed(f"the service does not run on {self._config.name}: {reason}")
-        status = await self._host.inspect((work_dir / "committed").read_text())
-        self._arrivals.pop(call.id, None)
-        shutil.rmtree(work_dir, ignore_errors=True)
+        status = await self._host.inspect((work_dir / COMMITTED).read_text())
+        self._forget(call.id)
         return status
+
+    def _forget(self, migration: str) -> None:
+        self._arrivals.pop(migration, None)
+        shutil.rmtree(self._work_dir(migration), ignore_errors=True)
 
     async def _stop_worker(self, arrival: Arrival) -> None:
         """Closing its standard input makes it undo what it did and end, unless it has committed."""
@@ -236,19 +267,21 @@ class Incoming:
         arrival.worker.stdin.close()
         try:
             async with asyncio.timeout(COMMIT_WORD_S):
-                while not arrival.committed and arrival.worker.returncode is None:
+                while not arrival.said(COMMITTED) and arrival.worker.returncode is None:
                     await asyncio.sleep(0.005)
         except TimeoutError:
             arrival.worker.kill()
             await arrival.worker.wait()  # only now its word cannot change any more
 
     async def _undo(self, arrival: Arrival) -> None:
-        if self._arrivals.pop(arrival.ticket.migration, None) is not None:
-            await self._host.discard(arrival.ticket.service.spec.name)
-            shutil.rmtree(arrival.work_dir, ignore_errors=True)
+        """Remove everything; safe to repeat until it has succeeded, nothing happens after that."""
+        if arrival.ticket.migration in self._arrivals:
+            await self._host.discard(arrival.ticket.name)
+            self._forget(arrival.ticket.migration)
 
     async def settle_leftovers(self) -> None:
-        """After a restart: adopt what has committed, remove the rest (its worker died with the last agent)."""
+        """After a restart: adopt what is whole, remove the rest (before its commit its worker died with the last
+        agent). The words stay until the source has heard them."""
         for work_dir in sorted(self._run_dir.glob("incoming-*")):
             try:
                 await self._settle(work_dir)
@@ -256,27 +289,20 @@ class Incoming:
                 log.error("an incoming migration could not be settled", folder=work_dir.name, error=str(error))
 
     async def _settle(self, work_dir: Path) -> None:
-        path, word = work_dir / "ticket.json", work_dir / "committed"
+        path = ticket_path(work_dir)
         if path.exists():
             ticket = msgspec.json.decode(path.read_bytes(), type=Ticket)
-            while _start_ticks(ticket.worker_pid) == ticket.worker_start:
+            while start_ticks(ticket.worker_pid) == ticket.worker_start:
                 await asyncio.sleep(0.05)  # it fills pages still, or is just about to undo
-            name = ticket.service.spec.name
-            if word.exists():
-                for entry in work_dir.iterdir():  # the word itself stays until the source has heard it
-                    if entry != word:
-                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-                await self._host.adopt_incoming(ticket.service, self._host.restored_pid(name))
-                log.warning("adopted a service whose migration outlived the agent", service=name)
-                return
-            await self._host.discard(name)
-        if not word.exists():
+            if not said(work_dir, COMMITTED):
+                await self._host.discard(ticket.name)
+            elif said(work_dir, WHOLE):
+                await self._host.take_over(ticket.service)
+                log.warning("adopted a service whose migration outlived the agent", service=ticket.name)
+            else:
+                await self._lose(ticket, work_dir)
+        if not said(work_dir, COMMITTED):
             shutil.rmtree(work_dir, ignore_errors=True)
-
-
-def _start_ticks(pid: int) -> int:
-    """When a process was started (clock ticks since boot); 0 when there is none."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError):
-        return 0
+            return
+        for entry in beside_words(work_dir):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

@@ -78,6 +78,7 @@ class Agent:
             table.update(self.incoming.handlers())
             table[calls.Migrate] = self.outgoing.migrate
             table[calls.CancelMigration] = self.outgoing.cancel
+            table[calls.GetMigration] = self.outgoing.get
         if self.holds is not None:
             table[calls.PrepareHold] = self._prepare_hold
             table[calls.Hold] = self._hold

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities
+from whimbrel.agent.records import RecordStore
 from whimbrel.agent.services import ServiceHost
+from whimbrel.agent.threads import in_thread
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.undumpable import mounted_from_outside, unsupported
+from whimbrel.migrate.ask import ask_until_answered, lost_at
 from whimbrel.migrate.dump import Source
 from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.run import migrate
-from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
-from whimbrel.model.migration import MigrationRecord
+from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
+from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import ServiceState
 from whimbrel.network.port import ServicePort
@@ -26,14 +31,24 @@ from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import cgroup_path
 from whimbrel.storage.layer import Layer
-from whimbrel.wire.calls import AbortIncoming, CancelMigration, FinishIncoming, Migrate, Release
+from whimbrel.wire.calls import (
+    AbortIncoming,
+    AwaitIncoming,
+    CancelMigration,
+    Fate,
+    FinishIncoming,
+    GetMigration,
+    Migrate,
+    Release,
+)
 from whimbrel.wire.rpc import EmitEvent, Peer
 
 log = structlog.get_logger()
 
 
 class Outgoing:
-    """Answers `Migrate` and `CancelMigration`; after a restart settles what the last agent left half-done."""
+    """Answers `Migrate`, `CancelMigration` and `GetMigration`; after a restart settles what the last agent left
+    half-done."""
 
     def __init__(self, config: AgentConfig, host: ServiceHost, port: ServicePort, run_dir: Path) -> None:
         self._config = config
@@ -41,7 +56,9 @@ class Outgoing:
         self._port = port
         self._run_dir = run_dir
         self._journal = Journal(run_dir / "journal")
+        self._records = RecordStore(config.directory / "migrations.json")
         self._running: dict[str, Migration] = {}
+        self._unsettled = {entry.migration: entry for entry in self._journal.entries()}
 
     async def migrate(self, call: Migrate, emit: EmitEvent) -> MigrationRecord:
         request = call.request
@@ -78,6 +95,11 @@ class Outgoing:
             try:
                 log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)
                 record = await migrate(job)
+                await self._keep(record)
+            except asyncio.CancelledError:  # this agent is being stopped
+                if not job.committed:
+                    await self._keep(job.record(Outcome.ROLLED_BACK, self._ended()))
+                raise
             finally:
                 del self._running[request.id]
         log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
@@ -97,26 +119,44 @@ class Outgoing:
         job = self._running.get(call.id)
         return job is not None and job.cancel()
 
+    async def get(self, call: GetMigration, _: EmitEvent) -> MigrationRecord | None:
+        if job := self._running.get(call.id):
+            return job.record(Outcome.RUNNING)
+        if entry := self._unsettled.get(call.id):
+            return entry.record
+        return self._records.get(call.id)
+
+    async def _keep(self, record: MigrationRecord) -> None:
+        try:
+            await in_thread(self._records.put, record)
+        except OSError as error:
+            log.error("the record of a migration cannot be kept", id=record.id, error=str(error))
+
+    def _ended(self) -> StepFailed:
+        return StepFailed(f"the agent of {self._config.name} ended meanwhile; the service runs on there")
+
     async def settle_leftovers(self) -> None:
         """After a restart: what had not been committed runs on here, what had been is removed."""
-        for entry in self._journal.entries():
-            if entry.side != "source":
-                continue
-            try:
-                with self._host.migrating(entry.service):
-                    await self._settle(entry)
-            except (WhimbrelError, OSError) as error:
-                log.error("an interrupted migration could not be settled", id=entry.migration, error=str(error))
+        await asyncio.gather(*(self._settle_one(entry) for entry in list(self._unsettled.values())))
 
-    async def _settle(self, entry: Entry) -> None:
+    async def _settle_one(self, entry: Entry) -> None:
+        error: Exception | None
+        try:
+            with self._host.migrating(entry.service):
+                outcome, error = await self._settle(entry)
+        except (WhimbrelError, OSError) as failure:
+            outcome, error = Outcome.FAILED, failure
+            log.error("an interrupted migration could not be settled", id=entry.migration, error=str(failure))
+        await self._keep(_settled(entry.record, outcome, error))
+        del self._unsettled[entry.migration]
+
+    async def _settle(self, entry: Entry) -> tuple[Outcome, Exception | None]:
         cgroup = Cgroup(cgroup_path(self._config.name, entry.service))
-        committed = entry.step == "committed"
-        if entry.step == "deciding" and entry.peer is not None:
-            committed = not await _ask_until_answered(entry.peer, entry.migration)
-        if committed:
+        fate = await self._fate(entry)
+        if fate is Fate.RUNS:
+            self._journal.write(msgspec.structs.replace(entry, step="arrived"))
             await asyncio.to_thread(cgroup.kill_frozen)
-            if entry.peer is not None:
-                await self._hand_over(entry, entry.peer)
+            await self._hand_over(entry)
             await self._host.discard(entry.service)
         else:
             await asyncio.to_thread(leave_repair_mode, cgroup.pids())
@@ -126,27 +166,58 @@ class Outgoing:
             await asyncio.to_thread(self._port.announce, entry.service)
             await asyncio.gather(*(_release(gateway, status) for gateway in entry.gateways))
         self._journal.clear(entry.migration, "source")
-        log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, committed=committed)
+        log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, fate=fate.value)
+        if fate is Fate.RUNS:
+            return Outcome.DONE, None
+        await self._call_off(entry)
+        if fate is Fate.LOST:
+            return Outcome.FAILED, StepFailed(lost_at(entry.peer.name, self._config.name))
+        return Outcome.ROLLED_BACK, self._ended()
 
-    async def _hand_over(self, entry: Entry, endpoint: Endpoint) -> None:
+    async def _fate(self, entry: Entry) -> Fate:
+        """What became of the service at the destination. Only it knows; the service stays frozen until it says."""
+        if entry.step not in ("deciding", "committed"):
+            return Fate.RUNS if entry.step == "arrived" else Fate.NEVER_RAN
+
+        def waiting(why: str) -> None:
+            log.warning(why, id=entry.migration)
+
+        fate = Fate.RUNS
+        if entry.step == "deciding":
+            fate = await ask_until_answered(entry.peer, AbortIncoming(id=entry.migration), waiting)
+        if fate is Fate.RUNS:
+            fate = await ask_until_answered(entry.peer, AwaitIncoming(id=entry.migration), waiting)
+        return fate
+
+    async def _call_off(self, entry: Entry) -> None:
+        """The destination may forget what it kept to tell us."""
+        try:
+            async with Peer(entry.peer.name, entry.peer.host, entry.peer.port) as peer:
+                await peer.call(AbortIncoming(id=entry.migration), timeout_s=5)
+        except WhimbrelError as error:
+            log.warning("the destination did not hear the end of a migration", id=entry.migration, error=str(error))
+
+    async def _hand_over(self, entry: Entry) -> None:
         """What the finish of an interrupted migration still owes the destination; the service runs there anyway."""
         try:
-            async with Peer(endpoint.name, endpoint.host, endpoint.port) as peer:
+            async with Peer(entry.peer.name, entry.peer.host, entry.peer.port) as peer:
                 await self._host.send_logs(entry.service, peer)
                 await peer.call(FinishIncoming(id=entry.migration))
         except WhimbrelError as error:
             log.warning("the destination did not hear the end of a migration", id=entry.migration, error=str(error))
 
 
-async def _ask_until_answered(endpoint: Endpoint, migration: str) -> bool:
-    """Did the destination give up? Only it knows; the service stays frozen until it says."""
-    while True:
-        try:
-            async with Peer(endpoint.name, endpoint.host, endpoint.port) as peer:
-                return bool(await peer.call(AbortIncoming(id=migration), timeout_s=5))
-        except WhimbrelError as error:
-            log.warning("waiting for the destination's word", id=migration, error=str(error))
-            await asyncio.sleep(0.5)
+def _settled(record: MigrationRecord, outcome: Outcome, error: Exception | None) -> MigrationRecord:
+    """The record as the journal had it, closed: what the agent that ended had not written down is not known."""
+    return msgspec.structs.replace(
+        record,
+        outcome=outcome,
+        error=str(error or ""),
+        error_code=getattr(error, "code", "error") if error else "",
+        reason="; ".join(filter(None, [record.reason, f"the agent of {record.source} was restarted meanwhile: figures "
+                                       "from then on are not known"])),
+        total_ms=round((time.time() - record.started_unix_s) * 1e3, 3),
+    )  # fmt: skip
 
 
 async def _release(gateway: Endpoint, status: Any) -> None:

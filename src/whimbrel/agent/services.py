@@ -252,6 +252,21 @@ class ServiceHost:
         self._records[name] = Record(status=status)
         return await in_thread(self._observe, status)
 
+    async def take_over(self, status: ServiceStatus) -> ServiceStatus:
+        """The same when nobody knows how far the receiving process came: its network is opened (again) as well."""
+        name = status.spec.name
+        pid = self.restored_pid(name)
+        await in_thread(self._port.open, name)
+        await in_thread(self._port.announce, name)
+        return await self.adopt_incoming(status, pid)
+
+    async def end_unheard(self, name: str) -> None:
+        """End a service's processes, and let nobody hear of it: its port shuts first, or the kernel would tell users
+        that their connections are over, which go on at another node. `discard` must follow."""
+        with contextlib.suppress(WhimbrelError):
+            await in_thread(self._port.close, name)
+        await in_thread(self.place(name).cgroup.kill_all)
+
     def restored_pid(self, name: str) -> int:
         """The first process of an adopted, or just restored, container. Raises WhimbrelError without one."""
         return find_restored(self.runc.root, name, self.place(name).cgroup.pids())

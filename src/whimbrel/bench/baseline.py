@@ -23,6 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,11 +34,22 @@ from whimbrel.model.errors import BadInput, StepFailed
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase
 from whimbrel.network import netns
 from whimbrel.network.port import ServicePort
+from whimbrel.runtime.spec import CAPABILITIES
 
 NAME = "baseline"
 CGROUP = "whimbrel-baseline"
 OPTIONS = ("--tcp-established",)
-ENVIRONMENT = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1"]
+PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the container runs. `image` is an OCI layout with its tag (``PATH:TAG``)."""
+
+    image: str
+    argv: Sequence[str]
+    env: Sequence[str] = ()
+    workdir: str = "/"
 
 
 def run(*argv: str, env: Mapping[str, str] | None = None, **options: Any) -> str:
@@ -64,14 +76,22 @@ class Node:
         self.worker = netns.Worker(namespace)
         self.port: ServicePort = self.worker(ServicePort, self.scratch / "netns")
 
-    def write_spec(self, rootfs: Path, argv: Sequence[str], netns_path: Path) -> None:
+    def write_spec(self, rootfs: Path, program: Program, netns_path: Path) -> None:
         """`runc spec`'s own defaults, with our command, root and network; no control group file system."""
         config = self.bundle / "config.json"
         config.unlink(missing_ok=True)
         run("runc", "spec", cwd=self.bundle)
         spec = json.loads(config.read_text())
-        spec["process"] |= {"terminal": False, "args": list(argv), "env": ENVIRONMENT}
-        spec["root"] = {"path": str(rootfs), "readonly": True}
+        spec["process"] |= {
+            "terminal": False,
+            "args": list(program.argv),
+            "env": [PATH, *program.env],
+            "cwd": program.workdir,
+        }
+        # one root for all nodes: what the service writes needs no copying
+        spec["root"] = {"path": str(rootfs), "readonly": False}
+        for kind in ("bounding", "effective", "permitted"):
+            spec["process"]["capabilities"][kind] = CAPABILITIES
         spec["mounts"] = [mount for mount in spec["mounts"] if mount["type"] != "cgroup"]
         linux = spec["linux"]
         linux["cgroupsPath"] = f"/{CGROUP}/{self.name}"
@@ -128,19 +148,17 @@ class Node:
 class Baseline:
     """The same service as a plain runc container, moved the plain way. Use as a context manager.
 
-    `places`: node name -> (underlay address, path of its network namespace). `image` is an OCI layout with
-    its tag (``PATH:TAG``); `address` with prefix length.
+    `places`: node name -> (underlay address, path of its network namespace); `address` with prefix length.
     """
 
     def __init__(
         self,
         places: Mapping[str, tuple[str, Path]],
-        image: str,
-        argv: Sequence[str],
+        program: Program,
         address: str,
         gateway: str | None,
     ) -> None:
-        self._places, self._image, self._argv = places, image, argv
+        self._places, self._program = places, program
         self._address, self._gateway = address, gateway
         self._undo = contextlib.ExitStack()
         self.nodes: dict[str, Node] = {}
@@ -170,7 +188,7 @@ class Baseline:
         if criu is None:
             raise BadInput("the baseline needs CRIU: run `make setup`, or name one by WHIMBREL_CRIU")
         (scratch / "bin/criu").symlink_to(criu)
-        run("umoci", "unpack", "--image", self._image, str(scratch / "image"))
+        run("umoci", "unpack", "--image", self._program.image, str(scratch / "image"))
         self._rootfs = scratch / "image/rootfs"
         self._undo.callback(remove_cgroups)
         for name, (host, namespace) in self._places.items():
@@ -179,7 +197,7 @@ class Baseline:
 
     def _make_port(self, node: Node) -> None:
         info = node.worker(node.port.create, NAME, self._address, self._gateway)
-        node.write_spec(self._rootfs, self._argv, info.netns_path)
+        node.write_spec(self._rootfs, self._program, info.netns_path)
 
     def start(self, name: str) -> None:
         node = self.nodes[name]

@@ -1,13 +1,13 @@
 """`whimbrel bench downtime`: what a user notices of a migration, side by side with the plain way.
 
-For each size of service: migrations round the lab's edge nodes with each strategy, then the baseline round
-the same nodes, all seen by the same client in the same place.
+For each workload: migrations round the lab's edge nodes with each strategy, then the baseline round the same nodes,
+all seen by the same client in the same place. Without other words the workload is `memory`, in several sizes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,26 +18,31 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from whimbrel.bench import report, table
-from whimbrel.bench.baseline import Baseline
-from whimbrel.bench.probe import Probe, measured
-from whimbrel.bench.trial import COMMAND, IMAGE_DIR, PORT, Run, Workload, inside, next_after, trial
+from whimbrel.bench.baseline import Baseline, Program
+from whimbrel.bench.probe import measured
+from whimbrel.bench.trial import Run, Workload, inside, named, next_after, sized, trial
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
-from whimbrel.model.errors import BadInput, Refused, WhimbrelError
+from whimbrel.model.errors import BadInput, WhimbrelError
 from whimbrel.plan.strategies import DEFAULT, check_name
-from whimbrel.workloads.build import TAG, BuildError, build_demo_image
+from whimbrel.workloads import catalogue
+from whimbrel.workloads.builder import Image, build
 
 BASELINE_ADDRESS = "10.77.250.250/16"  # above the addresses that the controller gives out
 SERVICE = "bench"
 NOISE_WINDOWS = 10
+SIZED = "memory"  # the workload that comes in sizes
+LARGE_MB = 1024  # from here on the baseline takes seconds
 
 
 @dataclass(frozen=True)
 class Options:
-    """`baseline_runs`: None means as many as `migrations`, but 3 from 1 GB on, where each takes seconds."""
+    """`sizes_mb` and `dirty_pages_per_s` are for the workload `memory`. `baseline_runs`: None means as many as
+    `migrations`, but 3 from 1 GB on, where each takes seconds."""
 
+    workload_names: tuple[str, ...] = (SIZED,)
     sizes_mb: tuple[int, ...] = (20, 200, 1024)
     strategies: tuple[str, ...] = (DEFAULT,)
     migrations: int = 10
@@ -51,22 +56,28 @@ class Options:
     def __post_init__(self) -> None:
         for strategy in self.strategies:
             check_name(strategy)
-        if self.migrations < 1 or not self.sizes_mb or min(self.sizes_mb) < 1:
-            raise BadInput("nothing to measure: give at least one migration and sizes of at least 1 MB")
+        if self.migrations < 1 or not self.workload_names or not self.sizes_mb or min(self.sizes_mb) < 1:
+            raise BadInput("nothing to measure: give a workload, at least one migration and sizes of at least 1 MB")
+        for name in self.workload_names:
+            catalogue.find(name)
 
     def workloads(self) -> list[Workload]:
-        return [Workload(size, self.dirty_pages_per_s) for size in self.sizes_mb]
+        found: list[Workload] = []
+        for name in self.workload_names:
+            found += [sized(size, self.dirty_pages_per_s) for size in self.sizes_mb] if name == SIZED else [named(name)]
+        return found
 
     def baselines(self, workload: Workload) -> int:
         if not self.baseline:
             return 0
         if self.baseline_runs is not None:
             return self.baseline_runs
-        return self.migrations if workload.memory_mb < 1024 else min(3, self.migrations)
+        large = int(workload.settings.get("MEMORY_MB", "0")) >= LARGE_MB
+        return min(3, self.migrations) if large else self.migrations
 
     @property
     def total(self) -> int:
-        ours = len(self.sizes_mb) * len(self.strategies) * self.migrations
+        ours = len(self.workloads()) * len(self.strategies) * self.migrations
         return ours + sum(self.baselines(workload) for workload in self.workloads())
 
 
@@ -76,7 +87,7 @@ class Benchmark:
 
     options: Options
     status: LabStatus
-    image: str
+    images: Mapping[str, Image]
     tell: Callable[[str], None]
     runs: list[Run] = field(default_factory=list)
     noise: dict[str, Any] = field(default_factory=dict)
@@ -114,7 +125,7 @@ class Benchmark:
             controller,
             self.user,
             service=SERVICE,
-            image=f"oci:{self.image}",
+            image=self.images[workload.recipe.name],
             node=self.edges[0],
             workload=workload,
             quiet_s=self.options.quiet_s,
@@ -129,23 +140,24 @@ class Benchmark:
         edges = [node for node in self.status.nodes if node.role == "edge"]
         places = {node.name: (node.address, Path("/run/netns", node.namespace)) for node in edges}
         gateway = next(node.overlay_address for node in self.status.nodes if node.role == "gateway")
-        argv = [*COMMAND, *workload.options]
-        with Baseline(places, self.image, argv, BASELINE_ADDRESS, gateway) as baseline:
+        image = self.images[workload.recipe.name]
+        program = Program(image.umoci, workload.recipe.command, workload.env, workload.recipe.workdir)
+        with Baseline(places, program, BASELINE_ADDRESS, gateway) as baseline:
             baseline.start(self.edges[0])
-            host = BASELINE_ADDRESS.split("/")[0]
-            with Probe(host, PORT, workload.memory_mb, prefix=self.user) as probe:
+            with workload.probe(BASELINE_ADDRESS.split("/")[0], image, self.user) as probe:
                 for _ in range(self.options.baselines(workload)):
                     probe.quiet()
                     time.sleep(self.options.quiet_s)
                     probe.begin()
                     record = baseline.move(next_after(self.edges, baseline.at), workload.name)
-                    window = probe.end()
-                    self.note(Run(measured(record, window, probe.digest_ok()), window))
+                    report = probe.end()
+                    self.note(Run(measured(record, report), report))
 
 
 def document(options: Options, runs: Sequence[Run], noise: dict[str, Any]) -> dict[str, Any]:
     """The result as DESIGN fixes it; each run also has what else the client saw, as `client`."""
     parameters = {
+        "workloads": list(options.workload_names),
         "sizes_mb": list(options.sizes_mb),
         "strategies": [str(strategy) for strategy in options.strategies],
         "migrations": options.migrations,
@@ -157,7 +169,8 @@ def document(options: Options, runs: Sequence[Run], noise: dict[str, Any]) -> di
     }
     result = report.document(parameters, [run.record for run in runs])
     for entry, run in zip(result["runs"], runs, strict=True):
-        entry["client"] = msgspec.to_builtins(run.window)
+        seen = msgspec.to_builtins(run.report)
+        entry["client"] = {**seen, **seen.pop("detail")}
     return {**result, "noise": noise}
 
 
@@ -216,12 +229,9 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     noise: dict[str, Any] = {}
     try:
         with telling(console, options.total) as tell:
-            try:
-                layout = build_demo_image(IMAGE_DIR, progress=tell)
-            except BuildError as error:
-                raise Refused(str(error)) from error
+            images = {name: build(catalogue.find(name), progress=tell) for name in options.workload_names}
             with lab_session(tell, reuse=True, topology=options.topology, lab_dir=options.lab_dir) as status:
-                benchmark = Benchmark(options, status, f"{layout}:{TAG}", tell, runs, noise)
+                benchmark = Benchmark(options, status, images, tell, runs, noise)
                 try:
                     benchmark.measure()
                 finally:

@@ -23,8 +23,8 @@ import numpy as np
 from rich.console import Console
 
 from whimbrel.bench import table
-from whimbrel.bench.outage import median
 from whimbrel.bench.report import machine, spread
+from whimbrel.client.outage import median
 from whimbrel.lab.session import lab_session
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.tracker import ProcessPages

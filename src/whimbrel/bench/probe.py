@@ -9,62 +9,20 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from whimbrel.bench import client
+from whimbrel.client import control
+from whimbrel.client.report import Noise, Report
 from whimbrel.model.errors import StepFailed, Unreachable
 from whimbrel.model.migration import MigrationRecord
+from whimbrel.workloads.recipe import Recipe
 
 ANSWER_TIMEOUT_S = 90.0
-
-
-class Spread(msgspec.Struct, frozen=True):
-    p50: float = 0.0
-    p99: float = 0.0
-    max: float = 0.0
-
-
-class Window(msgspec.Struct, frozen=True):
-    """What the client saw of one migration; the fields are those of the client's `mark end` answer.
-
-    `outage_*_at_ms` tells when the request that waited longest was sent, counted from the start mark;
-    `client_late_ms` how far the client itself was behind its schedule at worst.
-    """
-
-    lost: int
-    resets: int
-    counter_ok: bool
-    outage_udp_ms: float | None
-    outage_tcp_ms: float | None
-    outage_udp_at_ms: float | None
-    outage_tcp_at_ms: float | None
-    requests_udp: int
-    requests_tcp: int
-    quiet_ms: float
-    window_ms: float
-    quiet_lost: int
-    duplicates: int
-    damaged: int
-    client_late_ms: float
-    quiet_udp_ms: Spread
-    quiet_tcp_ms: Spread
-
-
-class Noise(msgspec.Struct, frozen=True):
-    """What the client measures when nothing moves; `outage_*_ms` are spreads over `windows` of 1 s."""
-
-    windows: int
-    lost: int
-    outage_udp_ms: Spread
-    outage_tcp_ms: Spread
-    delay_udp_ms: Spread
-    delay_tcp_ms: Spread
-    client_late_ms: float
 
 
 class Probe:
@@ -72,11 +30,25 @@ class Probe:
     ``("ip", "netns", "exec", "user-1")``. Use as a context manager; it ends the client in any case."""
 
     def __init__(
-        self, host: str, port: int, memory_mb: int, *, prefix: Sequence[str] = (), options: Sequence[str] = ()
+        self,
+        recipe: Recipe,
+        host: str,
+        *,
+        port: int = 0,
+        settings: Mapping[str, str] | None = None,
+        data: Path | None = None,
+        prefix: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> None:
+        """`settings`: what the service was told, where it is not what the recipe says; `data`: the folder with the
+        client's files; `port`: 0 for the recipe's."""
+        self.recipe = recipe
         # by its path, so that it runs whatever the place's working directory and module path are
-        self._argv = [*prefix, sys.executable, str(Path(client.__file__)), "--host", host]
-        self._argv += ["--port", str(port), "--memory-mb", str(memory_mb), *options]
+        self._argv = [*prefix, sys.executable, str(Path(control.__file__)), "--client", str(recipe.client_file)]
+        self._argv += ["--host", host, "--port", str(port or recipe.port), *options]
+        self._argv += [f"--set={name}={value}" for name, value in {**recipe.settings, **(settings or {})}.items()]
+        if data is not None:
+            self._argv += ["--data", str(data)]
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
 
@@ -90,7 +62,7 @@ class Probe:
         self.stop()
 
     def start(self) -> None:
-        """Start the client and wait until the service answered both protocols. Raises Unreachable."""
+        """Start the client and wait until the service answered each protocol. Raises Unreachable."""
         # a session of its own: Ctrl-C is for us, and we end the client in order
         self._process = subprocess.Popen(
             self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -127,13 +99,10 @@ class Probe:
     def begin(self) -> None:
         self._ask("mark start", "start")
 
-    def end(self) -> Window:
-        """The migration is over: wait for late answers, return what was seen."""
-        return msgspec.convert(self._ask("mark end", "window"), Window)
-
-    def digest_ok(self) -> bool:
-        """Does the service's memory hold exactly what its number of writes says?"""
-        return bool(self._ask("digest", "digest")["ok"])
+    def end(self) -> Report:
+        """The migration is over: wait for late answers, check the service's state, return what was seen."""
+        report = msgspec.convert(self._ask("mark end", "report"), Report)
+        return msgspec.structs.replace(report, workload=self.recipe.name)
 
     def noise(self, seconds: int) -> Noise:
         return msgspec.convert(self._ask(f"noise {seconds}", "noise"), Noise)
@@ -173,13 +142,13 @@ class Probe:
         return self._process
 
 
-def measured(record: MigrationRecord, window: Window, digest_ok: bool) -> MigrationRecord:
+def measured(record: MigrationRecord, report: Report) -> MigrationRecord:
     """The migration's record with what the client saw of it."""
     return msgspec.structs.replace(
         record,
-        outage_udp_ms=window.outage_udp_ms,
-        outage_tcp_ms=window.outage_tcp_ms,
-        lost=window.lost,
-        resets=window.resets,
-        state_ok=digest_ok and window.counter_ok and window.damaged == 0,
+        outage_udp_ms=report.outage_udp_ms,
+        outage_tcp_ms=report.outage_tcp_ms,
+        lost=report.lost,
+        resets=report.resets,
+        state_ok=report.state_ok,
     )

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from whimbrel import __version__
-from whimbrel.bench.outage import median, quantile
 from whimbrel.bench.table import ms
+from whimbrel.client.outage import median, quantile
 from whimbrel.model.migration import MigrationRecord, Outcome
 
 BASELINE = "baseline"

@@ -1,22 +1,22 @@
-"""A service under test and its user: what the demo and the benchmarks share."""
+"""A workload under test and its user: what the demo and the benchmarks share."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from whimbrel.bench.probe import Probe, Window, measured
+from whimbrel.bench.probe import Probe, measured
+from whimbrel.client.report import Report
 from whimbrel.controller.client import ControllerClient
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.model.service import ServiceStatus
+from whimbrel.workloads import catalogue
+from whimbrel.workloads.builder import Image
+from whimbrel.workloads.recipe import Recipe
 
-PORT = 7000
-IMAGE_DIR = Path("/var/cache/whimbrel/demo-image")  # kept: building it needs the distribution's archive
-COMMAND = ("/usr/bin/python3", "/srv/service.py")
 OnProgress = Callable[[Progress], None]
 
 
@@ -27,32 +27,40 @@ def inside(namespace: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Workload:
-    """The demo service in one size; `dirty_pages_per_s` pages of 4 KiB are rewritten each second."""
+    """A recipe, and what a run tells the service otherwise than the recipe does; `label` names it in tables."""
 
-    memory_mb: int
-    dirty_pages_per_s: int = 500
+    recipe: Recipe
+    settings: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def name(self) -> str:
-        size = f"{self.memory_mb // 1024} GB" if self.memory_mb % 1024 == 0 else f"{self.memory_mb} MB"
-        return f"{size}, {self.dirty_pages_per_s} pages/s"
+        return self.label or self.recipe.name
 
     @property
     def env(self) -> tuple[str, ...]:
-        return (
-            f"PORT={PORT}",
-            f"MEMORY_MB={self.memory_mb}",
-            f"DIRTY_PAGES_PER_S={self.dirty_pages_per_s}",
-        )
+        """All of it, as the service's environment."""
+        return tuple(f"{name}={value}" for name, value in {**self.recipe.env, **self.settings}.items())
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The same as `env`, as arguments of the program."""
-        sizes = ("--memory-mb", str(self.memory_mb), "--dirty-pages-per-s", str(self.dirty_pages_per_s))
-        return ("--port", str(PORT), *sizes)
+    def probe(self, host: str, image: Image, prefix: Sequence[str]) -> Probe:
+        """The client that verifies this workload, not started yet."""
+        return Probe(self.recipe, host, settings=self.settings, data=image.client_dir, prefix=prefix)
 
-    def service_address(self, status: ServiceStatus) -> str:
-        return status.spec.address.split("/")[0]
+
+def named(name: str) -> Workload:
+    """A workload of the catalogue as its recipe says. Raises BadInput."""
+    return Workload(catalogue.find(name))
+
+
+def sized(memory_mb: int, dirty_pages_per_s: int = 500, of: str = "memory") -> Workload:
+    """The service with memory in one size; `dirty_pages_per_s` pages of 4 KiB are rewritten each second."""
+    size = f"{memory_mb // 1024} GB" if memory_mb % 1024 == 0 else f"{memory_mb} MB"
+    settings = {"MEMORY_MB": str(memory_mb), "DIRTY_PAGES_PER_S": str(dirty_pages_per_s)}
+    return Workload(catalogue.find(of), settings, f"{size}, {dirty_pages_per_s} pages/s")
+
+
+def host_of(status: ServiceStatus) -> str:
+    return status.spec.address.split("/")[0]
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Run:
     """One migration: its record with what the client saw in it, and all else that the client saw."""
 
     record: MigrationRecord
-    window: Window
+    report: Report
 
 
 @dataclass
@@ -79,8 +87,8 @@ class Trial:
         time.sleep(self.quiet_s)
         self.probe.begin()
         record = self.controller.migrate(self.service, to, strategy=strategy, on_progress=on_progress)
-        window = self.probe.end()
-        run = Run(measured(record, window, self.probe.digest_ok()), window)
+        report = self.probe.end()
+        run = Run(measured(record, report), report)
         if record.outcome is Outcome.DONE:
             self.at = to
         return run
@@ -92,18 +100,17 @@ def trial(
     user: Sequence[str],
     *,
     service: str,
-    image: str,
+    image: Image,
     node: str,
     workload: Workload,
     quiet_s: float = 2.0,
 ) -> Iterator[Trial]:
-    """Run the demo service on `node`, talk to it from the user's place (a command prefix); both end with the
-    block. `image` is a reference as `service run` takes it."""
+    """Run the workload on `node`, talk to it from the user's place (a command prefix); both end with the block."""
     status = controller.run_service(
-        service, image, node, ports=(f"{PORT}/tcp", f"{PORT}/udp"), env=workload.env, workload=workload.name
+        service, image.reference, node, ports=workload.recipe.ports, env=workload.env, workload=workload.name
     )
     try:
-        with Probe(workload.service_address(status), PORT, workload.memory_mb, prefix=user) as probe:
+        with workload.probe(host_of(status), image, user) as probe:
             yield Trial(controller, service, node, probe, quiet_s)
     finally:
         # what went wrong in the block is what the user must see, not that the service is gone with it

@@ -45,6 +45,21 @@ def prepare_run_dir(run_dir: Path) -> Path:
     return directory
 
 
+def _log_of(opts: pb.Options) -> Path:
+    return Path(f"/proc/self/fd/{opts.images_dir_fd}") / opts.log_file
+
+
+def _cause(log: Path) -> str:
+    """The first complaint in CRIU's log that is one: the rest follows from it. A host may forbid CRIU to raise its
+    limit of open files, which does no harm, yet it is what CRIU gives as the reason of any failure after it."""
+    with contextlib.suppress(OSError):
+        for line in log.read_text(errors="replace").splitlines():
+            _, is_error, text = line.partition("Error (")
+            if is_error and "RLIMIT_NOFILE" not in text:
+                return text.partition("): ")[2].strip()
+    return ""
+
+
 class CriuWorker:
     """A ``criu swrk`` process, waiting for its one request.
 
@@ -65,6 +80,7 @@ class CriuWorker:
     ) -> None:
         self._pending: pb.Reply | None = None
         self._what = ""
+        self._log = Path()
         self.restored_pid = 0
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         private_run = prepare_run_dir(run_dir)
@@ -109,12 +125,12 @@ class CriuWorker:
 
     def begin_dump(self, opts: pb.Options) -> None:
         """Start a dump; it pauses at CRIU's first point, ``pre-dump``: nothing is frozen yet."""
-        self._what = "checkpoint"
+        self._what, self._log = "checkpoint", _log_of(opts)
         self._pending = self._exchange(pb.Request(type=pb.DUMP, opts=opts).SerializeToString())
 
     def begin_restore(self, opts: pb.Options) -> None:
         """Start a restore; it pauses at CRIU's first point, ``pre-restore``."""
-        self._what = "restore"
+        self._what, self._log = "restore", _log_of(opts)
         self._pending = self._exchange(pb.Request(type=pb.RESTORE, opts=opts).SerializeToString())
 
     def advance(self, point: str | None) -> None:
@@ -132,7 +148,7 @@ class CriuWorker:
         reply = self._pending
         if reply is None or not reply.success:
             reason = "" if reply is None else reply.message or (os.strerror(reply.errno) if reply.errno else "")
-            raise StepFailed(f"CRIU's {self._what} failed: {reason.strip() or 'see its log'}")
+            raise StepFailed(f"CRIU's {self._what} failed: {_cause(self._log) or reason.strip() or 'see its log'}")
         if point is not None:
             raise StepFailed(f"CRIU's {self._what} ended before {point}")
         if reply.HasField("restore"):

@@ -91,13 +91,16 @@ def demo(
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="downtime or pages.")],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
-    migrations: Annotated[int, typer.Option("--migrations", min=1, help="downtime: how many of each.")] = 10,
-    sizes: Annotated[
-        str, typer.Option("--sizes", metavar="MB,…", help="downtime: memory of the services.")
-    ] = "20,200,1024",
+    workloads: Annotated[
+        str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
+    ] = "memory",
     strategies: Annotated[
-        str, typer.Option("--strategies", metavar="S,…", help="downtime: strategies to compare.")
+        str, typer.Option("--strategy", "--strategies", metavar="S,…", help="downtime: strategies to compare.")
     ] = DEFAULT,
+    migrations: Annotated[int, typer.Option("-n", "--migrations", min=1, help="downtime: how many of each.")] = 10,
+    sizes: Annotated[
+        str, typer.Option("--sizes", metavar="MB,…", help="downtime: memory of the workload `memory`.")
+    ] = "20,200,1024",
     baseline: Annotated[
         bool,
         typer.Option("--baseline/--no-baseline", help="downtime: also runc checkpoint + copy + restore."),
@@ -109,7 +112,7 @@ def bench(
     if json is not None and not json.absolute().parent.is_dir():
         raise BadInput(f"{json.absolute().parent} is no directory: make it first, the figures go to {json.name} there")
     if name == "downtime":
-        result = _downtime(migrations, sizes, strategies, baseline)
+        result = _downtime(workloads, migrations, sizes, strategies, baseline)
     elif name == "pages":
         from whimbrel.bench import pages
 
@@ -120,7 +123,7 @@ def bench(
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 
 
-def _downtime(migrations: int, sizes: str, strategies: str, baseline: bool) -> dict[str, Any]:
+def _downtime(workloads: str, migrations: int, sizes: str, strategies: str, baseline: bool) -> dict[str, Any]:
     from whimbrel.bench import downtime
     from whimbrel.model.errors import BadInput
 
@@ -129,6 +132,7 @@ def _downtime(migrations: int, sizes: str, strategies: str, baseline: bool) -> d
     except ValueError as error:
         raise BadInput(f"--sizes {sizes!r} is not a list of numbers of MB: write it like 20,200,1024") from error
     options = downtime.Options(
+        workload_names=tuple(workloads.split(",")),
         sizes_mb=sizes_mb,
         strategies=tuple(strategies.split(",")),
         migrations=migrations,

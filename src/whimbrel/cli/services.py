@@ -16,6 +16,7 @@ from whimbrel.cli.common import (
     print_json,
     print_table,
 )
+from whimbrel.cli.workloads import built
 
 if TYPE_CHECKING:
     from whimbrel.model.service import ServiceStatus
@@ -33,7 +34,9 @@ def run(
     name: Name,
     image: Annotated[
         str,
-        typer.Option("--image", metavar="REF", help="oci:PATH[:TAG], oci-archive:PATH[:TAG] or rootfs:DIR."),
+        typer.Option(
+            "--image", metavar="REF", help="oci:PATH[:TAG], oci-archive:PATH[:TAG], rootfs:DIR or workload:NAME."
+        ),
     ],
     node: Annotated[str, typer.Option("--node", metavar="NODE", help="The edge node to start on.")],
     args: Annotated[
@@ -60,17 +63,18 @@ def run(
         if "=" not in entry[1:]:
             raise BadInput(f"--env {entry!r} is not valid: write KEY=VALUE")
     limit_bytes = parse_size_bytes(memory) if memory else 0
+    image, recipe = built(image)
     with connect(controller) as client:
         status = client.run_service(
             name,
             _absolute(image),
             node,
             address=address,
-            ports=port or (),
+            ports=port or (recipe.ports if recipe else ()),
             args=args or (),
             env=env or (),
             memory_limit_bytes=limit_bytes,
-            workload=workload,
+            workload=workload or (recipe.name if recipe else ""),
         )
     if json:
         print_json(status)

@@ -1,7 +1,8 @@
 """Migrations of the region: checked, handed to the source's agent, watched, and kept on disk.
 
 The source's agent carries a migration out. The controller may be restarted or lose sight of it meanwhile; it
-then finds the outcome by looking at where the service runs, and never guesses.
+then asks that agent for the record. Should the agent know nothing of it, the outcome is found by looking at where the
+service runs, and never guessed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from whimbrel.controller.views import MigrationEvent
 from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
 from whimbrel.model.service import ServiceState
-from whimbrel.wire.calls import CancelMigration, ListServices, Migrate
+from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate
 
 SETTLE_S = 60.0
 LOOK_EVERY_S = 0.5
@@ -171,14 +172,7 @@ class Migrations:
             answer: MigrationRecord = await self._region.peer(record.source).call(
                 call, timeout_s=None, on_event=feed.publish
             )
-            # The id and what only the controller knows stay ours, whatever the agent says.
-            final = replace(
-                answer,
-                id=record.id,
-                reason=answer.reason or record.reason,
-                workload=answer.workload or record.workload,
-                started_unix_s=answer.started_unix_s or record.started_unix_s,
-            )
+            final = _joined(answer, record)
         except Unreachable as error:
             await self._settle(feed, str(error))
             return
@@ -188,30 +182,28 @@ class Migrations:
         await self._finish(feed, final)
 
     async def _settle(self, feed: Feed, cause: str) -> None:
-        """The call is lost, the migration perhaps not: look until the service runs in one place only."""
+        """The call is lost, the migration perhaps not: ask the source's agent until it is over. If that agent knows
+        nothing of it, look until the service runs in one place only."""
         record = feed.record
         feed.publish(Progress(migration=record.id, phase="looking", detail=cause))
-        settled = {ServiceState.RUNNING.value, ServiceState.STOPPED.value}
         unseen_since = time.monotonic()
         while True:
-            source, destination = await asyncio.gather(
-                self._look(record.source, record.service), self._look(record.destination, record.service)
-            )
-            if "" in (source, destination) and settled & {source, destination}:
-                if destination:
-                    final = _closed(record, Outcome.DONE, "", "")
-                    final = replace(final, reason=record.reason or f"figures lost: {cause}")
-                else:
-                    final = _closed(
-                        record,
-                        Outcome.ROLLED_BACK,
-                        f"{cause}; the service runs on at {record.source}",
-                        "unreachable",
-                    )
+            answer = await self._ask(record)
+            if answer is not None and answer.outcome is not Outcome.RUNNING:
+                final = _joined(answer, record)
                 break
-            if None not in (source, destination) and (source or destination):
-                unseen_since = time.monotonic()  # it is on its way: the agents are at work, however long it takes
-            elif time.monotonic() - unseen_since > self._settle_s:
+            if answer is not None:
+                unseen_since = time.monotonic()  # it is on its way, however long it takes
+            else:
+                source, destination = await asyncio.gather(
+                    self._look(record.source, record.service), self._look(record.destination, record.service)
+                )
+                if found := _seen(record, source, destination, cause):
+                    final = found
+                    break
+                if None not in (source, destination) and (source or destination):
+                    unseen_since = time.monotonic()
+            if time.monotonic() - unseen_since > self._settle_s:
                 final = _closed(
                     record,
                     Outcome.FAILED,
@@ -222,6 +214,16 @@ class Migrations:
                 break
             await asyncio.sleep(LOOK_EVERY_S)
         await self._finish(feed, final)
+
+    async def _ask(self, record: MigrationRecord) -> MigrationRecord | None:
+        """What the source's agent has of it; None when it has nothing, or does not answer."""
+        try:
+            answer: MigrationRecord | None = await self._region.peer(record.source).call(
+                GetMigration(id=record.id), timeout_s=5.0
+            )
+        except WhimbrelError:
+            return None
+        return answer
 
     async def _look(self, node: str, service: str) -> str | None:
         """State of the service there; "" = it is not there; None = the agent does not answer."""
@@ -241,6 +243,31 @@ class Migrations:
         self._live.pop(final.service, None)
         feed.finish(final)
         log.info("migration over", id=final.id, outcome=final.outcome.value, error=final.error)
+
+
+_SETTLED = {ServiceState.RUNNING.value, ServiceState.STOPPED.value}
+
+
+def _seen(record: MigrationRecord, source: str | None, destination: str | None, cause: str) -> MigrationRecord | None:
+    """The end of a migration by the state of the service on both sides ("" = not there, None = no answer), if they
+    tell it: it is on one side only, and does not move."""
+    if "" not in (source, destination) or not _SETTLED & {source, destination}:
+        return None
+    if destination:
+        final = _closed(record, Outcome.DONE, "", "")
+        return replace(final, reason="; ".join(filter(None, [record.reason, f"figures lost: {cause}"])))
+    return _closed(record, Outcome.ROLLED_BACK, f"{cause}; the service runs on at {record.source}", "unreachable")
+
+
+def _joined(answer: MigrationRecord, record: MigrationRecord) -> MigrationRecord:
+    """The agent's record; the id and what only the controller knows stay ours, whatever the agent says."""
+    return replace(
+        answer,
+        id=record.id,
+        reason=answer.reason or record.reason,
+        workload=answer.workload or record.workload,
+        started_unix_s=answer.started_unix_s or record.started_unix_s,
+    )
 
 
 def _closed(record: MigrationRecord, outcome: Outcome, error: str, code: str) -> MigrationRecord:

@@ -14,19 +14,19 @@ from rich.console import Console
 
 from whimbrel.bench.probe import Probe
 from whimbrel.bench.table import is_good, ms, show_migrations
-from whimbrel.bench.trial import IMAGE_DIR, Run, Workload, inside, next_after, trial
+from whimbrel.bench.trial import Run, Workload, inside, next_after, sized, trial
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
-from whimbrel.model.errors import BadInput, Refused
+from whimbrel.model.errors import BadInput
 from whimbrel.model.migration import Outcome, Progress
 from whimbrel.plan.strategies import DEFAULT
-from whimbrel.workloads.build import TAG, BuildError, build_demo_image
+from whimbrel.workloads.builder import Image, build
 
 SCENARIOS = {"round-trip": "edge-1 -> edge-2 -> edge-3 -> edge-1, 200 MB with 500 pages/s rewritten"}
 SERVICE = "demo"
-WORKLOAD = Workload(memory_mb=200)
+MEMORY_MB = 200
 QUIET_S = 1.5
 
 
@@ -60,14 +60,14 @@ class Teller:
         self.now(f"{news.phase}{part} {news.detail}".rstrip())
 
 
-def build_image(teller: Teller) -> str:
-    """The demo's image as a reference. Raises Refused when it cannot be built."""
+def demo_workload() -> Workload:
+    return sized(MEMORY_MB, of="demo")
+
+
+def build_image(teller: Teller, workload: Workload) -> Image:
+    """Raises Refused when it cannot be built."""
     teller.now("building the image")
-    try:
-        layout = build_demo_image(IMAGE_DIR, progress=teller.done)
-    except BuildError as error:
-        raise Refused(str(error)) from error
-    return f"oci:{layout}:{TAG}"
+    return build(workload.recipe, progress=teller.done)
 
 
 def names(status: LabStatus, role: str) -> list[str]:
@@ -97,7 +97,8 @@ def run_demo(
 
     Nothing is left behind, also after Ctrl-C, SIGTERM and failure.
     """
-    image = build_image(teller)
+    workload = demo_workload()
+    image = build_image(teller, workload)
     teller.done("image ready")
     teller.now("bringing up the lab")
     with lab_session(teller.now, topology=topology, lab_dir=lab_dir) as status:
@@ -105,9 +106,16 @@ def run_demo(
         teller.done(f"lab up: {', '.join(edges)}, {', '.join(names(status, 'gateway'))}, one user")
         with ControllerClient(status.controller) as controller:
             teller.now("starting the service")
-            where = {"service": SERVICE, "image": image, "node": edges[0], "workload": WORKLOAD}
-            with trial(controller, user_place(status), quiet_s=QUIET_S, **where) as subject:  # type: ignore[arg-type]
-                teller.done(f"service {SERVICE} runs on {edges[0]}: {WORKLOAD.name}")
+            with trial(
+                controller,
+                user_place(status),
+                service=SERVICE,
+                image=image,
+                node=edges[0],
+                workload=workload,
+                quiet_s=QUIET_S,
+            ) as subject:
+                teller.done(f"service {SERVICE} runs on {edges[0]}: {workload.name}")
                 teller.done(describe_user(subject.probe))
                 for _ in edges:
                     destination = next_after(edges, subject.at)
@@ -130,7 +138,7 @@ def sentence(run: Run) -> str:
 
 
 def as_json(runs: Sequence[Run]) -> dict[str, Any]:
-    return {"scenario": "round-trip", "workload": WORKLOAD.name,
+    return {"scenario": "round-trip", "workload": demo_workload().name,
             "runs": [msgspec.to_builtins(run.record) for run in runs]}  # fmt: skip
 
 

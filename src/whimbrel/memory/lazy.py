@@ -16,11 +16,13 @@ import select
 import struct
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from whimbrel.memory.store import Pages
+from whimbrel.memory.supply import MISSING, Supply
+from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
 
 _COPY, _ZEROPAGE, _WAKE = 0xC028AA03, 0xC020AA04, 0x8010AA02
@@ -31,12 +33,14 @@ FAULT_AROUND_PAGES = 8
 
 
 class LazySpace:
-    """What one address space still lacks: `pages[i]` (page number) comes from `slots[i]` of the store."""
+    """What one address space still lacks: page number `_pages[i]` is `_of[i]` of the supply, which a fork shares."""
 
-    def __init__(self, uffd: int, pages: Pages, slots: npt.NDArray[np.int64], store_address: int) -> None:
+    def __init__(self, uffd: int, supply: Supply, store_address: int) -> None:
         self.uffd = uffd
-        self._pages, self._slots = pages, slots
+        self.supply = supply
+        self._pages, self._of = supply.pages, np.arange(len(supply.pages))
         self._store = store_address
+        self._waiting: set[int] = set()
         self.lock = threading.Lock()
         self.wanted = False
         self.faults = 0
@@ -44,21 +48,24 @@ class LazySpace:
 
     def _copy(self, page: int, slot: int, count: int) -> int:
         """UFFDIO_COPY of `count` pages; returns the pages that are done with, 0 when the kernel asks to wait."""
-        done = 0
+        done, step = 0, count
         while done < count:
+            step = min(step, count - done)
             argument = bytearray(struct.pack(
                 "<QQQQq", (page + done) * PAGE_BYTES, self._store + (slot + done) * PAGE_BYTES,
-                (count - done) * PAGE_BYTES, 0, 0,
+                step * PAGE_BYTES, 0, 0,
             ))  # fmt: skip
             try:
                 fcntl.ioctl(self.uffd, _COPY, argument)
-                return count
+                done, step = done + step, count
             except OSError as error:
                 copied = max(0, int(struct.unpack_from("<q", argument, 32)[0])) // PAGE_BYTES
                 done += copied
                 if copied:
                     continue
-                if error.errno in (errno.EEXIST, errno.ENOENT):  # there already, or unmapped meanwhile
+                if error.errno == errno.ENOENT and step > 1:
+                    step //= 2  # one call must stay within one mapping, and two may touch
+                elif error.errno in (errno.EEXIST, errno.ENOENT):  # there already, or unmapped meanwhile
                     done += 1
                 elif error.errno == errno.ESRCH:
                     self.gone = True
@@ -77,16 +84,7 @@ class LazySpace:
         self.faults += 1
         at = int(np.searchsorted(self._pages, np.uint64(page)))
         if at < len(self._pages) and int(self._pages[at]) == page:
-            count = 1
-            limit = min(FAULT_AROUND_PAGES, len(self._pages) - at)
-            while (
-                count < limit
-                and int(self._pages[at + count]) == page + count
-                and int(self._slots[at + count]) == int(self._slots[at]) + count
-            ):
-                count += 1
-            self._copy(page, int(self._slots[at]), count)
-            self._wake(page)  # after EAGAIN it faults anew, when the event has been read
+            self._place_around(page, at)
             return
         argument = bytearray(struct.pack("<QQQq", page * PAGE_BYTES, PAGE_BYTES, 0, 0))
         try:
@@ -96,8 +94,32 @@ class LazySpace:
                 self.gone = True
             self._wake(page)
 
+    def _place_around(self, page: int, at: int) -> None:
+        """Place the page at index `at` and what follows it closely; one that has not come yet is asked for."""
+        window = slice(at, at + FAULT_AROUND_PAGES)
+        slots = self.supply.slots[self._of[window]]
+        if slots[0] == MISSING:
+            self._waiting.add(page)
+            self.supply.request(int(self._of[at]))
+            return
+        steps = (np.diff(self._pages[window].astype(np.int64)) != 1) | (np.diff(slots) != 1)
+        count = int(np.argmax(steps)) + 1 if steps.any() else len(slots)
+        self._copy(page, int(slots[0]), count)
+        self._wake(page)  # after EAGAIN it faults anew, when the event has been read
+
+    def serve_waiting(self) -> None:
+        """Pages have come: place those that somebody waits for."""
+        waiting, self._waiting = self._waiting, set()
+        for page in waiting:
+            at = int(np.searchsorted(self._pages, np.uint64(page)))
+            if at < len(self._pages) and int(self._pages[at]) == page:
+                self._place_around(page, at)
+            else:
+                self._wake(page)  # moved or unmapped meanwhile: it faults anew, wherever it is now
+
     def fill(self, stop: threading.Event) -> int:
-        """Place everything that is still lacking; returns the bytes placed. Gives way to faults and events."""
+        """Place everything that is still lacking, waiting for what is on its way; returns the bytes placed. Gives way
+        to faults and events. Raises StepFailed when the rest will never come."""
         placed = done = 0
         layout = self._pages
         while not stop.is_set() and not self.gone:
@@ -110,10 +132,18 @@ class LazySpace:
                     break
                 window = slice(done, done + FILL_CHUNK_PAGES)
                 pages = layout[window].astype(np.int64)
-                slots = self._slots[window]
-                cut = np.flatnonzero((np.diff(pages) != 1) | (np.diff(slots) != 1))
-                count = int(cut[0]) + 1 if len(cut) else len(pages)
-                moved = self._copy(int(pages[0]), int(slots[0]), count)
+                self.supply.changed.clear()
+                slots = self.supply.slots[self._of[window]]
+                on_its_way = slots[0] == MISSING
+                if not on_its_way:
+                    cut = np.flatnonzero((np.diff(pages) != 1) | (np.diff(slots) != 1))
+                    count = int(cut[0]) + 1 if len(cut) else len(pages)
+                    moved = self._copy(int(pages[0]), int(slots[0]), count)
+            if on_its_way:
+                if self.supply.lost:
+                    raise StepFailed(f"{self.supply.missing()} pages of the service never came")
+                self.supply.changed.wait(0.05)
+                continue
             done += moved
             placed += moved * PAGE_BYTES
             if moved == 0:
@@ -128,22 +158,27 @@ class LazySpace:
         pages = self._pages.astype(np.int64)
         pages[inside] += shift
         order = np.argsort(pages, kind="stable")
-        self._pages, self._slots = pages[order].astype(np.uint64), self._slots[order]
+        self._pages, self._of = pages[order].astype(np.uint64), self._of[order]
 
     def dropped(self, start: int, end: int) -> None:
         """Unmapped or given back: the range reads as zeros from now on."""
         keep = (self._pages < start // PAGE_BYTES) | (self._pages >= end // PAGE_BYTES)
-        self._pages, self._slots = self._pages[keep], self._slots[keep]
+        self._pages, self._of = self._pages[keep], self._of[keep]
 
     def forked(self, uffd: int) -> LazySpace:
         """A child lacks what its parent lacks."""
-        return LazySpace(uffd, self._pages.copy(), self._slots.copy(), self._store)
+        child = LazySpace(uffd, self.supply, self._store)
+        child._pages, child._of = self._pages, self._of
+        return child
 
 
 class LazyServer:
-    """Serves the faults of all address spaces of one container until all of them are whole."""
+    """Serves the faults of all address spaces of one container until all of them are whole.
 
-    def __init__(self) -> None:
+    `keep` is given each userfaultfd, also those that forks add (see `keeper`)."""
+
+    def __init__(self, keep: Callable[[int], None] = lambda _: None) -> None:
+        self._keep = keep
         self._spaces: dict[int, LazySpace] = {}
         self._poll = select.epoll()
         self._stop = threading.Event()
@@ -151,8 +186,19 @@ class LazyServer:
         self._new: list[LazySpace] = []
 
     def add(self, space: LazySpace) -> None:
+        self._keep(space.uffd)
         self._spaces[space.uffd] = space
         self._poll.register(space.uffd, select.EPOLLIN)
+
+    def arrived(self, supply: Supply, pages: Pages, first_slot: int) -> None:
+        """Pages of a process came into the store."""
+        supply.arrived(pages, first_slot)
+        for space in list(self._spaces.values()):
+            if space.supply is supply:
+                space.wanted = True
+                with space.lock:
+                    space.wanted = False
+                    space.serve_waiting()
 
     def start(self) -> None:
         self._thread.start()
@@ -162,7 +208,7 @@ class LazyServer:
         return sum(space.faults for space in self._spaces.values())
 
     def fill_all(self) -> int:
-        """Fill every address space, the ones that forks add meanwhile too. Returns bytes placed."""
+        """Fill every address space, the ones that forks add meanwhile too. Returns bytes placed. Raises StepFailed."""
         placed = 0
         filled: set[int] = set()
         while len(filled) < len(self._spaces):

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from whimbrel.model.units import PAGE_BYTES
+
 Ranges = NDArray[np.uint64]
 
 EMPTY: Ranges = np.empty((0, 2), dtype=np.uint64)
@@ -21,6 +23,16 @@ def as_ranges(pairs: Iterable[tuple[int, int]]) -> Ranges:
 
 def total_bytes(ranges: Ranges) -> int:
     return int((ranges[:, 1] - ranges[:, 0]).sum()) if len(ranges) else 0
+
+
+def ranges_of(pages: NDArray[np.uint64]) -> Ranges:
+    """Ascending page numbers as byte ranges."""
+    if len(pages) == 0:
+        return EMPTY
+    cut = np.flatnonzero(np.diff(pages) != 1) + 1
+    first = pages[np.concatenate(([0], cut))]
+    last = pages[np.concatenate((cut - 1, [len(pages) - 1]))]
+    return np.stack((first, last + np.uint64(1)), axis=1) * np.uint64(PAGE_BYTES)
 
 
 def union(*parts: Ranges) -> Ranges:

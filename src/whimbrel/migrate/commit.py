@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
+from whimbrel.migrate.ask import ask_until_answered, lost_at
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import FillReport, Kind
 from whimbrel.migrate.parts import Parts
-from whimbrel.model.errors import Unreachable, WhimbrelError
-from whimbrel.model.migration import Phase, Progress
-from whimbrel.wire.calls import AbortIncoming, FinishIncoming
+from whimbrel.model.errors import StepFailed, Unreachable, WhimbrelError
+from whimbrel.model.migration import Progress
+from whimbrel.wire.calls import AbortIncoming, AwaitIncoming, Fate, FinishIncoming
 from whimbrel.wire.rpc import Peer
 
 FILL_TIMEOUT_S = 120.0
 AGENT_RETURN_S = 5.0
+RECONNECT_S = 0.2
 
 
-async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) -> None:
+async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) -> contextlib.AsyncExitStack:
     """GO. From the moment it may have left, only the destination knows: the source stays frozen until told.
 
     So the undo is taken out of the caller's hands first: should this agent end here, the journal says "deciding", and
-    the next agent asks.
+    the next agent asks. Returns it: until all pages are in place there, the frozen source is still needed.
     """
     job.journal("deciding")
     await job.pause_at("commit")
@@ -37,13 +39,17 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
         await job.pause_at("after-go")
         told = await parts.hands.do(_expect, parts, Kind.RUNNING)
     except (WhimbrelError, OSError):
-        if await _destination_gave_up(job, parts.peer):
-            job.committed = False
+        fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
+        if fate is not Fate.RUNS:
+            job.committed = fate is Fate.LOST
             await undecided.aclose()
+            if fate is Fate.LOST:
+                raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name)) from None
             raise
     job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
     with contextlib.suppress(msgspec.DecodeError):
         _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
+    return undecided
 
 
 def _expect(parts: Parts, wanted: Kind) -> bytes:
@@ -60,32 +66,27 @@ def _add_restore_laps(job: Migration, laps: list[tuple[str, float]]) -> None:
     """The destination's clock is another one: its laps are laid end to end back from now."""
     start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in laps)
     for name, taken_ms in laps:
-        job.phases.append(
-            Phase(name=f"freeze.restore.{name}", start_ms=round(start_ms, 3), duration_ms=round(taken_ms, 3))
-        )
+        job.add_phase(f"freeze.restore.{name}", start_ms, taken_ms)
         start_ms += taken_ms
 
 
-async def _destination_gave_up(job: Migration, peer: Peer) -> bool:
-    """The channel broke between GO and RUNNING. Ask until the destination answers; both must never run."""
-    while True:
-        try:
-            return bool(await peer.call(AbortIncoming(id=job.request.id), timeout_s=5))
-        except WhimbrelError as error:  # an answer that is no answer: only yes or no will do
-            detail = f"waiting for the destination's word: {error}"
-            job.emit(Progress(migration=job.request.id, phase="freeze", detail=detail))
-            await asyncio.sleep(0.2)
+def _waiting(job: Migration, phase: str) -> Callable[[str], None]:
+    return lambda detail: job.emit(Progress(migration=job.request.id, phase=phase, detail=detail))
 
 
-async def follow_through(job: Migration, parts: Parts) -> None:
-    """Only forward. Whatever fails here is told, and the next step is taken all the same."""
+async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.AsyncExitStack) -> None:
+    """Only forward. Whatever fails here is told, and the next step is taken all the same. There is one way back: when
+    the destination says that the service is dead there for want of pages, the frozen source is all that is left."""
     async with job.phase("switch"):
         with _forward(job):
             job.journal("committed")
         await parts.gateways.release()
     async with job.phase("finish"):
+        if not await _arrived_whole(job, parts):
+            await resume_here.aclose()
+            raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name))
         with _forward(job):
-            await _all_pages_there(job, parts)
+            job.journal("arrived")
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
         with _forward(job):
             await parts.hands.do(job.source.cgroup.kill_frozen)
@@ -100,13 +101,38 @@ async def follow_through(job: Migration, parts: Parts) -> None:
         await parts.hands.settle(parts.dump.interrupt)
 
 
-async def _all_pages_there(job: Migration, parts: Parts) -> None:
-    parts.channel.sock.settimeout(FILL_TIMEOUT_S)
-    _, filled = await asyncio.gather(parts.hands.do(parts.carrier.behind), parts.hands.do(_expect, parts, Kind.FILLED))
-    report = msgspec.msgpack.decode(filled, type=FillReport)
+async def _arrived_whole(job: Migration, parts: Parts) -> bool:
+    """Whether all pages are in place there. What the channel does not tell, the destination's agent must."""
+    try:
+        report = msgspec.msgpack.decode(await _filled(job, parts), type=FillReport)
+    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+        job.reason += f"; after the commit: {error}"
+        question = AwaitIncoming(id=job.request.id)
+        return await ask_until_answered(job.destination, question, _waiting(job, "finish")) is Fate.RUNS
     job.reason += (
         f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
     )
+    return True
+
+
+async def _filled(job: Migration, parts: Parts) -> bytes:
+    """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
+    over a new one."""
+    deadline = time.monotonic() + FILL_TIMEOUT_S
+    while True:
+        parts.channel.sock.settimeout(FILL_TIMEOUT_S)
+        try:
+            sending = parts.hands.do(parts.carrier.send_behind)
+            _, filled = await asyncio.gather(sending, parts.hands.do(_expect, parts, Kind.FILLED))
+            return filled
+        except (WhimbrelError, OSError):
+            if not parts.behind or time.monotonic() > deadline:
+                raise
+            parts.channel.shutdown()
+            await asyncio.sleep(RECONNECT_S)
+            with contextlib.suppress(Unreachable):
+                await parts.hands.do(parts.reconnect)
+                parts.carrier.link_was_cut()
 
 
 @contextlib.contextmanager

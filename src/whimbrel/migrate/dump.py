@@ -60,6 +60,7 @@ class Dump:
 
     def __init__(self, source: Source, work_dir: Path) -> None:
         self._source = source
+        self.stage = work_dir
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
         shutil.rmtree(work_dir, ignore_errors=True)

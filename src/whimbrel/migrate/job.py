@@ -68,6 +68,7 @@ class Migration:
                 side="source",
                 step=step,
                 peer=self.destination,
+                record=self.record(Outcome.RUNNING),
                 gateways=self.gateways,
             )
         )
@@ -110,6 +111,9 @@ class Migration:
         with self._gate:
             self._undoing = True
 
+    def add_phase(self, name: str, start_ms: float, duration_ms: float) -> None:
+        self.phases.append(Phase(name=name, start_ms=round(start_ms, 3), duration_ms=round(duration_ms, 3)))
+
     def record(self, outcome: Outcome, error: WhimbrelError | None = None) -> MigrationRecord:
         return MigrationRecord(
             id=self.request.id,
@@ -135,11 +139,14 @@ class Migration:
     async def phase(self, name: str) -> AsyncIterator[None]:
         start = self.now_ms()
         self.emit(Progress(migration=self.request.id, phase=name))
-        await self.pause_at(name)
         try:
+            await self.pause_at(name)
             yield
+        except BaseException:
+            self.begin_undo()  # what follows is the undo, and no cancel may cut it short
+            raise
         finally:
-            self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
+            self.add_phase(name, start, self.now_ms() - start)
 
     @contextlib.asynccontextmanager
     async def step(self, name: str) -> AsyncIterator[None]:
@@ -149,7 +156,7 @@ class Migration:
         try:
             yield
         finally:
-            self.phases.append(Phase(name=name, start_ms=round(start, 3), duration_ms=round(self.now_ms() - start, 3)))
+            self.add_phase(name, start, self.now_ms() - start)
 
 
 class Hands:

@@ -1,10 +1,10 @@
 """What a restarted agent must know: one small file per migration, replaced atomically, fsynced, written first.
 
-Source:       prepared -> frozen -> deciding -> committed -> (file gone)
-Destination:  prepared -> committed -> (file gone)
+Source:       prepared -> frozen -> deciding -> committed -> arrived -> (file gone)
 
 `deciding` means that GO may be on its way: only the destination knows whether it runs, so the source stays
-frozen until it has answered.
+frozen until it has answered. `committed`: it runs there, but lacks pages still. `arrived`: the source is not needed
+any more. What the destination must remember is in `words`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from pathlib import Path
 
 import msgspec
 
+from whimbrel.model.migration import MigrationRecord
 from whimbrel.model.node import Endpoint
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """`peer` is the destination; `record` the migration's as it stood at this step."""
+
     migration: str
     service: str
     side: str
     step: str
-    peer: Endpoint | None = None
+    peer: Endpoint
+    record: MigrationRecord
     gateways: tuple[Endpoint, ...] = ()
 
 

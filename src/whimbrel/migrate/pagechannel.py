@@ -10,6 +10,7 @@ that the destination's agent gave to the source's.
     FILES    changed files, on a connection of their own: see `filestream`
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
     RESTORE  msgpack RestoreOrder
+    REQUEST  number = pid in the container, payload = a page number (uint64): send it now (post-copy only)
     READY    destination: restored, not yet running
     GO       source: committed; run
     RUNNING  destination: runs (before the first packet is let in)
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 import time
 from enum import IntEnum
 
@@ -34,6 +36,8 @@ HEADER = struct.Struct("<B3xIQQ")
 MAX_PAYLOAD_BYTES = 1 << 34
 MAX_RANGES = 1 << 20
 CHUNK_BYTES = 1 << 20
+NOT_SENT_BYTES = 128 << 10
+_TCP_NOTSENT_LOWAT = 25  # Python does not name it
 _LINK_WATCH = (
     (socket.TCP_KEEPIDLE, 1),
     (socket.TCP_KEEPINTVL, 1),
@@ -56,16 +60,20 @@ class Kind(IntEnum):
     FILLED = 10
     ABORT = 11
     ACK = 12
+    REQUEST = 13
 
 
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
-    `file_passes` of files must have arrived, whole and checked."""
+    `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
+    after the resume, by the pid in the container; `file_passes` of files must have arrived, whole and checked."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
-    file_passes: int
+    staged: bool = False
+    behind: dict[int, bytes] = {}
+    file_passes: int = 0
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +96,7 @@ class PageChannel:
         self.sock = sock
         self.sent_bytes = 0
         self._pace_bps = 0.0
+        self._sending = threading.Lock()
         self._paced_until = 0.0
 
     @classmethod
@@ -109,6 +118,17 @@ class PageChannel:
         self._pace_bps = bandwidth_bps
         self._paced_until = time.monotonic()
 
+    def small_backlog(self) -> None:
+        """From now on what is sent waits here, not in the kernel: a page that is asked for must not queue behind
+        megabytes of others."""
+        self.sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)
+
+    def replace(self, fresh: PageChannel) -> None:
+        """Go on with another connection; the old one is closed."""
+        with self._sending:
+            old, self.sock = self.sock, fresh.sock
+        old.close()
+
     def _pace(self, size_bytes: int) -> None:
         if self._pace_bps <= 0:
             return
@@ -120,11 +140,12 @@ class PageChannel:
     def send(self, kind: Kind, number: int = 0, payload: bytes | memoryview = b"", *, ranges: int = 0) -> None:
         header = HEADER.pack(kind, number, ranges, len(payload))
         try:
-            if len(payload) <= CHUNK_BYTES:
-                self.sock.sendall(header + bytes(payload))
-            else:
-                self.sock.sendall(header)
-                self.sock.sendall(payload)
+            with self._sending:
+                if len(payload) <= CHUNK_BYTES:
+                    self.sock.sendall(header + bytes(payload))
+                else:
+                    self.sock.sendall(header)
+                    self.sock.sendall(payload)
         except OSError as error:
             raise StepFailed(f"the link to the other side broke while sending: {error}") from error
         self.sent_bytes += HEADER.size + len(payload)
@@ -135,8 +156,9 @@ class PageChannel:
         self._pace(len(raw) + len(contents))
         try:
             header = HEADER.pack(Kind.PAGES, ns_pid, len(ranges), len(raw) + len(contents))
-            self.sock.sendall(header + raw, socket.MSG_MORE)
-            self.sock.sendall(contents)
+            with self._sending:
+                self.sock.sendall(header + raw, socket.MSG_MORE)
+                self.sock.sendall(contents)
         except OSError as error:
             raise StepFailed(f"the link to the destination broke while pages crossed: {error}") from error
         self.sent_bytes += HEADER.size + len(raw) + len(contents)

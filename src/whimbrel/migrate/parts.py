@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from whimbrel.migrate.carriers.base import Carrier
@@ -24,3 +25,9 @@ class Parts:
     dump: Dump
     carrier: Carrier
     files: FileSync
+    reconnect: Callable[[], None]
+
+    @property
+    def behind(self) -> bool:
+        """Whether pages are left for after the commit."""
+        return bool(self.carrier.ranges_behind())

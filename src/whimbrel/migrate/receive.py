@@ -20,7 +20,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,12 +28,18 @@ import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
-from whimbrel.memory.ranges import total_bytes
-from whimbrel.memory.store import PageStore, pages_of
+from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
+from whimbrel.memory.store import Pages, PageStore, ProcessIndex, pages_of
+from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.backlog import unpack
+from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.migrate.staging.host import StageHost
+from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
@@ -64,8 +70,10 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_path: str
     runc_root: str
     expected_pages: int
+    staged: bool
     stdout_fd: int
     stderr_fd: int
+    keeper_fd: int
 
 
 def say(event: str, **fields: object) -> None:
@@ -91,28 +99,45 @@ class Receiver:
     def __init__(self, order: ReceiveOrder) -> None:
         self.order = order
         self.work = Path(order.work_dir)
-        self.images = self.work / "images"
+        self.stage = self.work / "stage"
+        self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
-        self.store = PageStore(order.expected_pages)
+        self.store = PageStore(0 if order.staged else order.expected_pages)
+        self.host: StageHost | None = None
         self.cgroup = Cgroup(order.cgroup_path)
         self.committed = False
+        self.eager_pages = 0
         self._aborted = False
         self._handed_over = False
         self._handover_error = ""
         self.faults_before = 0
         self._gate = threading.Lock()
-        self.lazy = LazyServer()
+        self._undo_gate = threading.Lock()
+        self._undone = False
+        self.channel: PageChannel | None = None
+        self.kept = Kept(order.keeper_fd)
+        self.lazy = LazyServer(self.kept.keep)
+        self.supplies: dict[int, Supply] = {}
+        self.late: LatePages | None = None
         self.criu: CriuWorker | None = None
         self.port = ServicePort(Path(order.netns_dir))
         self.port.info(order.service)  # opens its sockets: none of that in the freeze
 
     # --- before the freeze: pages and files ---------------------------------------------------------------
     def accept(self) -> PageChannel:
-        listener = socket.create_server((self.order.listen_host, 0))
-        listener.settimeout(SOURCE_SILENCE_S)
-        say("listening", port=listener.getsockname()[1])
-        sock, _ = listener.accept()
-        listener.close()
+        self.listener = socket.create_server((self.order.listen_host, 0))
+        if self.order.staged:
+            self.host = StageHost(
+                self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
+                complain=lambda error: say("warning", error=error),
+            )  # fmt: skip
+        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0)
+        return self.accept_again()
+
+    def accept_again(self) -> PageChannel:
+        """The next connection of the source. Raises OSError when none comes, ProtocolMismatch for somebody else."""
+        self.listener.settimeout(SOURCE_SILENCE_S)
+        sock, _ = self.listener.accept()
         sock.settimeout(SOURCE_SILENCE_S)
         channel = PageChannel(sock)
         if not hmac.compare_digest(channel.expect(Kind.HELLO), self.order.token.encode()):
@@ -126,7 +151,7 @@ class Receiver:
         while True:
             kind, number, ranges, size = channel.receive_header()
             if kind is Kind.PAGES:
-                self._take_pages(channel, number, ranges, size, recent=round_number > 0)
+                self.take_pages(channel, number, ranges, size, recent=round_number > 0)
                 continue
             payload = channel.receive_payload(size)
             if kind is Kind.ROUND:
@@ -144,7 +169,10 @@ class Receiver:
             else:
                 raise ProtocolMismatch(f"{kind.name} is not due here")
 
-    def _take_pages(self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool) -> None:
+    def take_pages(
+        self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool
+    ) -> tuple[Pages, int]:
+        """Into the store; returns the pages and where the first of them lies."""
         raw = bytearray(count * 16)
         channel.receive_exactly(memoryview(raw))
         ranges = np.frombuffer(raw, np.uint64).reshape(-1, 2)
@@ -153,7 +181,9 @@ class Receiver:
         pages = pages_of(ranges)
         with self.store.room_for(len(pages)) as window:
             channel.receive_exactly(window)
+        first_slot = self.store.used_pages
         self.store.commit(ns_pid, pages, recent=recent)
+        return pages, first_slot
 
     def _take_files(self, number: int, archive: bytes) -> None:
         """`number` 0 is the writable layer, 1 the container's /dev/shm."""
@@ -185,8 +215,11 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
-        later, eager_pages = settle(self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages)
-        self.eager_pages = eager_pages
+        later: list[LazyPages] = []
+        if not order.staged:
+            later, self.eager_pages = settle(
+                self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=unpack(order.behind)
+            )
         laps.lap("settle")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
@@ -202,10 +235,14 @@ class Receiver:
             lazy_pages=order.lazy,
             external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
         )
+        if not order.lazy:
+            write_word(self.work, WHOLE)
         fds = {1: self.order.stdout_fd, 2: self.order.stderr_fd}
         for name, stream in order.stdio.items():
             opts.inherit_fd.add(key=name, fd=fds[stream])
-        handover = self._listen_for_faults(later) if order.lazy else None
+        if order.behind:
+            self.late = LatePages(self, channel)
+        handover = self._listen_for_faults(later, unpack(order.behind)) if order.lazy else None
         self.criu.begin_restore(opts)
         for point in ("setup-namespaces", "post-restore", "pre-resume"):
             self.criu.advance(point)
@@ -222,7 +259,10 @@ class Receiver:
         if not self.criu.alive():
             raise StepFailed("CRIU died at the destination before the service was handed over")
         channel.send(Kind.READY)
-        channel.expect(Kind.GO)
+        if self.late is not None:
+            self.late.wait_for_go()
+        else:
+            channel.expect(Kind.GO)
         # ------------------------------- the point of no return: the source has committed -----------------
         self.commit()
         failpoints.wait_at("receive.committed")
@@ -247,13 +287,17 @@ class Receiver:
         except (WhimbrelError, OSError) as error:
             say("warning", error=str(error))
 
-    def _listen_for_faults(self, later: list[LazyPages]) -> threading.Thread:
+    def _listen_for_faults(self, later: list[LazyPages], behind: Mapping[int, Ranges]) -> threading.Thread:
         """CRIU connects, sends (pid, userfaultfd) per process, and a last word when all are restored."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self.images / "lazy-pages.socket"))
+        # Through the open folder: a socket's path may be 107 bytes long only, and state folders lie deep.
+        listener.bind(f"/proc/self/fd/{self.images_fd}/lazy-pages.socket")
         listener.listen(1)
         base = address_of(memoryview(self.store.map))
-        by_pid = {pages.ns_pid: pages.ranges for pages in later}
+        for part in later:
+            self.supplies[part.ns_pid] = self._supply(part, behind.get(part.ns_pid, EMPTY))
+        if self.late is not None:
+            self.late.start()
 
         def collect() -> None:
             try:
@@ -281,13 +325,26 @@ class Receiver:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                             fds.frombytes(data[:4])
                     os.set_blocking(fds[0], False)
-                    pages, slots = self.store.index[ns_pid].select(by_pid[ns_pid])
-                    self.lazy.add(LazySpace(fds[0], pages, slots, base))
+                    self.lazy.add(LazySpace(fds[0], self.supplies[ns_pid], base))
 
         self.lazy.start()
         thread = threading.Thread(target=collect, name="collect", daemon=True)
         thread.start()
         return thread
+
+    def _supply(self, part: LazyPages, behind: Ranges) -> Supply:
+        """Where the lazy pages of a process are: in the store, or behind (whatever older copy the store has)."""
+        index = self.store.index.get(part.ns_pid, ProcessIndex())
+        pages, slots = index.select(subtract(part.ranges, behind))
+        if not len(behind):
+            return Supply(pages, slots)
+        late = self.late
+        assert late is not None
+        missing = pages_of(intersect(part.ranges, behind))
+        slots = np.concatenate((slots, np.full(len(missing), MISSING)))
+        pages = np.concatenate((pages, missing))
+        order = np.argsort(pages, kind="stable")
+        return Supply(pages[order], slots[order], lambda page: late.ask(part.ns_pid, page))
 
     # --- after the commit: the rest -----------------------------------------------------------------------
     def fill(self, channel: PageChannel) -> FillReport:
@@ -301,9 +358,15 @@ class Receiver:
             filled_bytes=placed,
             eager_pages=self.eager_pages,
         )
-        self.lazy.stop()
+        write_word(self.work, WHOLE)
+        if self.late is not None:
+            self.late.stop()
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
+        self.kept.whole()
+        self.lazy.stop()
+        if self.host is not None:
+            self.host.close()
         say("filled", **msgspec.structs.asdict(report))
         return report
 
@@ -321,9 +384,7 @@ class Receiver:
         with self._gate:
             if self._aborted:
                 raise StepFailed("the agent gave the migration up at the last moment")
-            word = self.work / "committed.new"
-            word.write_text(self.order.service)
-            word.rename(self.work / "committed")
+            write_word(self.work, COMMITTED, self.order.service)
             self.committed = True
 
     def abort(self) -> bool:
@@ -332,11 +393,24 @@ class Receiver:
             self._aborted = not self.committed
             return self._aborted
 
-    def undo(self) -> None:
-        """Nothing of a half-restored tree stays; the agent undoes what the agent did."""
-        if self.criu is not None:
-            self.criu.kill()
-        self.cgroup.kill_all()
+    def give_up(self, reason: str) -> None:
+        """Nothing of a half-restored tree stays, then the source is told; the agent undoes what the agent did. Whoever
+        comes first gives the reason: the other one only meets the consequences."""
+        with self._undo_gate:
+            if self._undone:
+                return
+            self._undone = True
+            try:
+                if self.host is not None:
+                    self.host.close()
+                if self.criu is not None:
+                    self.criu.kill()
+                self.cgroup.kill_all()
+            finally:
+                say("failed", error=reason, committed=False)
+                if self.channel is not None:
+                    with contextlib.suppress(WhimbrelError, OSError):
+                        self.channel.send(Kind.ABORT, payload=reason.encode())
 
 
 def main() -> int:
@@ -346,25 +420,25 @@ def main() -> int:
     def watch_agent() -> None:
         os.read(0, 1)
         if receiver.abort():
-            receiver.undo()
-            os._exit(1)
+            try:
+                receiver.give_up("the agent there gave the migration up, or ended")
+            finally:
+                os._exit(1)
 
     threading.Thread(target=watch_agent, name="watch-agent", daemon=True).start()
-    channel: PageChannel | None = None
     try:
+        failpoints.wait_at("receive.start")
         receiver.start_criu()
-        channel = receiver.accept()
+        channel = receiver.channel = receiver.accept()
         restore_order = receiver.take(channel)
         receiver.restore(channel, restore_order)
         receiver.fill(channel)
         return 0
     except Exception as error:
-        if channel is not None and not receiver.committed:
-            with contextlib.suppress(WhimbrelError, OSError):
-                channel.send(Kind.ABORT, payload=str(error).encode())
-        say("failed", error=str(error), committed=receiver.committed)
-        if not receiver.committed:
-            receiver.undo()
+        if receiver.committed:
+            say("failed", error=str(error), committed=True)
+        else:
+            receiver.give_up(str(error))
         return 1
 
 

@@ -11,6 +11,7 @@ which there are hundreds of thousands.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from whimbrel.checkpoint import images as img
-from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, intersect, subtract, total_bytes, union
-from whimbrel.memory.store import Pages, PageStore, ProcessIndex
+from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, intersect, ranges_of, subtract, total_bytes, union
+from whimbrel.memory.store import PageStore, ProcessIndex
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
 
 
 @dataclass(frozen=True, eq=False)
 class LazyPages:
-    """What of one process comes after the resume: byte ranges, all of them in the store."""
+    """What of one process comes after the resume: byte ranges, in the store or (see `settle`) behind."""
 
     ns_pid: int
     ranges: Ranges
@@ -42,18 +43,12 @@ class _Piece:
     theirs_at: int = -1
 
 
-def ranges_of(pages: Pages) -> Ranges:
-    """Ascending page numbers as byte ranges."""
-    if len(pages) == 0:
-        return EMPTY
-    cut = np.flatnonzero(np.diff(pages) != 1) + 1
-    first = pages[np.concatenate(([0], cut))]
-    last = pages[np.concatenate((cut - 1, [len(pages) - 1]))]
-    return np.stack((first, last + np.uint64(1)), axis=1) * np.uint64(PAGE_BYTES)
-
-
-def settle(images: Path, store: PageStore, *, lazy: bool, hot_pages: int) -> tuple[list[LazyPages], int]:
+def settle(
+    images: Path, store: PageStore, *, lazy: bool, hot_pages: int, behind: Mapping[int, Ranges]
+) -> tuple[list[LazyPages], int]:
     """Rewrite every page map in `images`. Returns what is left for later, per process, and the pages put in place.
+
+    `behind` are pages that come after the resume: what the store may hold of them is out of date.
 
     Raises StepFailed when a page exists that never arrived: better to roll back than to restore a hole.
     """
@@ -65,10 +60,11 @@ def settle(images: Path, store: PageStore, *, lazy: bool, hot_pages: int) -> tup
         index = store.index.get(ns_pid, ProcessIndex())
         holes = (old.flags & (img.PE_PARENT | img.PE_LAZY)) != 0  # CRIU wrote no contents of these
         ours = old.ranges[holes]
-        _check_all_arrived(ns_pid, ours, index)
+        ours_behind = union(behind.get(ns_pid, EMPTY))
+        _check_all_arrived(ns_pid, subtract(union(ours), ours_behind), index)
         waiting = EMPTY
         if lazy:
-            hot = ranges_of(store.hot_pages(ns_pid, hot_pages))
+            hot = subtract(ranges_of(store.hot_pages(ns_pid, hot_pages)), ours_behind)
             waiting = subtract(intersect(union(ours), img.lazy_ranges(images, ns_pid)), hot)
         now = subtract(union(ours), waiting)
         in_place += total_bytes(now) // PAGE_BYTES

@@ -22,7 +22,7 @@ import msgspec
 
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate.carriers.base import Carried
-from whimbrel.migrate.carriers.stream import StreamCarrier
+from whimbrel.migrate.carriers.choose import make_carrier
 from whimbrel.migrate.commit import commit, follow_through
 from whimbrel.migrate.dump import Dump, stdio_pipes
 from whimbrel.migrate.files import FileSync
@@ -35,7 +35,7 @@ from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress, Round
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
-from whimbrel.plan.strategies import Strategy, strategy_of
+from whimbrel.plan.strategies import Carry, Strategy, strategy_of
 from whimbrel.storage.listing import snapshot
 from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, PrepareIncoming
 from whimbrel.wire.rpc import Peer
@@ -109,9 +109,9 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
                     await _freeze_and_restore(job, parts)
             except TimeoutError:
                 raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
-            await commit(job, parts, undo)
+            resume_here = await commit(job, parts, undo)
         job.bytes_sent = parts.carrier.sent_bytes
-    await follow_through(job, parts)
+    await follow_through(job, parts, resume_here)
 
 
 async def _prepare(
@@ -133,25 +133,31 @@ async def _prepare(
     )
     gateways = Gateways(job)
     await gateways.reach(outer)
+    undo.callback(job.node.journal.clear, job.request.id, "source")  # not before the service runs on here
     undo.push_async_callback(gateways.undo)
     dump = Dump(source, source.run_dir / f"dump-{job.request.service}")
     undo.callback(dump.undo)
     warm = asyncio.create_task(hands.do(dump.warm_up))
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
     undo.callback(channel.close)
+    outer.callback(channel.shutdown)  # wakes the thread that waits on it should this agent be stopped after GO
     channel.limit(job.request.bandwidth_bps)
-    carrier = await hands.do(lambda: StreamCarrier(source.pid, channel, strategy, holes=source.holes))
+    carrier = await hands.do(make_carrier, job, strategy, channel, ready, dump)
     undo.callback(carrier.close)
     await warm
-    undo.callback(job.node.journal.clear, job.request.id, "source")
     job.journal("prepared")
     # Undone first: no cancel any more, wake the threads, wait for them; CRIU is not interrupted inside a step
     # unless it hangs. Then the service is let run, and only then the packets are let in.
     undo.push_async_callback(hands.settle, dump.interrupt)
     undo.callback(channel.shutdown)
     undo.callback(job.begin_undo)
+    await job.pause_at("prepare.ready")
     files = FileSync((source.layer.upper, source.layer.shm))
-    return Parts(strategy, hands, peer, gateways, channel, dump, carrier, files)
+
+    def reconnect() -> None:
+        channel.replace(PageChannel.connect(job.destination.host, ready.page_port, ready.token))
+
+    return Parts(strategy, hands, peer, gateways, channel, dump, carrier, files, reconnect)
 
 
 async def _rounds(job: Migration, parts: Parts) -> None:
@@ -159,6 +165,7 @@ async def _rounds(job: Migration, parts: Parts) -> None:
         max_rounds=job.request.max_rounds or parts.strategy.rounds.limit,
         max_downtime_ms=job.request.max_downtime_ms,
         deadline_ms=job.request.deadline_ms,
+        converge=parts.strategy.rounds.converge,
     )
     facts: list[RoundFacts] = []
     while True:
@@ -168,6 +175,7 @@ async def _rounds(job: Migration, parts: Parts) -> None:
         took_ms = job.now_ms() - start
         facts.append(RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES, duration_ms=took_ms))
         job.rounds.append(_round(number, carried, took_ms))
+        _add_parts(job, f"round.{number}", carried)
         job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
         verdict = decide(facts, limits, elapsed_ms=job.now_ms())
         if verdict is not Stop.GO_ON:
@@ -175,6 +183,14 @@ async def _rounds(job: Migration, parts: Parts) -> None:
                 f"{verdict} after {number} rounds; freeze predicted {predicted_freeze_ms(facts, limits):.0f} ms"
             )
             return
+
+
+def _add_parts(job: Migration, name: str, carried: Carried) -> None:
+    """What a round was made of, for the record: laid end to end back from now."""
+    start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in carried.parts_ms)
+    for part, taken_ms in carried.parts_ms:
+        job.add_phase(f"{name}.{part}", start_ms, taken_ms)
+        start_ms += taken_ms
 
 
 def _round(number: int, carried: Carried, took_ms: float) -> Round:
@@ -200,12 +216,19 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     async with job.step("freeze.pages"):
         late = await hands.do(carrier.last, dump.images)
         await hands.do(parts.files.send, channel, job.source.cgroup.pids())
-    job.rounds.append(_round(len(job.rounds) + 1, early + late, (time.monotonic() - job.frozen_s) * 1e3))
     channel.limit(0)
     async with job.step("freeze.copy"):
-        await hands.do(carrier.deliver, dump.images)
+        delivered = await hands.do(carrier.deliver, dump.images)
+    took_ms = (time.monotonic() - job.frozen_s) * 1e3
+    job.rounds.append(_round(len(job.rounds) + 1, early + late + delivered, took_ms))
     async with job.step("freeze.restore"):
-        order = RestoreOrder(lazy=parts.strategy.lazy, stdio=stdio, eager_hot_pages=EAGER_HOT_PAGES)
+        order = RestoreOrder(
+            lazy=parts.strategy.lazy,
+            stdio=stdio,
+            eager_hot_pages=EAGER_HOT_PAGES,
+            staged=parts.strategy.carry is not Carry.STREAM,
+            behind=carrier.ranges_behind(),
+        )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         await hands.do(_expect_ready, parts)
 

@@ -24,6 +24,10 @@ QUEUE_BYTES = 16 << 20
 LONGEST_HOLD_S = 60.0
 
 
+def _queue_setting(ifname: str) -> str:
+    return f"net/ipv4/neigh/{ifname}/unres_qlen_bytes"
+
+
 class HoldTable:
     """The held addresses of one gateway. Make it in the gateway's namespace, after its overlay is up;
     `hold` and `release` take one netlink message each, from any thread."""
@@ -39,6 +43,9 @@ class HoldTable:
         except OSError as error:
             raise Refused(f"this gateway has no interface {ifname}: its overlay is not up") from error
         self._usual = read_sysctl(self._queue_setting)
+        if self._usual == str(QUEUE_BYTES):  # an earlier agent's doing, who could not take it back
+            self._usual = read_sysctl(_queue_setting("lo"))
+            write_sysctl(self._queue_setting, self._usual)
         self._release_leftovers()
 
     def _release_leftovers(self) -> None:
@@ -49,7 +56,7 @@ class HoldTable:
 
     @property
     def _queue_setting(self) -> str:
-        return f"net/ipv4/neigh/{self._ifname}/unres_qlen_bytes"
+        return _queue_setting(self._ifname)
 
     def prepare(self, address: str) -> None:
         """Make room for `QUEUE_BYTES`, ahead of the freeze; changes no traffic."""

@@ -32,7 +32,8 @@ class RoundFacts:
 
 @dataclass(frozen=True)
 class Limits:
-    """`fixed_freeze_ms` is what a freeze costs without a single page; 0 for a budget or deadline means none."""
+    """`converge` False: exactly `max_rounds` rounds, unless the deadline forbids. `fixed_freeze_ms` is what a freeze
+    costs without a single page; 0 for a budget or deadline means none."""
 
     small_bytes: int = 1 << 20
     max_rounds: int = 12
@@ -40,6 +41,7 @@ class Limits:
     max_downtime_ms: float = 0.0
     deadline_ms: float = 0.0
     fixed_freeze_ms: float = 60.0
+    converge: bool = True
 
 
 def predicted_freeze_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
@@ -66,7 +68,7 @@ def decide(rounds: Sequence[RoundFacts], limits: Limits, *, elapsed_ms: float = 
         return Stop.DEADLINE
     if len(rounds) >= limits.max_rounds:
         return Stop.ROUND_LIMIT
-    if len(rounds) == 1:
+    if len(rounds) == 1 or not limits.converge:
         return Stop.GO_ON
     if limits.max_downtime_ms > 0 and freeze_ms <= limits.max_downtime_ms:
         return Stop.MEETS_BUDGET

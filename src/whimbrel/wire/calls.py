@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import msgspec
@@ -82,6 +83,14 @@ class CancelMigration(Call, tag="migrate.cancel", frozen=True):
     reply: ClassVar[Any] = bool
 
 
+class GetMigration(Call, tag="migrate.get", frozen=True):
+    """The record of a migration that went out from here: of the one under way (outcome ``running``), or one of the last
+    that ended. None when this agent knows nothing of it."""
+
+    id: str
+    reply: ClassVar[Any] = MigrationRecord | None
+
+
 # --- migration, destination side --------------------------------------------------------------------------
 class OfferMigration(Call, tag="incoming.offer", frozen=True):
     """May this service come? Answers with what the source compares; raises Refused with the reason if not."""
@@ -110,21 +119,39 @@ class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
 
 
 class IncomingReady(msgspec.Struct, frozen=True, kw_only=True):
-    """`page_port`: TCP port of the page channel; `token`: what the source must say first there."""
+    """`page_port`: TCP port of the page channel; `stage_port`: where rsync and layers for the page server go (0 when
+    the strategy stages nothing); `token`: what the source must say first at either."""
 
     page_port: int
+    stage_port: int = 0
     token: str
 
 
+class Fate(StrEnum):
+    """What became of a service that was to come. ``runs`` may still become ``lost`` until all of its pages are in
+    place; the other two are final, and certain: it runs no instruction there any more."""
+
+    NEVER_RAN = "never-ran"
+    RUNS = "runs"
+    LOST = "lost"
+
+
 class AbortIncoming(Call, tag="incoming.abort", frozen=True):
-    """Undo PrepareIncoming, whatever of it happened. Safe to repeat; after the commit it answers False."""
+    """Undo PrepareIncoming, whatever of it happened. Safe to repeat; after the commit it changes nothing: ``runs``."""
 
     id: str
-    reply: ClassVar[Any] = bool
+    reply: ClassVar[Any] = Fate
+
+
+class AwaitIncoming(Call, tag="incoming.await", frozen=True):
+    """Wait until all pages are in place (``runs``), or until it is certain that they never will be."""
+
+    id: str
+    reply: ClassVar[Any] = Fate
 
 
 class FinishIncoming(Call, tag="incoming.finish", frozen=True):
-    """Wait until all pages are local, then adopt the service."""
+    """The source has heard that the service is whole; what was kept to tell it may go. Answers with the service."""
 
     id: str
     reply: ClassVar[Any] = ServiceStatus
@@ -165,9 +192,11 @@ AnyCall = (
     | ExecInService
     | Migrate
     | CancelMigration
+    | GetMigration
     | OfferMigration
     | PrepareIncoming
     | AbortIncoming
+    | AwaitIncoming
     | FinishIncoming
     | PrepareHold
     | Hold

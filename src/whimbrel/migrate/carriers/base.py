@@ -28,10 +28,6 @@ class Carried:
         )
 
 
-class Restore(Protocol):
-    """The part of the restore order that the way of carrying decides; see `pagechannel.RestoreOrder`."""
-
-
 class Carrier(Protocol):
     @property
     def sent_bytes(self) -> int:
@@ -51,7 +47,7 @@ class Carrier(Protocol):
         """CRIU's images are written, to `images`: everything that has not crossed by now does."""
         ...
 
-    def deliver(self, images: Path) -> None:
+    def deliver(self, images: Path) -> Carried:
         """CRIU's images cross, and with them whatever `last` staged."""
         ...
 
@@ -59,8 +55,20 @@ class Carrier(Protocol):
         """The destination asks for something on the page channel; False when that is no question to a carrier."""
         ...
 
-    def behind(self) -> None:
-        """After the commit: send what the destination has not got yet. Returns when all has left."""
+    def leave_behind(self) -> None:
+        """From the freeze on send only what must be there for the restore; the rest follows the resume."""
+        ...
+
+    def ranges_behind(self) -> dict[int, bytes]:
+        """What `last` left for after the commit, as `RestoreOrder.behind`."""
+        ...
+
+    def send_behind(self) -> None:
+        """After the commit: send what was left behind. Returns when all has left; raises StepFailed."""
+        ...
+
+    def link_was_cut(self) -> None:
+        """The page channel is another one now: whatever was left behind goes again."""
         ...
 
     def close(self) -> None: ...

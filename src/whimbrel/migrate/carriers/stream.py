@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from whimbrel.memory.tracker import TreeTracker
+from whimbrel.checkpoint.images import lazy_ranges, pagemap_pids
+from whimbrel.memory.batches import merged
+from whimbrel.memory.ranges import EMPTY, intersect, subtract
+from whimbrel.memory.tracker import ProcessPages, TreeTracker
+from whimbrel.migrate.backlog import Backlog
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import PageSender, vdso_of
@@ -22,6 +27,8 @@ class StreamCarrier:
         self._channel = channel
         self._strategy = strategy
         self._early = holes and strategy.rounds.limit > 0
+        self._behind = strategy.behind
+        self._backlog = Backlog([])
         self._sender = PageSender(channel)
         self._tracker = TreeTracker(root_pid)
 
@@ -30,36 +37,57 @@ class StreamCarrier:
         return self._channel.sent_bytes
 
     def round(self, number: int) -> Carried:
-        carried = self._send(final=False)
+        carried = self._send(self._tracker.scan())
         self._channel.send(Kind.ROUND, number)
         self._channel.expect(Kind.ACK, number=number)
         return carried
 
+    def leave_behind(self) -> None:
+        self._behind = True
+
     def while_dumping(self) -> Carried:
-        return self._send(final=True) if self._early else Carried()
+        return self._send(self._tracker.scan(final=True)) if self._early and not self._behind else Carried()
 
     def last(self, images: Path) -> Carried:
-        sent = self._sender.send(vdso_of(self._root_pid))
-        return Carried(pages=sent // PAGE_BYTES, sent_bytes=sent) + self._send(final=True)
+        dirty = merged(self._tracker.scan(final=True), vdso_of(self._root_pid))
+        if not self._behind:
+            return self._send(dirty)
+        lazy = {ns_pid: lazy_ranges(images, ns_pid) for ns_pid in pagemap_pids(images)}
+        late = [replace(part, ranges=intersect(part.ranges, lazy.get(part.ns_pid, EMPTY))) for part in dirty]
+        now = [replace(part, ranges=subtract(part.ranges, rest.ranges)) for part, rest in zip(dirty, late, strict=True)]
+        self._backlog = Backlog(late)
+        return self._send(now)
 
-    def deliver(self, images: Path) -> None:
+    def deliver(self, images: Path) -> Carried:
         files = {
             path.name: path.read_bytes()
             for path in images.iterdir()
             if path.is_file() and not path.is_symlink() and path.suffix == ".img"
         }
-        self._channel.send(Kind.IMAGES, 0, msgspec.msgpack.encode(files))
+        payload = msgspec.msgpack.encode(files)
+        self._channel.send(Kind.IMAGES, 0, payload)
+        return Carried(sent_bytes=len(payload))
+
+    def ranges_behind(self) -> dict[int, bytes]:
+        return self._backlog.ranges()
 
     def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
-        return False
+        if kind is not Kind.REQUEST or len(payload) != 8:
+            return False
+        self._backlog.answer(self._channel, number, int.from_bytes(payload, "little"))
+        return True
 
-    def behind(self) -> None:
-        """All of it crossed before the commit."""
+    def send_behind(self) -> None:
+        self._channel.small_backlog()
+        self._backlog.push_all(self._channel)
+
+    def link_was_cut(self) -> None:
+        self._backlog.all_again()
 
     def close(self) -> None:
         self._tracker.close()
 
-    def _send(self, *, final: bool) -> Carried:
+    def _send(self, dirty: list[ProcessPages]) -> Carried:
         before = self._channel.sent_bytes
-        sent = self._sender.send(self._tracker.scan(final=final))
+        sent = self._sender.send(dirty)
         return Carried(pages=sent // PAGE_BYTES, sent_bytes=self._channel.sent_bytes - before)

@@ -8,15 +8,20 @@ One port number, two protocols:
   users are served meanwhile).
 
 Memory is ``--memory-mb`` of private anonymous pages. Write number *w* (from 1) fills the page
-``page_of(w)`` with the 64-bit word ``w << 24 | page`` repeated 512 times, so whoever knows *w* can compute
-what every byte must be, from outside (``expected_digest``).
+``page_of(w)`` with what *w* and the page's number say, so whoever knows *w* can compute what every byte must be,
+from outside (``expected_digest``). Contents are ``words`` (one 64-bit word, ``w << 24 | page``, 512 times: very
+compressible), ``text`` (compresses like text) or ``random`` (does not compress). ``--zero-share`` of the pages
+are zero whatever is written to them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import mmap
 import os
+import random
 import select
 import selectors
 import socket
@@ -32,6 +37,11 @@ STRIDE = 7919  # a prime: the walk visits every page before it repeats and never
 TICK_S = 0.01
 DATAGRAMS_PER_TURN = 64  # so that a burst of datagrams does not keep the TCP users waiting
 MAX_LINE_BYTES = 4096
+CONTENTS = ("words", "text", "random")
+ZERO_PAGE = bytes(PAGE_BYTES)
+SPREAD = 2654435761  # Knuth's multiplicative hash: zero pages lie all over the memory, not together
+LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
+TEXT_BYTES = 1 << 16
 
 
 def page_of(write: int, pages: int) -> int:
@@ -39,9 +49,31 @@ def page_of(write: int, pages: int) -> int:
     return (write * STRIDE) % pages
 
 
-def page_bytes(write: int, page: int) -> bytes:
+def page_bytes(write: int, page: int, contents: str = "words", zero_share: float = 0.0) -> bytes:
     """The 4096 bytes that write number `write` leaves in page number `page`."""
-    return struct.pack("<Q", (write << 24) | page) * WORDS_PER_PAGE
+    if zero_share and page * SPREAD % (1 << 32) < zero_share * (1 << 32):
+        return ZERO_PAGE
+    word = struct.pack("<Q", (write << 24) | page)
+    if contents == "words":
+        return word * WORDS_PER_PAGE
+    if contents == "random":
+        return hashlib.shake_128(word).digest(PAGE_BYTES)
+    offset = (write * 31 + page * SPREAD) % TEXT_BYTES
+    return word + text()[offset : offset + PAGE_BYTES - len(word)]
+
+
+@functools.cache
+def text() -> bytes:
+    """Words of invented English, the same each time, with the beginning once more at the end."""
+    chance = random.Random(1)
+    shorter_first = [2.0**-rank for rank in range(len(LETTERS))]
+    words: list[str] = []
+    size = 0
+    while size < TEXT_BYTES:
+        words.append("".join(chance.choices(LETTERS, [w**0.15 for w in shorter_first], k=chance.randint(1, 9))))
+        size += len(words[-1]) + 1
+    body = " ".join(words).encode()[:TEXT_BYTES]
+    return body + body[:PAGE_BYTES]
 
 
 def usable_pages(memory_mb: int) -> int:
@@ -50,7 +82,7 @@ def usable_pages(memory_mb: int) -> int:
     return pages - 1 if pages % STRIDE == 0 else pages
 
 
-def expected_digest(writes: int, memory_mb: int) -> int:
+def expected_digest(writes: int, memory_mb: int, contents: str = "words", zero_share: float = 0.0) -> int:
     """CRC-32 that the memory must have after `writes` writes (0 = the initial fill, which is write 0)."""
     pages = usable_pages(memory_mb)
     last = [0] * pages
@@ -58,26 +90,31 @@ def expected_digest(writes: int, memory_mb: int) -> int:
         last[page_of(write, pages)] = write
     crc = 0
     for page in range(pages):
-        crc = zlib.crc32(page_bytes(last[page], page), crc)
+        crc = zlib.crc32(page_bytes(last[page], page, contents, zero_share), crc)
     return crc
 
 
 class Memory:
     """The pattern; one writer thread, and a lock that makes `digest` see a moment between two writes."""
 
-    def __init__(self, memory_mb: int) -> None:
+    def __init__(self, memory_mb: int, contents: str = "words", zero_share: float = 0.0) -> None:
         self.pages = usable_pages(memory_mb)
+        self.contents, self.zero_share = contents, zero_share
         self.lock = threading.Lock()
         self.writes = 0
         self.map = mmap.mmap(-1, memory_mb << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for page in range(self.pages):
-            self.map[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = page_bytes(0, page)
+            self.fill(0, page)
+
+    def fill(self, write: int, page: int) -> None:
+        content = page_bytes(write, page, self.contents, self.zero_share)
+        self.map[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = content
 
     def write_next(self) -> None:
         with self.lock:
             write = self.writes + 1
             page = page_of(write, self.pages)
-            self.map[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = page_bytes(write, page)
+            self.fill(write, page)
             self.writes = write
 
     def digest(self) -> tuple[int, int]:
@@ -185,10 +222,16 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=int(os.environ.get("PORT", "7000")))
     parser.add_argument("--memory-mb", type=int, default=int(os.environ.get("MEMORY_MB", "200")))
     parser.add_argument("--dirty-pages-per-s", type=float, default=float(os.environ.get("DIRTY_PAGES_PER_S", "500")))
+    parser.add_argument("--contents", choices=CONTENTS, default=os.environ.get("CONTENTS", "words"))
+    parser.add_argument("--zero-share", type=float, default=float(os.environ.get("ZERO_SHARE", "0")))
     args = parser.parse_args()
     if args.memory_mb < 1:
         parser.error("--memory-mb must be at least 1")
-    memory = Memory(args.memory_mb)
+    if args.contents not in CONTENTS:  # argparse does not look at defaults
+        parser.error(f"CONTENTS is {args.contents!r}: choose from {', '.join(CONTENTS)}")
+    if not 0 <= args.zero_share <= 1:
+        parser.error("--zero-share must be from 0 to 1")
+    memory = Memory(args.memory_mb, args.contents, args.zero_share)
     if args.dirty_pages_per_s > 0:
         threading.Thread(target=dirty_forever, args=(memory, args.dirty_pages_per_s), daemon=True).start()
     server = Server(args.port, memory)

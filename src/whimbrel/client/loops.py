@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import mmap
 import os
 import signal
@@ -20,7 +21,8 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from whimbrel.bench.outage import CounterCheck, Trace
+from whimbrel.client.contract import Figures, Side, Talk
+from whimbrel.client.outage import Trace
 
 RING = 1 << 19  # requests remembered: more than 8 minutes at 1,000/s
 EVENTS = 1024  # resets, and counter faults, whose times are remembered
@@ -37,8 +39,9 @@ _TIMESPEC = struct.Struct("qq")
 _TIMEVAL = struct.Struct("ll")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 
-# words of the shared memory's head
-UDP_SENT, UDP_DUPLICATES, UDP_DAMAGED, TCP_SENT, TCP_RESETS, TCP_FAULTS, TCP_CONNECTED = range(7)
+# words of the shared memory's head; the last three are the control process's question to the others
+(UDP_SENT, UDP_DUPLICATES, UDP_DAMAGED, TCP_SENT, TCP_RESETS, TCP_FAULTS, TCP_CONNECTED,
+ ASKED, ASKED_FROM_NS, ASKED_TO_NS) = range(10)  # fmt: skip
 _HEAD_WORDS = 64
 
 
@@ -228,30 +231,59 @@ def connect(target: tuple[str, int], answer_timeout_s: float) -> socket.socket |
     return conn
 
 
-def ask(conn: socket.socket) -> tuple[int, int, int]:
-    """One ``count``: (requests, writes, time of the answer in ns). OSError: broken; ValueError: nonsense."""
-    conn.sendall(b"count\n")
+def read_line(conn: socket.socket, limit: int = 1 << 20) -> tuple[bytes, int]:
+    """One line of an answer without its end, and when its last part came (ns). OSError: broken."""
     answer = b""
     while not answer.endswith(b"\n"):
         data, when_ns = receive(conn)
-        if not data:
+        if not data or len(answer) > limit:
             raise ConnectionResetError("closed by the service")
         answer += data
-    requests, writes = answer.split()
-    return int(requests), int(writes), when_ns
+    return answer[:-1], when_ns
 
 
-def talk_tcp(shared: Shared, target: tuple[str, int], rate: float, answer_timeout_s: float) -> None:
-    """One ``count`` request at a time, at most `rate` per second, on one connection; reconnects."""
+class Desk:
+    """Where one process of the client answers the control process: a pipe, and words of the shared memory that say
+    that there is a question."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._served = 0
+        self.reader, self._writer = os.pipe()
+
+    def serve(self, figures: Callable[[int, int], Figures]) -> None:
+        """Answer if something was asked since the last time."""
+        head = self._shared.head
+        if head[ASKED] == self._served:
+            return
+        self._served = head[ASKED]
+        try:
+            found = figures(head[ASKED_FROM_NS], head[ASKED_TO_NS])
+        except (OSError, ValueError) as error:
+            found = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        line = json.dumps({"asked": self._served, **found}).encode() + b"\n"
+        while line:
+            line = line[os.write(self._writer, line) :]
+
+
+def work(side: Side, desk: Desk) -> None:
+    """The loop of one of the user's other doings."""
+    while True:
+        desk.serve(side.figures)
+        side.step()
+
+
+def talk_tcp(shared: Shared, target: tuple[str, int], talk: Talk, answer_timeout_s: float, desk: Desk) -> None:
+    """One request at a time, at most `talk.rate` per second, on one connection; reconnects."""
     sent, answered, head = shared.tcp_sent, shared.tcp_answered, shared.head
-    interval_ns = int(1e9 / rate)
-    check = CounterCheck()
+    interval_ns = int(1e9 / talk.rate)
     conn: socket.socket | None = None
     number = 0
     due_ns = 0
     while True:
+        desk.serve(lambda from_ns, to_ns, conn=conn: talk.figures(conn, from_ns, to_ns))  # type: ignore[misc]
         if conn is None:
-            conn = connect(target, answer_timeout_s)
+            conn = greeted(target, talk, answer_timeout_s)
             head[TCP_CONNECTED] = int(conn is not None)
             if conn is None:
                 time.sleep(RETRY_CONNECT_S)
@@ -265,13 +297,25 @@ def talk_tcp(shared: Shared, target: tuple[str, int], rate: float, answer_timeou
         head[TCP_SENT] = number
         due_ns = now_ns + interval_ns
         try:
-            requests, writes, answered[slot] = ask(conn)
-            if not check.accepts(requests, writes):
-                shared.event(TCP_FAULTS, shared.faults_ns, time.monotonic_ns())
+            answered[slot] = talk.ask(conn, number)
         except ValueError:
+            answered[slot] = time.monotonic_ns()
             shared.event(TCP_FAULTS, shared.faults_ns, time.monotonic_ns())
         except OSError:
             shared.event(TCP_RESETS, shared.resets_ns, time.monotonic_ns())
-            check.broken()
+            talk.broken()
             conn.close()
             conn = None
+
+
+def greeted(target: tuple[str, int], talk: Talk, answer_timeout_s: float) -> socket.socket | None:
+    """A new connection that the service answers on; None when there is none to be had."""
+    conn = connect(target, answer_timeout_s)
+    if conn is None:
+        return None
+    try:
+        talk.greet(conn)
+    except (OSError, ValueError):
+        conn.close()
+        return None
+    return conn

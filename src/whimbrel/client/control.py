@@ -1,15 +1,14 @@
-"""The user: a client of the demo service that measures, from outside, what a migration does to it.
+"""The user: a process that talks to a service and measures, from outside, what a migration does to it.
 
-    python -m whimbrel.bench.client --host 10.77.1.1 --port 7000 --memory-mb 200
+    python control.py --client .../workloads/memory/client.py --host 10.77.1.1 --port 7000 --set MEMORY_MB=200
 
-It runs in the user's network namespace for as long as it is needed, and sends numbered UDP requests at
-1,000/s and, in parallel, one request at a time on one TCP connection. One command a line on standard input,
+It runs in the user's network namespace for as long as it is needed. What it says to the service is the workload's
+`client.py` (see `whimbrel.client.contract`); when and how it measures is here. One command a line on standard input,
 one JSON object a line on standard output:
 
     mark quiet     the quiet phase begins here (else: the last 2 s before `mark start`, after the last window)
     mark start     the migration begins
-    mark end       it is over; answers with the window's figures once every request is answered or 3 s passed
-    digest         asks for the CRC-32 of the service's memory and compares it with what it must be
+    mark end       it is over; answers with the window's report once every request is answered or time is up
     noise SECONDS  what this client measures when nothing moves: one window a second
     stop           (or end of input) ends
 
@@ -19,11 +18,11 @@ Standard library only, so that it runs wherever there is a Python.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,37 +32,47 @@ from typing import Any
 if __package__ in (None, ""):  # started by its path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from whimbrel.bench import loops
-from whimbrel.bench.outage import Trace, outage, spread
-from whimbrel.workloads.service import expected_digest
+from whimbrel.client import loops
+from whimbrel.client.contract import COUNTS, Figures, Place, Side, User
+from whimbrel.client.outage import Trace, outage, spread
 
 QUIET_NS = 2_000_000_000
 TAIL_S = 0.3  # the migration's last steps may still disturb after it reported its end
 LOST_AFTER_S = 3.0
 TCP_PATIENCE_S = 15.0
+SIDE_PATIENCE_S = 60.0
 PRIORITIES = {"sender": 30, "TCP user": 25, "receiver": 20}
 
 
 class Client:
     """The control process: starts the loops, marks windows, computes figures."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.target = (str(args.host), int(args.port))
-        self.memory_mb = int(args.memory_mb)
+    def __init__(self, user: User, args: argparse.Namespace) -> None:
+        self.user, self.place = user, user.place
+        self.protocols = ("udp", "tcp") if user.udp else ("tcp",)
         self.shared = loops.Shared()
-        run = os.urandom(8)
-        sock = loops.udp_socket()
+        self.desks = {"TCP user": loops.Desk(self.shared)}
         scale = 0 if args.no_realtime else 1
-        shared, target = self.shared, self.target
-        tasks: tuple[tuple[str, Callable[[], None]], ...] = (
-            ("receiver", lambda: loops.receive_datagrams(shared, sock, run)),
-            ("sender", lambda: loops.send_datagrams(shared, sock, target, run, args.udp_rate)),
-            ("TCP user", lambda: loops.talk_tcp(shared, target, args.tcp_rate, args.answer_timeout)),
-        )
-        self.children = {loops.fork(loop, scale * PRIORITIES[name]): name for name, loop in tasks}
+        shared, target = self.shared, self.place.target
+        talk, timeout_s, desk = user.talk(), self.place.timeout_s, self.desks["TCP user"]
+        tasks: dict[str, Callable[[], None]] = {
+            "TCP user": lambda: loops.talk_tcp(shared, target, talk, timeout_s, desk)
+        }
+        if user.udp:
+            run, sock = os.urandom(8), loops.udp_socket()
+            tasks["receiver"] = lambda: loops.receive_datagrams(shared, sock, run)
+            tasks["sender"] = lambda: loops.send_datagrams(shared, sock, target, run, args.udp_rate)
+        for side in user.sides():
+            self.desks[side.name] = loops.Desk(shared)
+            tasks[side.name] = self._side(side, self.desks[side.name])
+        self.children = {loops.fork(loop, scale * PRIORITIES.get(name, 0)): name for name, loop in tasks.items()}
         self.quiet_ns = self.last_end_ns = time.monotonic_ns()
         self.quiet_marked = False
         self.start_ns = 0
+
+    @staticmethod
+    def _side(side: Side, desk: loops.Desk) -> Callable[[], None]:
+        return lambda: loops.work(side, desk)
 
     def close(self) -> None:
         for pid in self.children:
@@ -72,16 +81,16 @@ class Client:
         self.children = {}
 
     def wait_ready(self, timeout_s: float) -> dict[str, Any]:
-        """Until both protocols were answered once; the quiet phase begins then."""
+        """Until each protocol was answered once; the quiet phase begins then."""
         begin = time.monotonic()
         while time.monotonic() - begin < timeout_s:
-            udp, tcp = (self.shared.trace(protocol, 0, time.monotonic_ns()) for protocol in ("udp", "tcp"))
-            if any(udp.answered_ns) and any(tcp.answered_ns):
+            traces = {name: self.shared.trace(name, 0, time.monotonic_ns()) for name in self.protocols}
+            if all(any(trace.answered_ns) for trace in traces.values()):
                 self.quiet_ns = self.last_end_ns = time.monotonic_ns()
                 return {"event": "ready"}
             time.sleep(0.02)
-        silent = [name for name, trace in (("UDP", udp), ("TCP", tcp)) if not any(trace.answered_ns)]
-        host, port = self.target
+        silent = [name.upper() for name, trace in traces.items() if not any(trace.answered_ns)]
+        host, port = self.place.target
         return {
             "event": "error",
             "error": f"{host}:{port} did not answer by {' and '.join(silent)} within {timeout_s:g} s: "
@@ -117,30 +126,73 @@ class Client:
             time.sleep(0.05)
 
     def window(self, quiet_ns: int, start_ns: int, end_ns: int) -> dict[str, Any]:
+        """The report of [start, end) and its tail (see `whimbrel.client.report`)."""
         time.sleep(TAIL_S)
         to_ns = end_ns + int(TAIL_S * 1e9)
         udp, tcp = self.settle(start_ns, to_ns)
         quiet = {protocol: self.shared.trace(protocol, quiet_ns, start_ns) for protocol in ("udp", "tcp")}
         shared, now_ns = self.shared, time.monotonic_ns()
-        result: dict[str, Any] = {
-            "event": "window",
+        resets = shared.events_between(loops.TCP_RESETS, shared.resets_ns, start_ns, now_ns)
+        counter_ok = shared.events_between(loops.TCP_FAULTS, shared.faults_ns, quiet_ns, now_ns) == 0
+        damaged = shared.head[loops.UDP_DAMAGED]
+        requests = len(udp.sent_ns) + len(tcp.sent_ns)
+        report: dict[str, Any] = {
+            "event": "report",
+            "requests": requests,
+            "answered": requests - udp.lost - tcp.lost,
+            "lost": udp.lost,
+            "resets": resets,
+            "stalls": 0,
+        }
+        detail: dict[str, Any] = {
             "quiet_ms": (start_ns - quiet_ns) / 1e6,
             "window_ms": (end_ns - start_ns) / 1e6,
-            "lost": udp.lost,
-            "resets": shared.events_between(loops.TCP_RESETS, shared.resets_ns, start_ns, now_ns),
-            "counter_ok": shared.events_between(loops.TCP_FAULTS, shared.faults_ns, quiet_ns, now_ns) == 0,
+            "counter_ok": counter_ok,
             "quiet_lost": quiet["udp"].lost,
             "duplicates": shared.head[loops.UDP_DUPLICATES],
-            "damaged": shared.head[loops.UDP_DAMAGED],
+            "damaged": damaged,
             "client_late_ms": shared.most_late_ms(start_ns, to_ns),
         }
         for protocol, trace in (("udp", udp), ("tcp", tcp)):
             seen = outage(quiet[protocol], trace, start_ns)
-            result[f"requests_{protocol}"] = len(trace.sent_ns)
-            result[f"outage_{protocol}_ms"] = None if seen is None else seen.outage_ms
-            result[f"outage_{protocol}_at_ms"] = None if seen is None else seen.at_ms
-            result[f"quiet_{protocol}_ms"] = spread(quiet[protocol].delays_ms())
-        return result
+            report[f"outage_{protocol}_ms"] = None if seen is None else seen.outage_ms
+            detail[f"requests_{protocol}"] = len(trace.sent_ns)
+            detail[f"outage_{protocol}_at_ms"] = None if seen is None else seen.at_ms
+            detail[f"quiet_{protocol}_ms"] = spread(quiet[protocol].delays_ms())
+        report["quiet_median_ms"] = detail["quiet_tcp_ms"].get("p50")
+        fine = counter_ok and damaged == 0
+        for name, figures in {**self.ask(start_ns, to_ns), "check": self.check()}.items():
+            for key in COUNTS:
+                report[key] += figures.get(key, 0)
+            fine &= bool(figures.get("ok", True))
+            if figures:
+                detail[name] = figures
+        return {**report, "state_ok": fine, "detail": detail}
+
+    def check(self) -> Figures:
+        try:
+            return self.user.check()
+        except (OSError, ValueError) as error:
+            return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+
+    def ask(self, from_ns: int, to_ns: int) -> dict[str, Figures]:
+        """What the other processes saw in [from, to)."""
+        head = self.shared.head
+        head[loops.ASKED_FROM_NS], head[loops.ASKED_TO_NS] = from_ns, to_ns
+        head[loops.ASKED] += 1
+        return {name: self._answer(desk, head[loops.ASKED]) for name, desk in self.desks.items()}
+
+    def _answer(self, desk: loops.Desk, asked: int) -> Figures:
+        deadline, pending = time.monotonic() + SIDE_PATIENCE_S, b""
+        while select.select([desk.reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            pending += os.read(desk.reader, 1 << 16)
+            *lines, rest = pending.split(b"\n")
+            for line in lines:
+                figures: Figures = json.loads(line)
+                if figures.pop("asked") == asked:
+                    return figures
+            pending = rest
+        return {"ok": False, "error": f"no figures within {SIDE_PATIENCE_S:g} s"}
 
     def noise(self, seconds: int) -> dict[str, Any]:
         """The same figures for windows of one second in which nothing moves: the floor of what is seen."""
@@ -161,22 +213,6 @@ class Client:
         result["client_late_ms"] = self.shared.most_late_ms(begin_ns, time.monotonic_ns())
         return result
 
-    def digest(self, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Every byte of the service's memory against what its number of writes says it must be."""
-        answer = b""
-        try:
-            with socket.create_connection(self.target, timeout=timeout_s) as conn:
-                conn.sendall(b"digest\n")
-                while not answer.endswith(b"\n"):
-                    data = conn.recv(4096)
-                    if not data:
-                        raise ConnectionResetError("closed by the service")
-                    answer += data
-            writes, digest = (int(word) for word in answer.split())
-        except (OSError, ValueError) as error:
-            return {"event": "digest", "ok": False, "error": f"no digest from the service: {error}"}
-        return {"event": "digest", "ok": digest == expected_digest(writes, self.memory_mb), "writes": writes}
-
     def obey(self, line: str) -> dict[str, Any] | None:
         """The answer to one command; None to stop. A loop that died is reported, not measured around."""
         for pid, name in self.children.items():
@@ -186,8 +222,6 @@ class Client:
         match line.split():
             case ["mark", what]:
                 return self.mark(what)
-            case ["digest"]:
-                return self.digest()
             case ["noise", seconds] if seconds.isdigit() and int(seconds) > 0:
                 return self.noise(int(seconds))
             case ["stop"]:
@@ -217,22 +251,53 @@ def read_commands() -> Iterator[str]:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     option = parser.add_argument
+    option("--client", type=Path, required=True, help="the workload's client.py")
     option("--host", required=True, help="IPv4 address of the service")
     option("--port", type=int, default=7000)
-    option("--memory-mb", type=int, default=200, help="what the service was started with")
+    option("--set", action="append", default=[], metavar="NAME=VALUE", help="what the service was told (repeat)")
+    option("--data", type=Path, help="the client's files, made with the image")
     option("--udp-rate", type=float, default=1000.0, help="UDP requests per second")
-    option("--tcp-rate", type=float, default=1000.0, help="most TCP requests per second")
     option("--answer-timeout", type=float, default=20.0, help="seconds until a TCP connection is given up")
     option("--ready-timeout", type=float, default=10.0, help="seconds to wait for the first answers")
     option("--no-realtime", action="store_true", help="run the loops at normal priority")
     return parser.parse_args(argv)
 
 
+def load_user(file: Path, place: Place) -> User:
+    """The user that a workload's `client.py` makes for this place."""
+    spec = importlib.util.spec_from_file_location("workload_client", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
+    spec.loader.exec_module(module)
+    user: User = module.user(place)
+    return user
+
+
+def prepare(user: User, timeout_s: float) -> dict[str, Any] | None:
+    """Have the user prepare, again and again while the service does not answer yet; the last error if it never did."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            user.prepare()
+            return None
+        except (OSError, ValueError) as error:
+            if time.monotonic() > deadline or isinstance(error, FileNotFoundError):
+                host, port = user.place.target
+                return {"event": "error", "error": f"{host}:{port}: {error}"}
+        time.sleep(0.1)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started us; it closes our input
-    client = Client(args)
+    settings = dict(setting.partition("=")[::2] for setting in args.set)
+    user = load_user(args.client, Place(args.host, args.port, settings, args.data, args.answer_timeout))
+    if failure := prepare(user, args.ready_timeout):
+        say(failure)
+        return 1
+    client = Client(user, args)
     try:
         ready = client.wait_ready(args.ready_timeout)
         say(ready)

@@ -1,0 +1,141 @@
+"""As a chain of CRIU image layers (`staging.layers`), restored by CRIU itself out of the files.
+
+The layers are written here and shipped (tmpfs and rsync, or storage that both nodes mount), or written at the
+destination by CRIU's page server. Which of them is decided in `carriers.choose`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from whimbrel.checkpoint.images import PE_PARENT, PE_PRESENT, pagemap_pids, read_pagemap, write_pagemap
+from whimbrel.memory.batches import Pages, merged, read_ahead
+from whimbrel.memory.processes import ns_pids_of
+from whimbrel.memory.tracker import ProcessPages, TreeTracker
+from whimbrel.migrate.carriers.base import Carried
+from whimbrel.migrate.pagechannel import Kind, PageChannel
+from whimbrel.migrate.pages import vdso_of
+from whimbrel.migrate.staging.layers import PARENT, LayerFiles
+from whimbrel.migrate.staging.pageserver import PageServerClient
+from whimbrel.migrate.staging.ship import LAYERS, Ship
+
+
+class Layers(Protocol):
+    """Where layers go. `write` returns (pages, bytes that left this node for them)."""
+
+    def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]: ...
+
+
+class LayersHere:
+    """Files below `stage`, shipped afterwards."""
+
+    def __init__(self, stage: Path) -> None:
+        self._files = LayerFiles(stage / LAYERS)
+
+    def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
+        return self._files.write(number, batches, ns_pids), 0
+
+
+class LayersThere:
+    """Straight into the destination's memory, by CRIU's page server; `connect` opens a connection for a layer."""
+
+    def __init__(self, connect: Callable[[int], PageChannel]) -> None:
+        self._connect = connect
+        self._client = PageServerClient()
+
+    def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
+        before = self._client.sent_bytes
+        channel = self._connect(number)
+        try:
+            pages = self._client.send(channel.sock, batches, ns_pids)
+        finally:
+            channel.close()
+        return pages, self._client.sent_bytes - before
+
+
+class StagedCarrier:
+    """`stage` is the folder that ends up at the destination: ``images`` and, if they are written here, ``layers``."""
+
+    def __init__(self, root_pid: int, stage: Path, layers: Layers, ship: Ship) -> None:
+        self._root_pid = root_pid
+        self._stage = stage
+        self._layers = layers
+        self._ship = ship
+        self._number = 0
+        self._pages_sent = 0
+        self._tracker = TreeTracker(root_pid)
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._pages_sent
+
+    def round(self, number: int) -> Carried:
+        written = self._write(self._tracker.scan())
+        return written + self._ship_folders([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])
+
+    def while_dumping(self) -> Carried:
+        return Carried()
+
+    def last(self, images: Path) -> Carried:
+        return self._write(merged(self._tracker.scan(final=True), vdso_of(self._root_pid)))
+
+    def deliver(self, images: Path) -> Carried:
+        _let_parent_hold_all(images)
+        link = images / PARENT
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"../{LAYERS}/{self._number}")
+        names = [images.name] + ([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])
+        return self._ship_folders(names)
+
+    def leave_behind(self) -> None:
+        """CRIU restores from files, so all of it must be there."""
+
+    def ranges_behind(self) -> dict[int, bytes]:
+        return {}
+
+    def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
+        return False
+
+    def send_behind(self) -> None:
+        """Nothing was left."""
+
+    def link_was_cut(self) -> None:
+        """Nothing is left to go again."""
+
+    def close(self) -> None:
+        self._tracker.close()
+
+    @property
+    def _layers_are_here(self) -> bool:
+        return isinstance(self._layers, LayersHere)
+
+    def _write(self, dirty: list[ProcessPages]) -> Carried:
+        start = time.monotonic()
+        self._number += 1
+        pages, sent = self._layers.write(self._number, read_ahead(dirty), ns_pids_of(self._root_pid))
+        self._pages_sent += sent
+        return Carried(pages=pages, sent_bytes=sent, parts_ms=(("dump", (time.monotonic() - start) * 1e3),))
+
+    def _ship_folders(self, names: list[str]) -> Carried:
+        if not names:
+            return Carried()
+        start = time.monotonic()
+        sent = self._ship.folders(self._stage, names)
+        self._pages_sent += sent
+        return Carried(sent_bytes=sent, parts_ms=(("copy", (time.monotonic() - start) * 1e3),))
+
+
+def _let_parent_hold_all(images: Path) -> None:
+    """Of a process that started after the dump's parent was made, CRIU marks the pages as to come later ("lazy").
+    They are in the layers like all others."""
+    for ns_pid in pagemap_pids(images):
+        pages = read_pagemap(images, ns_pid)
+        later = (pages.flags & PE_PRESENT) == 0
+        if (pages.flags[later] != PE_PARENT).any():
+            write_pagemap(images, replace(pages, flags=np.where(later, np.uint32(PE_PARENT), pages.flags)))

@@ -1,0 +1,95 @@
+"""Post-copy at the destination: pages that come after the resume, and the ones that the program waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Protocol
+
+from whimbrel.memory.lazy import LazyServer
+from whimbrel.memory.store import Pages
+from whimbrel.memory.supply import Supply
+from whimbrel.migrate.pagechannel import Kind, PageChannel
+from whimbrel.model.errors import StepFailed, WhimbrelError
+
+
+class Destination(Protocol):
+    """What of the receiving process is needed here (see `receive.Receiver`)."""
+
+    committed: bool
+    lazy: LazyServer
+    supplies: dict[int, Supply]
+
+    def take_pages(
+        self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool
+    ) -> tuple[Pages, int]: ...
+
+    def accept_again(self) -> PageChannel: ...
+
+
+class LatePages:
+    """Pages that come while the restored program is about to run, or runs: a thread of its own reads the channel."""
+
+    def __init__(self, receiver: Destination, channel: PageChannel) -> None:
+        self._receiver = receiver
+        self._channel = channel
+        self._go = threading.Event()
+        self._error: Exception | None = None
+        self._whole = False
+        self._thread = threading.Thread(target=self._read, name="late-pages", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask(self, ns_pid: int, page: int) -> None:
+        """Somebody waits for a page. A link that is down just now is no matter: all is asked again over the next."""
+        with contextlib.suppress(WhimbrelError):
+            self._channel.send(Kind.REQUEST, ns_pid, page.to_bytes(8, "little"))
+
+    def wait_for_go(self) -> None:
+        """The source's word. Raises StepFailed with the reason when none comes."""
+        self._go.wait()
+        if self._error is not None:
+            raise StepFailed(f"the source went away before the commit: {self._error}")
+
+    def stop(self) -> None:
+        """All pages are there: what happens to the channel from now on is no matter."""
+        self._whole = True
+
+    def _read(self) -> None:
+        while not self._whole:
+            try:
+                self._read_one()
+            except Exception as error:
+                if self._whole:
+                    return
+                if not self._receiver.committed:
+                    self._error = error
+                    self._go.set()
+                    return
+                if not self._link_again():
+                    return
+
+    def _read_one(self) -> None:
+        kind, number, ranges, size = self._channel.receive_header()
+        if kind is Kind.PAGES:
+            pages, slot = self._receiver.take_pages(self._channel, number, ranges, size, recent=False)
+            supply = self._receiver.supplies.get(number)
+            if supply is not None:
+                self._receiver.lazy.arrived(supply, pages, slot)
+        else:
+            payload = self._channel.receive_payload(size)
+            self._channel.check(kind, number, payload, Kind.GO)
+            self._go.set()
+
+    def _link_again(self) -> bool:
+        """The link was cut after the commit: the source comes back, or the rest is lost."""
+        try:
+            self._channel.replace(self._receiver.accept_again())
+        except (OSError, WhimbrelError):
+            for supply in self._receiver.supplies.values():
+                supply.give_up()
+            return False
+        for supply in self._receiver.supplies.values():
+            supply.ask_again()
+        return True

@@ -1,0 +1,29 @@
+"""Programs that the builder calls."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from whimbrel.model.errors import Refused
+
+
+def run(*argv: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Run one program to its end and return what it printed. `env` replaces this process's settings.
+
+    Raises Refused with its last line.
+    """
+    sbin = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    settings = {"PATH": sbin, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    whole = {**(os.environ if env is None else env), **settings}
+    try:
+        result = subprocess.run(argv, env=whole, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except OSError as error:
+        raise Refused(f"cannot run {argv[0]}: {error.strerror}; run scripts/setup") from error
+    if result.returncode != 0:
+        lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        cause = lines[-1].strip() if lines else f"status {result.returncode}"
+        raise Refused(f"building an image: {' '.join(argv[:3])} failed: {cause}")
+    return result.stdout

@@ -1,0 +1,114 @@
+"""Placing pages into an address space that has none yet, by a userfaultfd on memory of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import platform
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
+from whimbrel.memory.store import PageStore
+from whimbrel.memory.supply import MISSING, Supply
+from whimbrel.model.errors import StepFailed
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd that sees all faults needs root")
+
+_USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
+_UFFDIO_API, _UFFDIO_REGISTER, _MODE_MISSING = 0xC018AA3F, 0xC020AA00, 1
+P = 4096
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def lacking(pages: int) -> Iterator[tuple[int, int, mmap.mmap]]:
+    """(userfaultfd, address, memory) of fresh memory whose faults we answer."""
+    memory = mmap.mmap(-1, pages * P, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = address_of(memoryview(memory))
+    uffd = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    assert uffd >= 0
+    fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("<QQQ", 0xAA, 0, 0))
+    fcntl.ioctl(uffd, _UFFDIO_REGISTER, struct.pack("<QQQQ", address, pages * P, _MODE_MISSING, 0))
+    yield uffd, address, memory
+
+
+def stored(store: PageStore, count: int) -> None:
+    with store.room_for(count) as window:
+        for page in range(count):
+            window[page * P : (page + 1) * P] = bytes([page % 251 + 1]) * P
+    store.used_pages += count
+
+
+def right(memory: mmap.mmap, count: int) -> bool:
+    """Every page is there, and what it should be; one that is not there would stop the reader for good."""
+    first = address_of(memoryview(memory)) // P
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        entries = np.frombuffer(os.pread(pagemap.fileno(), 8 * count, 8 * first), np.uint64)
+    if not bool((entries >> np.uint64(63)).all()):
+        return False
+    return all(memory[page * P] == memory[page * P + P - 1] == page % 251 + 1 for page in range(count))
+
+
+def test_pages_of_mappings_that_touch_are_all_placed() -> None:
+    """One copy must stay within one mapping; where two touch, the pages before the border must not be left out."""
+    count, store = 300, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        for border in (7, 130, 131, 290):
+            assert libc.mprotect(ctypes.c_void_p(address + border * P), P, mmap.PROT_READ) == 0
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        server = LazyServer()
+        server.add(LazySpace(uffd, Supply(pages, np.arange(count)), address_of(memoryview(store.map))))
+        assert server.fill_all() == count * P
+        assert right(memory, count)
+        server.start()
+        server.stop()
+
+
+def test_what_is_on_its_way_is_asked_for_once_and_waited_for() -> None:
+    count, store, asked = 40, PageStore(0), []
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        first = address // P
+        pages = np.arange(first, first + count, dtype=np.uint64)
+        supply = Supply(pages, np.full(count, MISSING), asked.append)
+        server = LazyServer()
+        server.add(LazySpace(uffd, supply, address_of(memoryview(store.map))))
+        server.start()
+        seen = ctypes.create_string_buffer(1)
+        # not by Python's own means: whoever faults holds the interpreter's lock, and nobody could answer
+        reader = threading.Thread(target=lambda: libc.memcpy(seen, ctypes.c_void_p(address + 20 * P), 1), daemon=True)
+        reader.start()
+        while not asked:
+            assert reader.is_alive()
+        server.arrived(supply, pages[20:24], 20)
+        reader.join(timeout=10)
+        assert (asked, seen.raw[0]) == ([first + 20], 20 % 251 + 1)
+        filler = threading.Thread(target=server.fill_all)
+        filler.start()
+        server.arrived(supply, pages[24:], 24)
+        server.arrived(supply, pages[:20], 0)
+        filler.join(timeout=10)
+        assert right(memory, count)
+        server.stop()
+
+
+def test_what_never_comes_is_an_error() -> None:
+    with lacking(4) as (uffd, address, _):
+        pages = np.arange(address // P, address // P + 4, dtype=np.uint64)
+        supply = Supply(pages, np.full(4, MISSING))
+        server = LazyServer()
+        server.add(LazySpace(uffd, supply, 0))
+        supply.give_up()
+        with pytest.raises(StepFailed, match="4 pages of the service never came"):
+            server.fill_all()
+        server.start()
+        server.stop()

@@ -1,0 +1,59 @@
+"""`migration cancel` before the commit, and a second migration while one runs."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from tests.migrate.conftest import EDGES, Running
+from tests.migrate.disturb import cancel_it, destination_is_clean, disturb, live_record, source_is_whole
+from whimbrel.model.errors import Conflict, WhimbrelError
+from whimbrel.model.migration import Outcome
+
+POINTS = [
+    "prepare",
+    "incoming.prepare",
+    "receive.start",
+    "rounds",
+    "freeze.hold",
+    "freeze.stop",
+    "freeze.dump",
+    "freeze.pages",
+    "freeze.restore",
+    "receive.pre-resume",
+    "receive.ready",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_cancel(running: Running, point: str) -> None:
+    count, _ = running.user.ask("count")
+    record = disturb(running, point, lambda: cancel_it(running))
+    assert record.outcome is Outcome.CANCELLED
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+def test_cancel_twice(running: Running) -> None:
+    """The second must not cut the undo of the first short."""
+    count, _ = running.user.ask("count")
+    controller = running.lab.controller
+
+    def strike() -> None:
+        migration = live_record(running).id
+        controller.cancel(migration)
+        with contextlib.suppress(WhimbrelError):  # it may have ended by now
+            controller.cancel(migration)
+
+    assert disturb(running, "freeze.pages", strike).outcome is Outcome.CANCELLED
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+def test_a_second_migration_is_refused(running: Running) -> None:
+    def strike() -> None:
+        with pytest.raises(Conflict):
+            running.migrate(EDGES[2])
+
+    assert disturb(running, "rounds", strike).outcome is Outcome.DONE

@@ -1,0 +1,58 @@
+"""The destination fails before the commit: the source runs on, nothing stays there."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.migrate.conftest import Running
+from tests.migrate.disturb import (
+    DESTINATION,
+    criu_pids,
+    destination_is_clean,
+    disturb,
+    kill_agent,
+    kill_all,
+    receiver_pids,
+    source_is_whole,
+    until,
+)
+from whimbrel.model.migration import Outcome
+
+RECEIVE_POINTS = ["receive.setup-namespaces", "receive.post-restore", "receive.pre-resume", "receive.ready"]
+FREEZE_POINTS = ["freeze.hold", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.restore"]
+
+
+@pytest.mark.parametrize("point", ["prepare", "incoming.prepare", "rounds", *FREEZE_POINTS, *RECEIVE_POINTS])
+def test_destination_agent_killed(running: Running, point: str) -> None:
+    count, _ = running.user.ask("count")
+    lab = running.lab
+
+    def strike() -> None:
+        kill_agent(lab, DESTINATION)
+        if point in RECEIVE_POINTS:  # it could still commit, if it went on before it noticed
+            until(lambda: not receiver_pids(lab, DESTINATION), "the receiving process outlives its agent")
+
+    record = disturb(running, point, strike)
+    assert record.outcome is Outcome.ROLLED_BACK
+    assert record.error
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+@pytest.mark.parametrize("point", ["prepare.ready", "rounds", *FREEZE_POINTS, *RECEIVE_POINTS])
+def test_criu_killed_at_the_destination(running: Running, point: str) -> None:
+    count, _ = running.user.ask("count")
+    record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, DESTINATION)))
+    assert record.outcome is Outcome.ROLLED_BACK
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+@pytest.mark.parametrize("point", ["rounds", "freeze.pages", "receive.pre-resume", "receive.ready"])
+def test_receiving_process_killed(running: Running, point: str) -> None:
+    count, _ = running.user.ask("count")
+    record = disturb(running, point, lambda: kill_all(receiver_pids(running.lab, DESTINATION)))
+    assert record.outcome is Outcome.ROLLED_BACK
+    assert record.error
+    source_is_whole(running, count)
+    destination_is_clean(running)
