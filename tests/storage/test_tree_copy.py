@@ -16,12 +16,13 @@ from trees import Pair, Zeros
 
 from whimbrel.model.errors import Refused
 from whimbrel.storage.blocks import SMALLEST_BLOCK_BYTES
-from whimbrel.storage.listing import Lister, allocated_bytes, mapped_files
+from whimbrel.storage.listing import allocated_bytes
+from whimbrel.storage.openfiles import mapped_files
 from whimbrel.storage.records import Data, File, Link, Record, Removed, Stash
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for owners, whiteouts and trusted attributes")
 MB = 1 << 20
-SEEDS = int(os.environ.get('WHIMBREL_CHURN_SEEDS', '25'))
+SEEDS = int(os.environ.get("WHIMBREL_CHURN_SEEDS", "25"))
 
 
 @pytest.fixture
@@ -428,5 +429,3 @@ class Churn:
         with self._rng.choice(self._files()).open("r+b") as file:
             file.seek(self._rng.randrange(500_000))
             file.truncate()
-
-

@@ -123,7 +123,9 @@ def test_hostile_records_are_refused_and_touch_nothing_outside(tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    "records", [[Removed(b"here/precious")], [Stash(b"here/precious", 1), Unstash(1, b"mine")]], ids=["removed", "moved"]
+    "records",
+    [[Removed(b"here/precious")], [Stash(b"here/precious", 1), Unstash(1, b"mine")]],
+    ids=["removed", "moved"],
 )
 def test_what_is_behind_a_link_is_not_there(tmp_path: Path, sink: TreeSink, records: list[Record]) -> None:
     sink.apply(records)

@@ -39,6 +39,7 @@ from whimbrel.wire.rpc import EmitEvent, Handler
 log = structlog.get_logger()
 WORKER_START_S = 20.0
 COMMIT_WORD_S = 5.0
+Ports = tuple[int, int, int]  # of the page channel, of what is staged (0: nothing), of the files
 
 
 class Incoming:
@@ -60,14 +61,15 @@ class Incoming:
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
         self._host.refuse_taken(call.spec)
-        await self._host.need_image(call.spec, call.image_digest)
+        images = self._host.images
+        has_image = await asyncio.to_thread(images.has, call.image_digest) or await asyncio.to_thread(
+            images.can_make, call.spec.image, call.image_digest
+        )
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),
         )
-        return calls.OfferReply(
-            capabilities=capabilities, resources=resources, has_image=self._host.images.has(call.image_digest)
-        )
+        return calls.OfferReply(capabilities=capabilities, resources=resources, has_image=has_image)
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
         """Layer, network, runc's placeholder, and the worker with CRIU ready; undone whole on any failure."""
@@ -98,12 +100,12 @@ class Incoming:
             ticket_path(work_dir).write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
             undo.pop_all()
-        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], token=token)
+        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], files_port=ports[2], token=token)
 
     def _work_dir(self, migration: str) -> Path:
         return self._run_dir / f"incoming-{migration}"
 
-    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, tuple[int, int], str]:
+    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, Ports, str]:
         name = call.service.spec.name
         directory = self._config.directory / "services" / name
         layer = Layer(directory)
@@ -120,6 +122,7 @@ class Incoming:
                 rootfs=str(layer.rootfs),
                 upper_dir=str(layer.upper),
                 shm_dir=str(layer.shm),
+                volume_dirs=(),
                 netns=str(self._config.directory / "netns" / name),
                 netns_dir=str(self._config.directory / "netns"),
                 cgroup_path=cgroup_path(self._config.name, name),
@@ -144,7 +147,7 @@ class Incoming:
             keeper.theirs.close()
         assert worker.stdin is not None
         worker.stdin.write(msgspec.json.encode(order) + b"\n")
-        ready: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,
             service=call.service,
@@ -165,14 +168,14 @@ class Incoming:
             raise
         return arrival, ports, token
 
-    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[tuple[int, int]]) -> None:
+    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[Ports]) -> None:
         assert arrival.worker.stdout is not None
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
                 kind = event.pop("event")
                 if kind == "listening" and not ready.done():
-                    ready.set_result((event["port"], event["stage_port"]))
+                    ready.set_result((event["port"], event["stage_port"], event["files_port"]))
                 elif kind == "running":
                     arrival.pid = event["pid"]
                 elif kind == "filled":  # not before: another migration must find all pages here

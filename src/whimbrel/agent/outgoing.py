@@ -113,6 +113,7 @@ class Outgoing:
             cgroup=Cgroup(cgroup_path(self._config.name, name)),
             run_dir=self._run_dir,
             holes=ensure_cache(self._run_dir),
+            image=self._host.images.stored(status.image_digest),
         )
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:

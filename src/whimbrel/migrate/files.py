@@ -5,22 +5,64 @@ The work is done by a process of its own (`sendfiles`); here it is started, told
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from whimbrel.migrate.dump import Source
+from whimbrel.migrate.job import Migration
+from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES, FileRoom
 from whimbrel.migrate.sendfiles import CarriedFolder, Command, SendOrder
 from whimbrel.model.errors import StepFailed, error_from_wire
+from whimbrel.model.migration import Progress
 from whimbrel.model.units import format_bytes
+from whimbrel.runtime.spec import SHM_MOUNT
+from whimbrel.storage.listing import allocated_bytes
+from whimbrel.storage.openfiles import nameless_files
 
 SMALL_BYTES = 1 << 20
 MOST_PASSES_AHEAD = 6
 MIN_SHRINK = 0.9
 END_S = 2.0
 Pids = Callable[[], Iterable[int]]
+
+
+def folders_of(source: Source) -> list[CarriedFolder]:
+    """In the order that both sides agree on: the writable layer, /dev/shm, then the volumes."""
+    return [
+        CarriedFolder(str(source.layer.upper)),
+        CarriedFolder(str(source.layer.shm), SHM_MOUNT.lstrip("/")),
+    ]
+
+
+def files_of(job: Migration) -> FileSync:
+    """Call it in the event loop's thread: that is where progress is told."""
+    loop = asyncio.get_running_loop()
+
+    def tell(detail: str, fraction: float) -> None:
+        news = Progress(migration=job.request.id, phase="rounds", detail=detail, fraction=fraction)
+        loop.call_soon_threadsafe(job.emit, news)
+
+    return FileSync(folders_of(job.source), job.source.cgroup.pids, tell)
+
+
+def room_for_files(source: Source, *, with_image: bool) -> FileRoom:
+    """What the files take, and the image if it must cross too. Blocks, about 2 us a file."""
+    shm = str(source.layer.shm)
+    sizes = {carried.folder: allocated_bytes(Path(carried.folder)) for carried in folders_of(source)}
+    image_bytes = source.image.size_bytes if with_image else 0
+    nameless = nameless_files(source.cgroup.pids())
+    return FileRoom(
+        disk_bytes=sum(size for folder, size in sizes.items() if folder != shm) + image_bytes,
+        memory_bytes=sizes[shm],
+        nameless_bytes=sum(file.allocated_bytes for file in nameless),
+        too_large=next((file for file in nameless if file.allocated_bytes > NAMELESS_LIMIT_BYTES), None),
+    )
 
 
 class FileSync:
@@ -38,7 +80,7 @@ class FileSync:
         self.passes = 0
         self.sent_bytes = 0
 
-    def start(self, host: str, port: int, token: str, *, bandwidth_bps: float = 0.0) -> None:
+    def start(self, host: str, port: int, token: str, bandwidth_bps: float = 0.0) -> None:
         """Start the process and connect it to the destination. Raises StepFailed, Unreachable."""
         order = SendOrder(host=host, port=port, token=token, folders=self._folders, bandwidth_bps=bandwidth_bps)
         self._process = subprocess.Popen(

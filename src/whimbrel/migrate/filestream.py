@@ -10,7 +10,9 @@ which tells this connection from the one for pages.
 
 from __future__ import annotations
 
+import hmac
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from whimbrel.migrate.pagechannel import Kind, PageChannel
-from whimbrel.model.errors import BadInput, ProtocolMismatch, StepFailed
+from whimbrel.model.errors import BadInput, ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.storage.blocks import BLOCK_SIZES
 from whimbrel.storage.records import Record, decode_all, encode
 from whimbrel.storage.treesink import TreeSink
@@ -26,6 +28,7 @@ from whimbrel.storage.treesink import TreeSink
 FILES_HELLO = 1
 FRAME_BYTES = 1 << 18
 MOST_FRAME_BYTES = FRAME_BYTES + 2 * BLOCK_SIZES[-1]
+HELLO_S = 10.0
 _BURST_S = 0.01
 _ARRAY = struct.Struct(">BI")  # msgpack's header of an array with a 32-bit count
 
@@ -77,6 +80,24 @@ class RecordWriter:
                 self._channel.check(kind, number, self._channel.receive_payload(size), Kind.ACK)
 
 
+def accept_hello(listener: socket.socket, token: str) -> PageChannel:
+    """The one connection that knows the token; others are shut out. Then nobody else may come. Raises OSError when the
+    listener's time is over."""
+    with listener:
+        while True:
+            sock, _ = listener.accept()
+            channel = PageChannel(sock)
+            sock.settimeout(HELLO_S)
+            try:
+                known = hmac.compare_digest(channel.expect(Kind.HELLO, number=FILES_HELLO), token.encode())
+            except WhimbrelError:
+                known = False
+            if known:
+                sock.settimeout(None)
+                return channel
+            sock.close()
+
+
 class RecordReader:
     """Applies what comes to the folders, which are given in the order of their numbers."""
 
@@ -100,6 +121,15 @@ class RecordReader:
             if number >= len(self._sinks):
                 raise ProtocolMismatch(f"there is no place for files number {number}")
             self._sinks[number].apply(_decoded(payload))
+
+    def skip_pass(self) -> int:
+        """Throw away a pass that is not needed; returns its number."""
+        while True:
+            kind, number, _, size = self._channel.receive_header()
+            payload = self._channel.receive_payload(min(size, MOST_FRAME_BYTES))
+            if kind is Kind.ROUND:
+                return number
+            self._channel.check(kind, number, payload, Kind.FILES)
 
     def drain(self) -> None:
         """Read on and throw away, so that the other side comes to read why this one gave up."""

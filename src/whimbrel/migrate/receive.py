@@ -13,7 +13,6 @@ from __future__ import annotations
 import array
 import contextlib
 import hmac
-import io
 import os
 import socket
 import struct
@@ -39,6 +38,7 @@ from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.migrate.staging.host import StageHost
+from whimbrel.migrate.takefiles import FileArrival
 from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
@@ -46,7 +46,6 @@ from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import SHM_EXTERNAL
-from whimbrel.storage.archive import apply
 
 RESTORE_FINISHED = 0x52535446
 SOURCE_SILENCE_S = 60.0
@@ -65,6 +64,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     rootfs: str
     upper_dir: str
     shm_dir: str
+    volume_dirs: tuple[str, ...]
     netns: str
     netns_dir: str
     cgroup_path: str
@@ -104,6 +104,8 @@ class Receiver:
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(0 if order.staged else order.expected_pages)
         self.host: StageHost | None = None
+        folders = (order.upper_dir, order.shm_dir, *order.volume_dirs)
+        self.files = FileArrival([Path(folder) for folder in folders], order.token)
         self.cgroup = Cgroup(order.cgroup_path)
         self.committed = False
         self.eager_pages = 0
@@ -131,7 +133,8 @@ class Receiver:
                 self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
                 complain=lambda error: say("warning", error=error),
             )  # fmt: skip
-        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0)
+        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0,
+            files_port=self.files.listen(self.order.listen_host))  # fmt: skip
         return self.accept_again()
 
     def accept_again(self) -> PageChannel:
@@ -158,8 +161,6 @@ class Receiver:
                 round_number += 1
                 self.store.merge()
                 channel.send(Kind.ACK, number)
-            elif kind is Kind.FILES:
-                self._take_files(number, payload)
             elif kind is Kind.IMAGES:
                 self._take_images(payload)
             elif kind is Kind.RESTORE:
@@ -185,13 +186,6 @@ class Receiver:
         self.store.commit(ns_pid, pages, recent=recent)
         return pages, first_slot
 
-    def _take_files(self, number: int, archive: bytes) -> None:
-        """`number` 0 is the writable layer, 1 the container's /dev/shm."""
-        roots = (self.order.upper_dir, self.order.shm_dir)
-        if number >= len(roots):
-            raise ProtocolMismatch(f"there is no place for files number {number}")
-        apply(Path(roots[number]), io.BytesIO(archive))
-
     def _take_images(self, payload: bytes) -> None:
         for name, content in msgspec.msgpack.decode(payload, type=dict[str, bytes]).items():
             if "/" in name or name.startswith("."):
@@ -215,6 +209,8 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
+        self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
+        laps.lap("files")
         later: list[LazyPages] = []
         if not order.staged:
             later, self.eager_pages = settle(
@@ -361,6 +357,7 @@ class Receiver:
         write_word(self.work, WHOLE)
         if self.late is not None:
             self.late.stop()
+        self._forward(self.files.settle)  # before the source removes its own
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
         self.kept.whole()

@@ -25,18 +25,18 @@ from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.carriers.choose import make_carrier
 from whimbrel.migrate.commit import commit, follow_through
 from whimbrel.migrate.dump import Dump, stdio_pipes
-from whimbrel.migrate.files import FileSync
+from whimbrel.migrate.files import files_of, room_for_files
 from whimbrel.migrate.gateways import Gateways, drain
 from whimbrel.migrate.job import Hands, Migration
 from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
+from whimbrel.migrate.pushimage import bring_image
 from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress, Round
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
 from whimbrel.plan.strategies import Carry, Strategy, strategy_of
-from whimbrel.storage.listing import snapshot
 from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, PrepareIncoming
 from whimbrel.wire.rpc import Peer
 
@@ -88,19 +88,17 @@ async def _preflight(job: Migration, peer: Peer) -> None:
     offer = await peer.call(
         OfferMigration(spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest)
     )
-    layer = await asyncio.to_thread(snapshot, job.source.layer.upper)
-    disk_bytes = sum(entry.size for entry in layer.values())
-    check_offer(
-        job.node.capabilities, offer, rss_bytes=status.rss_bytes, disk_bytes=disk_bytes, where=job.destination.name
-    )
+    room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image)
+    check_offer(job.node.capabilities, offer, rss_bytes=status.rss_bytes, files=room, where=job.destination.name)
 
 
 async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextlib.AsyncExitStack) -> None:
     async with contextlib.AsyncExitStack() as undo:
         async with job.phase("prepare"):
+            await bring_image(job, peer)
             parts = await _prepare(job, strategy, peer, outer, undo)
         async with job.phase("rounds"):
-            await parts.hands.do(parts.files.send, parts.channel, job.source.cgroup.pids())
+            await parts.hands.do(parts.files.ahead)
             if strategy.rounds.limit:
                 await _rounds(job, parts)
         async with job.phase("freeze"):
@@ -110,7 +108,7 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             except TimeoutError:
                 raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
             resume_here = await commit(job, parts, undo)
-        job.bytes_sent = parts.carrier.sent_bytes
+        job.count_bytes(parts.carrier.sent_bytes, parts.files.sent_bytes)
     await follow_through(job, parts, resume_here)
 
 
@@ -144,15 +142,18 @@ async def _prepare(
     channel.limit(job.request.bandwidth_bps)
     carrier = await hands.do(make_carrier, job, strategy, channel, ready, dump)
     undo.callback(carrier.close)
+    files = files_of(job)
+    outer.callback(files.close)
+    await hands.do(files.start, job.destination.host, ready.files_port, ready.token, job.request.bandwidth_bps)
     await warm
     job.journal("prepared")
     # Undone first: no cancel any more, wake the threads, wait for them; CRIU is not interrupted inside a step
     # unless it hangs. Then the service is let run, and only then the packets are let in.
     undo.push_async_callback(hands.settle, dump.interrupt)
     undo.callback(channel.shutdown)
+    undo.callback(files.close)
     undo.callback(job.begin_undo)
     await job.pause_at("prepare.ready")
-    files = FileSync((source.layer.upper, source.layer.shm))
 
     def reconnect() -> None:
         channel.replace(PageChannel.connect(job.destination.host, ready.page_port, ready.token))
@@ -172,9 +173,10 @@ async def _rounds(job: Migration, parts: Parts) -> None:
         number = len(facts) + 1
         start = job.now_ms()
         carried = await parts.hands.do(parts.carrier.round, number)
+        file_bytes = await parts.hands.do(parts.files.round)
         took_ms = job.now_ms() - start
-        facts.append(RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES, duration_ms=took_ms))
-        job.rounds.append(_round(number, carried, took_ms))
+        facts.append(RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES + file_bytes, duration_ms=took_ms))
+        job.rounds.append(_round(number, carried, took_ms, file_bytes))
         _add_parts(job, f"round.{number}", carried)
         job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
         verdict = decide(facts, limits, elapsed_ms=job.now_ms())
@@ -193,8 +195,14 @@ def _add_parts(job: Migration, name: str, carried: Carried) -> None:
         start_ms += taken_ms
 
 
-def _round(number: int, carried: Carried, took_ms: float) -> Round:
-    return Round(n=number, dirty_pages=carried.pages, bytes_sent=carried.sent_bytes, duration_ms=round(took_ms, 3))
+def _round(number: int, carried: Carried, took_ms: float, file_bytes: int) -> Round:
+    return Round(
+        n=number,
+        dirty_pages=carried.pages,
+        bytes_sent=carried.sent_bytes + file_bytes,
+        file_bytes=file_bytes,
+        duration_ms=round(took_ms, 3),
+    )
 
 
 async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
@@ -210,17 +218,20 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         job.journal("frozen")
         await hands.do(dump.freeze)
         job.node.port.close(job.request.service)
+    if not job.request.bandwidth_bps:  # else pages and files together would take more than is allowed
+        parts.files.begin_last()
     async with job.step("freeze.dump"):
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
         _, early = await asyncio.gather(hands.do(dump.finish), hands.do(carrier.while_dumping))
     async with job.step("freeze.pages"):
         late = await hands.do(carrier.last, dump.images)
-        await hands.do(parts.files.send, channel, job.source.cgroup.pids())
+    async with job.step("freeze.files"):
+        file_bytes = await hands.do(parts.files.last)
     channel.limit(0)
     async with job.step("freeze.copy"):
         delivered = await hands.do(carrier.deliver, dump.images)
     took_ms = (time.monotonic() - job.frozen_s) * 1e3
-    job.rounds.append(_round(len(job.rounds) + 1, early + late + delivered, took_ms))
+    job.rounds.append(_round(len(job.rounds) + 1, early + late + delivered, took_ms, file_bytes))
     async with job.step("freeze.restore"):
         order = RestoreOrder(
             lazy=parts.strategy.lazy,
@@ -228,6 +239,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             eager_hot_pages=EAGER_HOT_PAGES,
             staged=parts.strategy.carry is not Carry.STREAM,
             behind=carrier.ranges_behind(),
+            file_passes=parts.files.passes,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         await hands.do(_expect_ready, parts)

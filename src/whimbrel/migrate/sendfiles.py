@@ -26,17 +26,19 @@ from whimbrel.migrate.filestream import FILES_HELLO, RecordWriter
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.storage.blocks import Digester
-from whimbrel.storage.listing import mapped_files
+from whimbrel.storage.openfiles import mapped_files
 from whimbrel.storage.treesource import TreeSource
 
 PROGRESS_EVERY_S = 0.5
 
 
 class CarriedFolder(msgspec.Struct, frozen=True):
-    """A folder on this node, and where the container sees it (without leading ``/``)."""
+    """A folder on this node, and where the container sees it (without leading ``/``). `without`: a folder in it whose
+    contents do not cross."""
 
     folder: str
-    inside: str
+    inside: str = ""
+    without: str = ""
 
 
 class SendOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +70,9 @@ class Sender:
     def __init__(self, order: SendOrder) -> None:
         digester = Digester(seed_of(order.token))
         self._places = [carried.inside for carried in order.folders]
-        self._sources = [TreeSource(Path(carried.folder), digester) for carried in order.folders]
+        self._sources = [
+            TreeSource(Path(carried.folder), digester, without=carried.without) for carried in order.folders
+        ]
         self._channel = PageChannel.connect(order.host, order.port, order.token, number=FILES_HELLO)
         self._writer = RecordWriter(self._channel, order.bandwidth_bps)
         self._passes = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from whimbrel.migrate.filestream import RecordReader
-from whimbrel.migrate.pagechannel import Kind, PageChannel
+from whimbrel.migrate.filestream import RecordReader, accept_hello
+from whimbrel.migrate.pagechannel import Kind
 from whimbrel.migrate.sendfiles import seed_of
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.storage.blocks import Digester
@@ -18,14 +19,18 @@ class FileArrival:
     """Folders that fill from a connection, pass by pass. `folders` are in the order that both sides agreed on."""
 
     def __init__(self, folders: Sequence[Path], token: str) -> None:
+        self._token = token
         digester = Digester(seed_of(token))
         self._sinks = [TreeSink(folder, digester) for folder in folders]
         self._news = threading.Condition()
         self._passes = 0
         self._error: WhimbrelError | None = None
 
-    def begin(self, channel: PageChannel) -> None:
-        threading.Thread(target=self._take, args=(channel,), name="files", daemon=True).start()
+    def listen(self, host: str) -> int:
+        """Wait, in a thread, for the one connection that knows the token. Returns the port."""
+        listener = socket.create_server((host, 0))
+        threading.Thread(target=self._take, args=(listener,), name="files", daemon=True).start()
+        return int(listener.getsockname()[1])
 
     def wait(self, passes: int, *, timeout_s: float) -> None:
         """Until so many passes have arrived and were found whole. Raises what went wrong with them."""
@@ -39,7 +44,8 @@ class FileArrival:
         for sink in self._sinks:
             sink.settle()
 
-    def _take(self, channel: PageChannel) -> None:
+    def _take(self, listener: socket.socket) -> None:
+        channel = accept_hello(listener, self._token)
         reader = RecordReader(channel, self._sinks)
         try:
             while True:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import stat
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,13 +41,15 @@ class Difference(NamedTuple):
 class Lister:
     """One folder, looked at again and again while others write into it. Blocks; about 2 us a file (a system call).
 
-    Links are never followed, nor is a path whose folders are replaced meanwhile. The per-node device nodes of /dev are
-    not listed. Files that vanish while they are looked at are left out: the folder's time has moved then, and the
+    Links are never followed, nor is a path whose folders are replaced meanwhile. The per-node device nodes of /dev
+    are not listed. Files that vanish while they are looked at are left out: the folder's time has moved then, and the
     next look finds out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, without: str = "") -> None:
+        """`without`: a folder in it whose contents are left out."""
         self._root = os.open(folder, FOLDER)
+        self._without = without
         self._listing: Listing = {}
         self._names: dict[str, list[str]] = {}  # folder -> what is in it
         self._racy: set[str] = set()
@@ -65,7 +65,7 @@ class Lister:
 
     def look(self, always: Collection[str] = ()) -> Difference:
         """Everything since the last look (the first time: all). `always` are paths to count as changed when they exist
-        (see `mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, holes not counted."""
+        (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, holes not counted."""
         return self._look(always, only_folders=False)
 
     def look_at_folders(self) -> Difference:
@@ -118,6 +118,8 @@ class Lister:
                 known = before.get(folder)
                 same = known is not None and known is after[folder] and folder not in suspects
                 names = names_before[folder] if same and folder in names_before else os.listdir(fd)
+                if folder and folder == self._without:
+                    names = []
                 self._names[folder] = names
                 for name in names:
                     path = f"{folder}/{name}" if folder else name
@@ -154,20 +156,3 @@ def allocated_bytes(folder: Path) -> int:
     finally:
         lister.close()
     return lister.allocated_bytes
-
-
-_SHARED_MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ .w.s [0-9a-f]+ \S+ [1-9][0-9]* +(/.*)$", re.MULTILINE)
-
-
-def mapped_files(pids: Iterable[int]) -> set[str]:
-    """Files that the processes map shared and writable, as paths inside the container without leading ``/``.
-
-    A store into such a mapping need not move any time stamp, so the last look must not trust the stamps.
-    """
-    found: set[str] = set()
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for path in _SHARED_MAPPING.findall(Path(f"/proc/{pid}/maps").read_bytes()):
-                if not path.endswith(b" (deleted)"):
-                    found.add(os.fsdecode(path.replace(b"\\012", b"\n")).lstrip("/"))
-    return found

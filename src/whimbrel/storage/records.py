@@ -97,19 +97,6 @@ class Forget(Record, frozen=True, tag=12):
     ids: tuple[int, ...]
 
 
-AnyRecord = (
-    Stash
-    | Unstash
-    | Folder
-    | Symlink
-    | Special
-    | Link
-    | File
-    | Data
-    | Zeros
-    | FileEnd
-    | Removed
-    | Forget
-)
+AnyRecord = Stash | Unstash | Folder | Symlink | Special | Link | File | Data | Zeros | FileEnd | Removed | Forget
 encode = msgspec.msgpack.Encoder().encode
 decode_all = msgspec.msgpack.Decoder(list[AnyRecord]).decode

@@ -15,9 +15,10 @@ from whimbrel.storage.treesource import TreeSource
 class TreeCopy:
     """`follow` brings `target` up to what `source` is at that moment; the second time only what changed is written."""
 
-    def __init__(self, source: Path, target: Path) -> None:
+    def __init__(self, source: Path, target: Path, *, without: str = "") -> None:
+        """`without`: a folder in it whose contents are left out."""
         digester = Digester(secrets.randbits(64))
-        self.source, self.sink = TreeSource(source, digester), TreeSink(target, digester)
+        self.source, self.sink = TreeSource(source, digester, without=without), TreeSink(target, digester)
 
     def follow(self, *, always: Collection[str] = (), on_record: Callable[[Record], object] | None = None) -> None:
         """`always`: paths to look into whatever their times say; `on_record` hears of each step."""
@@ -37,9 +38,9 @@ class TreeCopy:
         self.sink.close()
 
 
-def copy_folder(source: Path, target: Path) -> None:
+def copy_folder(source: Path, target: Path, *, without: str = "") -> None:
     """All of `source`, owners, times and holes too, into the existing folder `target`."""
-    copy = TreeCopy(source, target)
+    copy = TreeCopy(source, target, without=without)
     try:
         copy.follow()
     finally:

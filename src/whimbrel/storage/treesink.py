@@ -139,7 +139,9 @@ class TreeSink:
             if refuses_path(error):
                 raise BadInput(f"{where} would be written through something that is no folder") from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise WhimbrelError(f"no space is left for the files {where}: free some, or choose another node") from error
+                raise WhimbrelError(
+                    f"no space is left for the files {where}: free some, or choose another node"
+                ) from error
             raise WhimbrelError(f"cannot write {where}: {error.strerror}") from error
 
     # --- names --------------------------------------------------------------------------------------------
@@ -394,5 +396,3 @@ def _punch(fd: int, offset: int, length: int) -> None:
     zeros = bytes(min(length, CHUNK_BYTES))
     for at in range(offset, offset + length, len(zeros)):
         _write_whole(fd, memoryview(zeros)[: min(len(zeros), offset + length - at)], at)
-
-

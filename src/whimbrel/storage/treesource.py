@@ -47,9 +47,10 @@ _HOLES_FROM_BYTES = 1 << 16  # a smaller file is read whole: asking for its hole
 class TreeSource:
     """One folder that crosses: all of it in the first pass, then only what changed."""
 
-    def __init__(self, folder: Path, digester: Digester) -> None:
+    def __init__(self, folder: Path, digester: Digester, *, without: str = "") -> None:
+        """`without`: a folder in it whose contents do not cross."""
         self._folder = folder
-        self._lister = Lister(folder)
+        self._lister = Lister(folder, without=without)
         self._digester = digester
         self._tables: dict[int, BlockTable] = {}
         self._buffer = bytearray(CHUNK_BYTES)
