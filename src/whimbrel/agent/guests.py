@@ -73,6 +73,21 @@ class Guests:
             undo.pop_all()
         return record
 
+    async def plug_again(self, record: Record, place: Place) -> Record:
+        """The container runs anew, in a network namespace that knows nothing of us. Raises WhimbrelError while it does
+        not run."""
+        guest = await self.engine(record.status.spec.engine).look(record.status.container)
+        name = record.status.spec.name
+        await in_thread(self._port.remove, name)
+        netns = Path(f"/proc/{guest.pid}/ns/net")
+        port = await in_thread(self._make_port, record.status.spec, netns, record.status.interface)
+        await in_thread(self._port.open, name)
+        await in_thread(self._port.announce, name)
+        status = msgspec.structs.replace(record.status, pid=guest.pid, interface=port.interface)
+        record = msgspec.structs.replace(record, status=status, guest=guest)
+        await in_thread(place.save, record)
+        return record
+
     def _make_port(self, spec: ServiceSpec, inside: Path | None, name: str = "") -> PortInfo:
         return self._port.create(spec.name, spec.address, self._gateway or None, inside=inside, name=name)
 

@@ -79,6 +79,7 @@ class Agent:
             await self.incoming.settle_leftovers()
             await self.services.sweep()
             self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
+            self._tending = asyncio.create_task(self.services.tend())
 
     async def stop(self) -> None:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""

@@ -5,6 +5,7 @@ Everything that blocks runs in a thread. A step that failed, or whose caller lef
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -36,6 +37,7 @@ from whimbrel.wire.rpc import EmitEvent, Handler, Peer
 
 log = structlog.get_logger()
 LAST_WORDS_S = 2.0
+TEND_EVERY_S = 1.0
 
 
 class ServiceHost:
@@ -218,6 +220,21 @@ class ServiceHost:
             del self._starting[spec.name]
         log.info("container adopted", service=spec.name, engine=spec.engine, container=guest.container)
         return await self.inspect(spec.name)
+
+    async def tend(self) -> None:
+        """Forever: another engine may start a container of its own again, which then has lost our network."""
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            for name, record in list(self._records.items()):
+                guest = record.guest
+                if guest is None or record.incoming or name in self._busy or guest.alive:
+                    continue
+                try:
+                    with self._doing(name, "plugged in again"):
+                        self._records[name] = await self._guests.plug_again(record, self.place(name))
+                    log.warning("a container was started again by its engine", service=name)
+                except (WhimbrelError, OSError):  # it does not run: the service is shown as stopped
+                    continue
 
     async def remove(self, name: str) -> None:
         """End the service and delete all of it, its output too. Raises BadInput, Conflict."""

@@ -126,9 +126,7 @@ class CriuWorker:
         self.restored_pid = 0
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         steps = [f"echo $$ > {shlex.quote(str(path))}" for path in cgroup_procs]
-        for what, where in binds:
-            # shared: a mount of the container that received mounts from outside does so again, from here
-            steps += [shlex.join(("mount", "--bind", str(what), str(where))), f"mount --make-shared {where}"]
+        steps += [shlex.join(("mount", "--bind", str(what), str(where))) for what, where in binds]
         steps.append(shlex.join(("mount", "--bind", str(prepare_run_dir(run_dir)), "/run")))
         in_cgroupns = "unshare --cgroup " if own_cgroupns else ""
         steps.append(f"exec {in_cgroupns}{shlex.quote(criu_path())} swrk {theirs.fileno()}")

@@ -162,6 +162,7 @@ class PageChannel:
         """Go on with another connection; the old one is closed."""
         with self._sending:
             old, self.sock = self.sock, fresh.sock
+            self._shut.clear()
         old.close()
 
     def _pace(self, size_bytes: int) -> None:

@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
+from whimbrel.checkpoint.images import forget_masters
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
@@ -185,7 +186,8 @@ class Receiver:
         """Ready before the freeze; the restored tasks are born in the container's control groups."""
         self.images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
         landing = self.landing
-        self.root, binds, launch = Path(landing.rootfs), [], launch_bound
+        self.root, launch = Path(landing.rootfs), launch_bound
+        binds: list[tuple[Path, Path]] = []
         self.stdio = dict.fromkeys((1, 2), self._output_fd)
         if landing.foreign:
             # CRIU wants a mount point that it may take apart; the engine's own may be none, or needed elsewhere
@@ -216,6 +218,8 @@ class Receiver:
             later, self.eager_pages = settle(
                 self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=unpack(order.behind)
             )
+        if self.landing.foreign:
+            forget_masters(self.images)
         laps.lap("settle")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
