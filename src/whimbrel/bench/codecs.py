@@ -28,10 +28,10 @@ from rich.console import Console
 
 from whimbrel.bench import memories, table
 from whimbrel.bench.memories import Image
-from whimbrel.bench.outage import median
 from whimbrel.bench.pages import end, take_pages, wait_for
 from whimbrel.bench.report import machine, spread
 from whimbrel.bench.shaped import Ends, shaped_pair
+from whimbrel.client.outage import median
 from whimbrel.memory.codecs import to_runs
 from whimbrel.memory.ranges import as_ranges
 from whimbrel.memory.store import PageStore

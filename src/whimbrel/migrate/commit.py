@@ -90,10 +90,10 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
         with _forward(job):
             await job.end()
-        for close in (parts.dump.close, parts.carrier.close, parts.channel.close):
+        for close in (parts.dump.close, parts.carrier.close, parts.files.close, parts.channel.close):
             with _forward(job):
                 close()
-        job.bytes_sent = parts.carrier.sent_bytes
+        job.count_bytes(parts.carrier.sent_bytes, parts.files.sent_bytes)
         await _tell_the_end(job, parts.peer)
         with _forward(job):
             await job.discard()

@@ -7,7 +7,7 @@ that the destination's agent gave to the source's.
     HELLO    token                                  source says who it is
     PAGES    number = pid in the container; pages of that process, see below
     ROUND    number = round; answered by ACK        everything up to here is in the store
-    FILES    a tar of changed files of the writable layer; answered by ACK
+    FILES    changed files, on a connection of their own: see `filestream`
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
     RESTORE  msgpack RestoreOrder
     PROBE    anything, answered by ACK: how fast is the link?
@@ -82,13 +82,14 @@ class Kind(IntEnum):
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
     `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
-    after the resume, by the pid in the container."""
+    after the resume, by the pid in the container; `file_passes` of files must have arrived, whole and checked."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
     staged: bool = False
     behind: dict[int, bytes] = {}
+    file_passes: int = 0
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +117,8 @@ class PageChannel:
         self._shut = threading.Event()
 
     @classmethod
-    def connect(cls, host: str, port: int, token: str, *, timeout_s: float = 3.0) -> PageChannel:
+    def connect(cls, host: str, port: int, token: str, *, number: int = 0, timeout_s: float = 3.0) -> PageChannel:
+        """`number` says what the connection is for: 0 for pages."""
         try:
             sock = socket.create_connection((host, port), timeout=timeout_s)
         except OSError as error:
@@ -125,7 +127,7 @@ class PageChannel:
             ) from error
         sock.settimeout(None)
         channel = cls(sock)
-        channel.send(Kind.HELLO, payload=token.encode())
+        channel.send(Kind.HELLO, number, token.encode())
         return channel
 
     @property

@@ -14,7 +14,6 @@ from __future__ import annotations
 import array
 import contextlib
 import hmac
-import io
 import os
 import socket
 import struct
@@ -42,6 +41,7 @@ from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.migrate.staging.host import StageHost
+from whimbrel.migrate.takefiles import FileArrival
 from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
@@ -50,7 +50,6 @@ from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
 from whimbrel.runtime.moving import Landing
-from whimbrel.storage.archive import Merged, apply
 
 RESTORE_FINISHED = 0x52535446
 MAX_ORDER_BYTES = 1 << 16
@@ -110,7 +109,7 @@ class Receiver:
         self.intake = PageIntake(self.store)
         self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
-        self.merged = [Merged() if target.merged else None for target in self.landing.files]
+        self.files = FileArrival(self.landing.files, order.token)
         self.committed = False
         self.eager_pages = 0
         self._aborted = False
@@ -137,7 +136,8 @@ class Receiver:
                 self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
                 complain=lambda error: say("warning", error=error),
             )  # fmt: skip
-        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0)
+        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0,
+            files_port=self.files.listen(self.order.listen_host))  # fmt: skip
         return self.accept_again()
 
     def accept_again(self) -> PageChannel:
@@ -166,8 +166,6 @@ class Receiver:
                 channel.send(Kind.ACK, number)
             elif kind is Kind.PROBE:
                 channel.send(Kind.ACK, number)
-            elif kind is Kind.FILES:
-                self._take_files(number, payload)
             elif kind is Kind.IMAGES:
                 self._take_images(payload)
             elif kind is Kind.RESTORE:
@@ -176,12 +174,6 @@ class Receiver:
                 raise StepFailed(payload.decode(errors="replace"))
             else:
                 raise ProtocolMismatch(f"{kind.name} is not due here")
-
-    def _take_files(self, number: int, archive: bytes) -> None:
-        """`number` counts the folders that follow the container; 0 is its root's."""
-        if number >= len(self.landing.files):
-            raise ProtocolMismatch(f"there is no place for files number {number}")
-        apply(Path(self.landing.files[number].path), io.BytesIO(archive), self.merged[number])
 
     def _take_images(self, payload: bytes) -> None:
         for name, content in msgspec.msgpack.decode(payload, type=dict[str, bytes]).items():
@@ -219,6 +211,8 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
+        self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
+        laps.lap("files")
         later: list[LazyPages] = []
         if not order.staged:
             later, self.eager_pages = settle(
@@ -371,6 +365,7 @@ class Receiver:
         write_word(self.work, WHOLE)
         if self.late is not None:
             self.late.stop()
+        self._forward(self.files.settle)  # before the source removes its own
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
         self.kept.whole()
