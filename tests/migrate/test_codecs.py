@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from whimbrel.workloads.service import expected_digest
+from whimbrel.workloads.memory.service import expected_digest
 
 from tests.migrate.conftest import EDGES, Lab, Running
 from whimbrel.lab import commands
