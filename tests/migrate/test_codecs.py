@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from whimbrel.workloads.memory.service import expected_digest
 
 from tests.migrate.conftest import EDGES, Lab, Running
 from whimbrel.lab import commands
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.network import netns
+from whimbrel.workloads.memory.service import expected_digest
 
 SERVICE_PORT = 7301
 ZERO_MB, OTHER_MB = 24, 12
