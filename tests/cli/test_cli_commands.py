@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,9 @@ def test_migrate_with_json_has_the_stable_fields(whimbrel: Call, region: FakeReg
     assert out.splitlines()[1].split()[:3] == [record["id"], "demo", "edge-1"]
 
 
-def test_migrate_tells_in_plain_lines(whimbrel: Call, demo: str) -> None:
+def test_migrate_tells_in_plain_lines(whimbrel: Call, demo: str, region: FakeRegion) -> None:
+    region.go.clear()
+    threading.Timer(1.0, region.go.set).start()  # not over before anybody listens
     code, out, err = whimbrel("migrate", demo, "--to", "edge-2")
     assert (code, err) == (0, "")
     lines = out.splitlines()
