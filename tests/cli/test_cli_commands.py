@@ -119,7 +119,7 @@ def test_migrate_with_json_has_the_stable_fields(whimbrel: Call, region: FakeReg
     assert record["phases"] == [{"name": "rounds", "start_ms": 0.0, "duration_ms": 200.0}]
     assert record["rounds"] == [
         {"n": 1, "dirty_pages": 5120, "bytes_sent": 8 << 20, "duration_ms": 100.0, "raw_bytes": 20 << 20,
-         "zero_pages": 77, "codec": "zstd 60 %, raw 40 %"}
+         "file_bytes": 0, "zero_pages": 77, "codec": "zstd 60 %, raw 40 %"}
     ]  # fmt: skip
     assert record["outage_udp_ms"] is None
     assert "demo: edge-1 -> edge-2: " in err
