@@ -65,6 +65,7 @@ def start(lab: Lab, dockers: Dockers) -> Iterator[Start]:
                 lab.restart_agent(node)
         for running in started:
             running.user.close()
+        if any(status.spec.name == "web" for status in lab.controller.services()):  # a test may have removed it
             lab.controller.remove_service("web")
         for node, docker in dockers.items():
             assert docker.names() == [], f"something is left at {node}"
