@@ -18,7 +18,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `bridge_address` (with prefix) is the node's own address on the overlay: gateways need one.
     `overlay_gateway` is the default route of the services that run here. `shared_directory` lies on a file system
-    that other nodes mount too (see docs/shared-storage.md); empty: none. `docker_socket` is where this node's Docker
+    that other nodes mount too (see docs/strategies.md); empty: none. `docker_socket` is where this node's Docker
     listens, `lxc_path` the folder of its LXC containers: services may be adopted from them.
     """
 

@@ -1,6 +1,6 @@
 """The lab's storage node and the edges' mounts of it: one file system that all of them see, over the lab's links.
 
-Chosen by measurement (docs/shared-storage.md): kernel NFS where the kernel has it; else sshfs on a bare `sftp-server`.
+Chosen by measurement (MooseFS, GlusterFS and sshfs over ssh took longer): sshfs on a bare `sftp-server`.
 All nodes of a lab share the host's mount namespace, so every edge mounts at a place of its own in its state directory.
 Nothing is cached on the way but pages of open files: what one edge has written and closed, the next look of another
 sees.
