@@ -29,6 +29,7 @@ from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
+from whimbrel.model.volume import parse_volumes
 from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
 from whimbrel.runtime.spec import cgroup_path
@@ -61,6 +62,7 @@ class Incoming:
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
         self._host.refuse_taken(call.spec)
+        await asyncio.to_thread(self._host.volumes.refuse_kept, call.spec.name, parse_volumes(call.spec.volumes))
         images = self._host.images
         has_image = await asyncio.to_thread(images.has, call.image_digest) or await asyncio.to_thread(
             images.can_make, call.spec.image, call.image_digest
@@ -122,7 +124,10 @@ class Incoming:
                 rootfs=str(layer.rootfs),
                 upper_dir=str(layer.upper),
                 shm_dir=str(layer.shm),
-                volume_dirs=(),
+                volumes=tuple(
+                    (volume.name, str(self._host.volumes.data(name, volume.name)))
+                    for volume in parse_volumes(call.service.spec.volumes)
+                ),
                 netns=str(self._config.directory / "netns" / name),
                 netns_dir=str(self._config.directory / "netns"),
                 cgroup_path=cgroup_path(self._config.name, name),

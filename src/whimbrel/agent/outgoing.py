@@ -26,6 +26,7 @@ from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, Whimb
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import ServiceState
+from whimbrel.model.volume import parse_volumes
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
@@ -72,8 +73,9 @@ class Outgoing:
         if status.state is not ServiceState.RUNNING:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
         with self._host.migrating(request.service):
+            places = [volume.path for volume in parse_volumes(status.spec.volumes)]
             problem = await asyncio.to_thread(unsupported, status.pid)
-            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid)
+            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, places)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
             job = Migration(
@@ -113,6 +115,9 @@ class Outgoing:
             cgroup=Cgroup(cgroup_path(self._config.name, name)),
             run_dir=self._run_dir,
             holes=ensure_cache(self._run_dir),
+            volumes=tuple(
+                (volume, self._host.volumes.data(name, volume.name)) for volume in parse_volumes(status.spec.volumes)
+            ),
             image=self._host.images.stored(status.image_digest),
         )
 

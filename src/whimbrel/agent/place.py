@@ -3,6 +3,7 @@
 <state dir>/services/<name>/service.json   the record
                            /config.json    runc's bundle
                            /layer /rootfs /shm /logs
+<state dir>/volumes/<name>/                its volumes (see `whimbrel.storage.volumes`)
 <state dir>/netns/<name>                   its network namespace
 <state dir>/run/runc                       runc's own records (tmpfs)
 <state dir>/run/waiting/<name>             root file system on which a placeholder waits (tmpfs)
@@ -18,10 +19,12 @@ import msgspec
 
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.service import ServiceSpec, ServiceStatus
+from whimbrel.model.volume import parse_volumes
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import build_spec, cgroup_path
 from whimbrel.storage.images import Image
 from whimbrel.storage.layer import Layer, mount_overlay, unmount
+from whimbrel.storage.volumes import VolumeStore
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,7 @@ class Place:
         self.logs = self.folder / "logs"
         self.netns = state_dir / "netns" / name
         self.cgroup = Cgroup(cgroup_path(node, name))
+        self.volumes = VolumeStore(state_dir / "volumes")
         self._waiting = state_dir / "run" / "waiting" / name
 
     def create(self) -> None:
@@ -69,10 +73,15 @@ class Place:
             image,
             rootfs=self._waiting / "rootfs" if waiting else self.layer.rootfs,
             shm=self.layer.shm,
+            volumes=self.volume_folders(spec),
             netns=self.netns,
             cgroup=self.cgroup.path,
         )
         (self.folder / "config.json").write_bytes(config)
+
+    def volume_folders(self, spec: ServiceSpec) -> dict[str, Path]:
+        """Where the volumes are, by the path where the container sees them."""
+        return {volume.path: self.volumes.data(self.name, volume.name) for volume in parse_volumes(spec.volumes)}
 
     def mount_waiting(self, image: Image) -> None:
         """A root file system of the image alone: nobody may look into the real one while files arrive."""

@@ -18,12 +18,14 @@ from whimbrel.agent.place import Place, Record
 from whimbrel.agent.threads import in_thread
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
+from whimbrel.model.volume import VolumeInfo, parse_volumes
 from whimbrel.network.names import interface
 from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
 from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
 from whimbrel.runtime.runc import Runc
 from whimbrel.storage.images import Image, ImageStore
+from whimbrel.storage.volumes import VolumeStore
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler, Peer
 
@@ -36,6 +38,7 @@ class ServiceHost:
 
     def __init__(self, node: str, state_dir: Path, port: ServicePort, gateway: str = "") -> None:
         self.images = ImageStore(state_dir / "images")
+        self.volumes = VolumeStore(state_dir / "volumes")
         self.runc = Runc(state_dir / "run" / "runc")
         self._node, self._state_dir = node, state_dir
         self._port, self._gateway = port, gateway
@@ -52,6 +55,8 @@ class ServiceHost:
             calls.ServiceLogs: self._on_logs,
             calls.AddLogs: self._on_add_logs,
             calls.ExecInService: self._on_exec,
+            calls.ListVolumes: self._on_volumes,
+            calls.RemoveVolume: self._on_remove_volume,
         }
 
     # --- what there is ------------------------------------------------------------------------------------
@@ -159,6 +164,7 @@ class ServiceHost:
         )
         await in_thread(place.save, Record(status=status))
         await in_thread(place.layer.mount, image.rootfs)
+        await in_thread(place.volumes.attach, spec.name, parse_volumes(spec.volumes), image.rootfs)
         port = await in_thread(self._make_port, spec)
         await in_thread(place.write_bundle, spec, image)
         output = await in_thread(open_log, place.logs, self._node)
@@ -169,6 +175,7 @@ class ServiceHost:
         await in_thread(self._port.open, spec.name)
         await self.runc.start(spec.name)
         await in_thread(self._port.announce, spec.name)
+        await in_thread(place.volumes.in_use, spec.name)
         status = msgspec.structs.replace(status, state=ServiceState.RUNNING, pid=pid, mac=port.mac)
         await in_thread(place.save, Record(status=status))
         self._records[spec.name] = Record(status=status)
@@ -177,16 +184,20 @@ class ServiceHost:
     def _make_port(self, spec: ServiceSpec) -> PortInfo:
         return self._port.create(spec.name, spec.address, self._gateway or None)
 
-    async def remove(self, name: str) -> None:
-        """End the service and delete all of it, its output too. Raises BadInput, Conflict."""
+    async def remove(self, name: str, *, keep_volumes: bool = False) -> None:
+        """End the service and delete all of it, its output too; its volumes unless they are to be kept. Raises
+        BadInput, Conflict."""
         self._known(name)
         with self._doing(name, "removed"):
+            if keep_volumes:
+                await in_thread(self.place(name).volumes.keep, name)
             await self.discard(name)
 
     async def discard(self, name: str) -> None:
         """Remove whatever exists of a service here, dead or alive; each step is tried even when one fails."""
         place = self.place(name)
         async with contextlib.AsyncExitStack() as steps:
+            steps.push_async_callback(in_thread, place.volumes.remove_unkept, name)
             steps.push_async_callback(in_thread, place.remove_files)
             steps.push_async_callback(in_thread, place.cgroup.remove)
             steps.push_async_callback(in_thread, self._port.remove, name)
@@ -212,6 +223,7 @@ class ServiceHost:
                 record = Record(status=msgspec.structs.replace(status, node=self._node), incoming=True)
                 await in_thread(place.save, record)
                 await in_thread(place.layer.mount, image.rootfs)
+                await in_thread(place.volumes.prepare, spec.name, parse_volumes(spec.volumes))
                 await in_thread(self._make_port, spec)
                 await in_thread(place.mount_waiting, image)
                 await in_thread(place.write_bundle, spec, image, waiting=True)
@@ -289,7 +301,7 @@ class ServiceHost:
         return await self.inspect(call.name)
 
     async def _on_remove(self, call: calls.RemoveService, _: EmitEvent) -> None:
-        await self.remove(call.name)
+        await self.remove(call.name, keep_volumes=call.keep_volumes)
 
     async def _on_logs(self, call: calls.ServiceLogs, _: EmitEvent) -> str:
         self._known(call.name)
@@ -299,6 +311,28 @@ class ServiceHost:
         if call.name not in self._records:
             raise BadInput(f"there is no service {call.name!r} on {self._node} whose output this could be")
         await in_thread(add_log_segments, self.place(call.name).logs, call.segments)
+
+    async def _on_volumes(self, _: calls.ListVolumes, emit: EmitEvent) -> tuple[VolumeInfo, ...]:
+        def look() -> tuple[VolumeInfo, ...]:
+            return tuple(
+                VolumeInfo(
+                    service=volume.service,
+                    name=volume.name,
+                    node=self._node,
+                    path=volume.path,
+                    size_bytes=volume.size_bytes,
+                    used_bytes=self.volumes.used_bytes(volume),
+                    in_use=volume.service in self._records,
+                )
+                for volume in self.volumes.all()
+            )
+
+        return await in_thread(look)
+
+    async def _on_remove_volume(self, call: calls.RemoveVolume, emit: EmitEvent) -> None:
+        if call.service in self._records or call.service in self._starting:
+            raise Conflict(f"volume {call.name} is used by service {call.service}: remove the service")
+        await in_thread(self.volumes.remove, call.service, call.name)
 
     async def _on_exec(self, call: calls.ExecInService, _: EmitEvent) -> ExecResult:
         status = await self.inspect(call.name)

@@ -20,9 +20,10 @@ from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
+from whimbrel.model.volume import Volume
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT
+from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, volume_external
 from whimbrel.storage.images import StoredImage
 from whimbrel.storage.layer import Layer
 
@@ -33,7 +34,8 @@ _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 @dataclass(frozen=True)
 class Source:
     """One running service as its node sees it; `run_dir` is on the node's tmpfs;
-    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from."""
+    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from;
+    `volumes`: with their folders on this node."""
 
     status: ServiceStatus
     layer: Layer
@@ -41,6 +43,7 @@ class Source:
     run_dir: Path
     holes: bool
     image: StoredImage
+    volumes: tuple[tuple[Volume, Path], ...] = ()
 
     @property
     def pid(self) -> int:
@@ -105,7 +108,10 @@ class Dump:
             root=str(self._source.layer.rootfs),
             config_file=str(self._conf),
             ghost_limit=NAMELESS_LIMIT_BYTES,
-            external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}"],
+            external=[
+                f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}",
+                *(f"mnt[{volume.path}]:{volume_external(volume.name)}" for volume, _ in self._source.volumes),
+            ],
         )
         if self._source.holes:
             write_parent(self._parent, ns_pids)

@@ -37,6 +37,7 @@ def folders_of(source: Source) -> list[CarriedFolder]:
     return [
         CarriedFolder(str(source.layer.upper)),
         CarriedFolder(str(source.layer.shm), SHM_MOUNT.lstrip("/")),
+        *(CarriedFolder(str(folder), volume.path.lstrip("/")) for volume, folder in source.volumes),
     ]
 
 

@@ -45,7 +45,7 @@ from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL
+from whimbrel.runtime.spec import SHM_EXTERNAL, volume_external
 
 RESTORE_FINISHED = 0x52535446
 SOURCE_SILENCE_S = 60.0
@@ -54,7 +54,8 @@ HANDOVER_S = 10.0
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the worker needs; paths are the destination's own."""
+    """Everything the worker needs; paths are the destination's own. `volumes`: names and folders, in the order that
+    the service has them."""
 
     service: str
     token: str
@@ -64,7 +65,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     rootfs: str
     upper_dir: str
     shm_dir: str
-    volume_dirs: tuple[str, ...]
+    volumes: tuple[tuple[str, str], ...]
     netns: str
     netns_dir: str
     cgroup_path: str
@@ -104,7 +105,7 @@ class Receiver:
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(0 if order.staged else order.expected_pages)
         self.host: StageHost | None = None
-        folders = (order.upper_dir, order.shm_dir, *order.volume_dirs)
+        folders = (order.upper_dir, order.shm_dir, *(folder for _, folder in order.volumes))
         self.files = FileArrival([Path(folder) for folder in folders], order.token)
         self.cgroup = Cgroup(order.cgroup_path)
         self.committed = False
@@ -229,7 +230,10 @@ class Receiver:
             log_file="restore.log",
             root=self.order.rootfs,
             lazy_pages=order.lazy,
-            external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
+            external=[
+                f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}",
+                *(f"mnt[{volume_external(name)}]:{folder}" for name, folder in self.order.volumes),
+            ],
         )
         if not order.lazy:
             write_word(self.work, WHOLE)

@@ -65,7 +65,7 @@ class Lister:
 
     def look(self, always: Collection[str] = ()) -> Difference:
         """Everything since the last look (the first time: all). `always` are paths to count as changed when they exist
-        (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, holes not counted."""
+        (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, without holes."""
         return self._look(always, only_folders=False)
 
     def look_at_folders(self) -> Difference:
