@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -26,7 +27,8 @@ from tests.migrate.disturb import (
     source_is_whole,
     until,
 )
-from whimbrel.model.migration import Outcome, Strategy
+from whimbrel.model.migration import Outcome
+from whimbrel.runtime.cgroups import Cgroup
 
 
 # --- the source's agent ---------------------------------------------------------------------------------------
@@ -123,10 +125,30 @@ def test_receiving_process_and_source_agent_killed_after_the_commit(running: Run
     destination_is_clean(running)
 
 
+def test_destination_rebooted_after_the_commit(running: Running) -> None:
+    """Whoever answers at its address with empty hands says that the service does not run there."""
+    lab = running.lab
+    with held_at(running, "receive.fill") as attempt:
+        until(lambda: journal_step(lab, SOURCE) == "committed", "the source does not hear that it runs")
+        kill_agent(lab, DESTINATION)
+        Cgroup(f"/whimbrel/{DESTINATION}/{running.name}").kill_all()
+        kill_all(receiver_pids(lab, DESTINATION))
+        for words in (lab.state_dir(DESTINATION) / "run").glob("incoming-*"):
+            shutil.rmtree(words)
+        lab.disarm()
+        lab.restart_agent(DESTINATION)
+    record = attempt.wait()
+    assert record.outcome is Outcome.FAILED
+    assert "as it was at the freeze" in record.error
+    runs_only_at(running, SOURCE)
+    assert running.user.echo(b"here") == b"here"
+    destination_is_clean(running)
+
+
 def test_receiving_process_killed_when_all_pages_are_there(running: Running) -> None:
     """Pre-copy has nothing to fill: whatever the receiving process had still to do, the agent does."""
     count, _ = running.user.ask("count")
-    with held_at(running, "receive.committed", strategy=Strategy.PRE_COPY) as attempt:
+    with held_at(running, "receive.committed", strategy="pre-copy") as attempt:
         kill_all(receiver_pids(running.lab, DESTINATION))
     assert attempt.wait().outcome is Outcome.DONE
     goes_on(running, count)

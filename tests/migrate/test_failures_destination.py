@@ -1,6 +1,9 @@
-"""The destination fails before the commit: the source runs on, nothing stays there."""
+"""The destination fails before the commit: the source runs on, and nothing stays at the destination."""
 
 from __future__ import annotations
+
+import os
+import signal
 
 import pytest
 
@@ -10,9 +13,13 @@ from tests.migrate.disturb import (
     criu_pids,
     destination_is_clean,
     disturb,
+    goes_on,
+    held_at,
+    is_alive,
     kill_agent,
     kill_all,
     receiver_pids,
+    runs_only_at,
     source_is_whole,
     until,
 )
@@ -37,6 +44,21 @@ def test_destination_agent_killed(running: Running, point: str) -> None:
     assert record.error
     source_is_whole(running, count)
     destination_is_clean(running)
+
+
+def test_destination_agent_stopped(running: Running) -> None:
+    """SIGTERM: it takes no calls any more, but stays until what is coming has come."""
+    count, _ = running.user.ask("count")
+    lab = running.lab
+    agent = lab.agent_pid(DESTINATION)
+    with held_at(running, "freeze.pages") as attempt:
+        os.kill(agent, signal.SIGTERM)
+        lab.disarm()
+        until(lambda: not is_alive(agent), "the agent does not end")
+        lab.restart_agent(DESTINATION)
+    assert attempt.wait().outcome is Outcome.DONE
+    goes_on(running, count)
+    runs_only_at(running, DESTINATION)
 
 
 @pytest.mark.parametrize("point", ["prepare.ready", "rounds", *FREEZE_POINTS, *RECEIVE_POINTS])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.migrate.conftest import Running
-from tests.migrate.disturb import destination_is_clean, disturb, link_of, source_is_whole
+from tests.migrate.disturb import SOURCE, destination_is_clean, held_at, journal_step, link_of, source_is_whole, until
 from whimbrel.model.migration import Outcome
 
 POINTS = [
@@ -24,8 +24,13 @@ POINTS = [
 @pytest.mark.parametrize("point", POINTS)
 def test_link_cut(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
-    with link_of(running.lab) as link:
-        record = disturb(running, point, link.cut)
-        assert record.outcome is Outcome.ROLLED_BACK
-        source_is_whole(running, count)
+    lab = running.lab
+    with link_of(lab) as link:
+        with held_at(running, point) as attempt:
+            link.cut()
+            lab.disarm()
+            until(lambda: not journal_step(lab, SOURCE), "the source does not give up")
+            source_is_whole(running, count)  # while the link is still dead
+            link.mend()
+        assert attempt.wait().outcome is Outcome.ROLLED_BACK
     destination_is_clean(running)

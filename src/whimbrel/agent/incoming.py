@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ from whimbrel.agent.arrival import Arrival, Ticket, start_ticks, ticket_path
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.services import ServiceHost
+from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.migrate.staging.shared import find_stage, stage_below
 from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of, said, write_word
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
-from whimbrel.model.volume import parse_volumes
 from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
-from whimbrel.runtime.spec import cgroup_path
-from whimbrel.storage.layer import Layer
+from whimbrel.runtime.moving import Landing
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler
 
@@ -48,8 +48,16 @@ class Incoming:
         self._config = config
         self._host = host
         self._run_dir = run_dir
+        self._spare = Spare(config.directory / "receive.log")
         self._arrivals: dict[str, Arrival] = {}
         self._preparing: dict[str, asyncio.Future[calls.IncomingReady]] = {}
+
+    def start(self) -> None:
+        """Have a receiving process ready before the first migration asks for one."""
+        self._spare.prepare()
+
+    async def close(self) -> None:
+        await self._spare.close()
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
@@ -61,12 +69,7 @@ class Incoming:
         }
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
-        self._host.refuse_taken(call.spec)
-        await asyncio.to_thread(self._host.volumes.refuse_kept, call.spec.name, parse_volumes(call.spec.volumes))
-        images = self._host.images
-        has_image = await asyncio.to_thread(images.has, call.image_digest) or await asyncio.to_thread(
-            images.can_make, call.spec.image, call.image_digest
-        )
+        has_image = await self._host.offer(call.spec, call.image_digest, call.description)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),
@@ -91,13 +94,15 @@ class Incoming:
     async def _prepare(self, call: calls.PrepareIncoming) -> calls.IncomingReady:
         name = call.service.spec.name
         async with contextlib.AsyncExitStack() as undo:
-            await self._host.prepare_incoming(call.service)
+            landing, connection = await self._host.prepare_incoming(call.service, call.description)
             undo.push_async_callback(self._host.discard, name)
+            if connection is not None:
+                undo.callback(connection.close)  # then its engine's start fails, which the discard waits for
             await asyncio.to_thread(failpoints.wait_at, "incoming.prepare")
             work_dir = self._work_dir(call.id)
             work_dir.mkdir()
             undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
-            arrival, ports, token = await self._start_worker(call, work_dir)
+            arrival, ports, token = await self._start_worker(call, work_dir, landing, connection)
             undo.push_async_callback(self._stop_worker, arrival)
             ticket_path(work_dir).write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
@@ -107,12 +112,21 @@ class Incoming:
     def _work_dir(self, migration: str) -> Path:
         return self._run_dir / f"incoming-{migration}"
 
-    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, Ports, str]:
+    async def _start_worker(
+        self, call: calls.PrepareIncoming, work_dir: Path, landing: Landing, connection: socket.socket | None
+    ) -> tuple[Arrival, Ports, str]:
+        """`connection` becomes the worker's: where nobody else listens to the container, a log of ours does."""
         name = call.service.spec.name
-        directory = self._config.directory / "services" / name
-        layer = Layer(directory)
         token = secrets.token_hex(16)
-        output_fd = await asyncio.to_thread(open_log, directory / "logs", self._config.name)
+        stage = work_dir / "stage"
+        if strategy_of(call.strategy).carry is Carry.SHARED:
+            stage = stage_below(self._config.shared_directory, call.id, node=self._config.name)
+            await asyncio.to_thread(find_stage, stage, call.id, node=self._config.name)
+        if connection is None:
+            logs = self._config.directory / "services" / name / "logs"
+            output_fd = await asyncio.to_thread(open_log, logs, self._config.name)
+        else:
+            output_fd = connection.detach()
         keeper = Keeper()
         try:
             order = ReceiveOrder(
@@ -121,37 +135,21 @@ class Incoming:
                 listen_host=self._config.host,
                 work_dir=str(work_dir),
                 criu_run_dir=str(self._run_dir),
-                rootfs=str(layer.rootfs),
-                upper_dir=str(layer.upper),
-                shm_dir=str(layer.shm),
-                volumes=tuple(
-                    (volume.name, str(self._host.volumes.data(name, volume.name)))
-                    for volume in parse_volumes(call.service.spec.volumes)
-                ),
-                netns=str(self._config.directory / "netns" / name),
                 netns_dir=str(self._config.directory / "netns"),
-                cgroup_path=cgroup_path(self._config.name, name),
-                runc_root=str(self._run_dir / "runc"),
+                landing=landing,
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
+                stage_dir=str(stage),
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
-                stdout_fd=output_fd,
-                stderr_fd=output_fd,
-                keeper_fd=keeper.theirs.fileno(),
             )
-            with (self._config.directory / "receive.log").open("ab") as errors:
-                worker = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "whimbrel.migrate.receive",
-                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                    pass_fds=[output_fd, keeper.theirs.fileno()], start_new_session=True, cwd="/",
-                )  # fmt: skip
+            waiting = await self._spare.take()
+            worker = waiting.process
+            waiting.give(order, [output_fd, keeper.theirs.fileno()])
         except BaseException:
             keeper.close()
             raise
         finally:
             os.close(output_fd)
             keeper.theirs.close()
-        assert worker.stdin is not None
-        worker.stdin.write(msgspec.json.encode(order) + b"\n")
         ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,

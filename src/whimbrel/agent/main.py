@@ -18,11 +18,16 @@ from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.outgoing import Outgoing
 from whimbrel.agent.services import ServiceHost
 from whimbrel.checkpoint.kerndat import ensure_cache
+from whimbrel.checkpoint.swrk import criu_path
 from whimbrel.model.errors import Refused
 from whimbrel.model.node import NodeStatus, Role
+from whimbrel.model.service import EngineKind
 from whimbrel.network.hold import HoldTable
 from whimbrel.network.overlay import Overlay
 from whimbrel.network.port import ServicePort
+from whimbrel.runtime.engines.base import Engine
+from whimbrel.runtime.engines.docker import Docker
+from whimbrel.runtime.engines.lxc import Lxc
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler, RpcServer
 
@@ -60,18 +65,26 @@ class Agent:
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
             port = ServicePort(config.directory / "netns")
-            self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway)
+            engines: dict[EngineKind, Engine] = {
+                EngineKind.DOCKER: Docker(Path(config.docker_socket)),
+                EngineKind.LXC: Lxc(Path(config.lxc_path), run_dir / "lxc", criu_path()),
+            }
+            self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway, engines)
             self.incoming = Incoming(config, self.services, run_dir)
             self.outgoing = Outgoing(config, self.services, port, run_dir)
             self.images = Images(config.name, config.host, self.services.images)
             await self.images.load()
+            self.incoming.start()
             await self.services.load()
             await self.incoming.settle_leftovers()
             await self.services.sweep()
             self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
+            self._tending = asyncio.create_task(self.services.tend())
 
     async def stop(self) -> None:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
+        if self.incoming is not None:
+            await self.incoming.close()
         if self.holds is not None:
             await asyncio.to_thread(self.holds.restore)
 

@@ -25,13 +25,10 @@ from whimbrel.migrate.run import migrate
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
-from whimbrel.model.service import ServiceState
+from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
 from whimbrel.model.volume import parse_volumes
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
-from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import cgroup_path
-from whimbrel.storage.layer import Layer
 from whimbrel.wire.calls import (
     AbortIncoming,
     AwaitIncoming,
@@ -73,23 +70,26 @@ class Outgoing:
         if status.state is not ServiceState.RUNNING:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
         with self._host.migrating(request.service):
-            places = [volume.path for volume in parse_volumes(status.spec.volumes)]
             problem = await asyncio.to_thread(unsupported, status.pid)
-            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, places)
+            if status.spec.engine is EngineKind.RUNC:
+                places = [volume.path for volume in parse_volumes(status.spec.volumes)]
+                problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, places)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
             job = Migration(
                 request=request,
-                source=self._source(status.spec.name, status),
+                source=await self._source(status),
                 node=Node(
                     self._config.endpoint,
                     await asyncio.to_thread(collect_capabilities),
                     self._port,
                     self._journal,
+                    self._config.shared_directory,
                 ),
                 destination=call.destination,
                 gateways=call.gateways,
                 emit=emit,
+                end=lambda: self._host.end(request.service),
                 send_logs=lambda peer: self._host.send_logs(request.service, peer),
                 discard=lambda: self._host.discard(request.service),
             )
@@ -104,22 +104,20 @@ class Outgoing:
                 raise
             finally:
                 del self._running[request.id]
+                await self._host.end_departure(request.service)
         log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
                  error=record.error)  # fmt: skip
         return record
 
-    def _source(self, name: str, status: Any) -> Source:
-        return Source(
-            status=status,
-            layer=Layer(self._config.directory / "services" / name),
-            cgroup=Cgroup(cgroup_path(self._config.name, name)),
-            run_dir=self._run_dir,
-            holes=ensure_cache(self._run_dir),
-            volumes=tuple(
-                (volume, self._host.volumes.data(name, volume.name)) for volume in parse_volumes(status.spec.volumes)
-            ),
-            image=self._host.images.stored(status.image_digest),
-        )
+    async def _source(self, status: ServiceStatus) -> Source:
+        try:
+            departure = await self._host.departure(status.spec.name)
+        except Refused as error:
+            raise Refused(f"{status.spec.name} cannot be migrated: {error}") from error
+        image = None
+        if status.spec.engine is EngineKind.RUNC:
+            image = await asyncio.to_thread(self._host.images.stored, status.image_digest)
+        return Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir), image=image)
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)
@@ -157,11 +155,11 @@ class Outgoing:
         del self._unsettled[entry.migration]
 
     async def _settle(self, entry: Entry) -> tuple[Outcome, Exception | None]:
-        cgroup = Cgroup(cgroup_path(self._config.name, entry.service))
+        cgroup = self._host.cgroup(entry.service)
         fate = await self._fate(entry)
         if fate is Fate.RUNS:
             self._journal.write(msgspec.structs.replace(entry, step="arrived"))
-            await asyncio.to_thread(cgroup.kill_frozen)
+            await self._host.end(entry.service)
             await self._hand_over(entry)
             await self._host.discard(entry.service)
         else:

@@ -7,6 +7,7 @@
 <state dir>/netns/<name>                   its network namespace
 <state dir>/run/runc                       runc's own records (tmpfs)
 <state dir>/run/waiting/<name>             root file system on which a placeholder waits (tmpfs)
+<state dir>/run/clones/<name>              another engine's container: its mounts, while it moves (tmpfs)
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import msgspec
 
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.service import ServiceSpec, ServiceStatus
-from whimbrel.model.volume import parse_volumes
+from whimbrel.model.volume import Volume, parse_volumes
 from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.runtime.engines.base import Guest
 from whimbrel.runtime.spec import build_spec, cgroup_path
 from whimbrel.storage.images import Image
 from whimbrel.storage.layer import Layer, mount_overlay, unmount
@@ -28,10 +30,17 @@ from whimbrel.storage.volumes import VolumeStore
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """`incoming`: the service is not here yet, a migration prepares it."""
+    """`incoming`: the service is not here yet, a migration prepares it.
+
+    `guest`: its container is another engine's, which has it here since `since_ns`; while it comes, `runc_root` is where
+    runc keeps the placeholder.
+    """
 
     status: ServiceStatus
     incoming: bool = False
+    guest: Guest | None = None
+    since_ns: int = 0
+    runc_root: str = ""
 
 
 class Place:
@@ -45,6 +54,7 @@ class Place:
         self.netns = state_dir / "netns" / name
         self.cgroup = Cgroup(cgroup_path(node, name))
         self.volumes = VolumeStore(state_dir / "volumes")
+        self.clones = state_dir / "run" / "clones" / name
         self._waiting = state_dir / "run" / "waiting" / name
 
     def create(self) -> None:
@@ -73,15 +83,16 @@ class Place:
             image,
             rootfs=self._waiting / "rootfs" if waiting else self.layer.rootfs,
             shm=self.layer.shm,
-            volumes=self.volume_folders(spec),
+            volumes={volume.path: folder for volume, folder in self.volumes_of(spec)},
             netns=self.netns,
             cgroup=self.cgroup.path,
         )
         (self.folder / "config.json").write_bytes(config)
 
-    def volume_folders(self, spec: ServiceSpec) -> dict[str, Path]:
-        """Where the volumes are, by the path where the container sees them."""
-        return {volume.path: self.volumes.data(self.name, volume.name) for volume in parse_volumes(spec.volumes)}
+    def volumes_of(self, spec: ServiceSpec) -> list[tuple[Volume, Path]]:
+        """The volumes, with where their files are on this node."""
+        volumes = parse_volumes(spec.volumes)
+        return [(volume, self.volumes.data(self.name, volume.name)) for volume in volumes]
 
     def mount_waiting(self, image: Image) -> None:
         """A root file system of the image alone: nobody may look into the real one while files arrive."""

@@ -5,25 +5,33 @@ Everything that blocks runs in a thread. A step that failed, or whose caller lef
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from whimbrel.agent.guests import Guests
 from whimbrel.agent.place import Place, Record
 from whimbrel.agent.threads import in_thread
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
-from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
+from whimbrel.model.service import EngineKind, ExecResult, ServiceSpec, ServiceState, ServiceStatus
 from whimbrel.model.volume import VolumeInfo, parse_volumes
 from whimbrel.network.names import interface
 from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
+from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.runtime.engines.base import Engine
 from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
+from whimbrel.runtime.mounts import drop_clones
+from whimbrel.runtime.moving import Departure, FileRoot, FileTarget, Landing
 from whimbrel.runtime.runc import Runc
+from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, volume_external
 from whimbrel.storage.images import Image, ImageStore
 from whimbrel.storage.volumes import VolumeStore
 from whimbrel.wire import calls
@@ -31,17 +39,27 @@ from whimbrel.wire.rpc import EmitEvent, Handler, Peer
 
 log = structlog.get_logger()
 LAST_WORDS_S = 2.0
+TEND_EVERY_S = 1.0
 
 
 class ServiceHost:
-    """All services below `state_dir`. `gateway`: the overlay address of their default route, "" for none."""
+    """All services below `state_dir`. `gateway`: the overlay address of their default route, "" for none. `engines`:
+    whose containers may be services here too."""
 
-    def __init__(self, node: str, state_dir: Path, port: ServicePort, gateway: str = "") -> None:
+    def __init__(
+        self,
+        node: str,
+        state_dir: Path,
+        port: ServicePort,
+        gateway: str = "",
+        engines: Mapping[EngineKind, Engine] | None = None,
+    ) -> None:
         self.images = ImageStore(state_dir / "images")
         self.volumes = VolumeStore(state_dir / "volumes")
         self.runc = Runc(state_dir / "run" / "runc")
         self._node, self._state_dir = node, state_dir
         self._port, self._gateway = port, gateway
+        self._guests = Guests(node, port, gateway, engines or {})
         self._records: dict[str, Record] = {}
         self._starting: dict[str, ServiceSpec] = {}
         self._busy: dict[str, str] = {}
@@ -49,6 +67,7 @@ class ServiceHost:
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
             calls.RunService: self._on_run,
+            calls.AdoptService: self._on_adopt,
             calls.ListServices: self._on_list,
             calls.InspectService: self._on_inspect,
             calls.RemoveService: self._on_remove,
@@ -107,16 +126,23 @@ class ServiceHost:
 
     def _observe(self, status: ServiceStatus) -> ServiceStatus:
         name = status.spec.name
-        init = self.runc.init_process(name)
+        record = self._records.get(name)
+        init = record.guest if record is not None and record.guest is not None else self.runc.init_process(name)
         if init is None or not init.alive:
             return msgspec.structs.replace(status, state=ServiceState.STOPPED, pid=0, rss_bytes=0, processes=0)
-        pids = self.place(name).cgroup.pids()
+        pids = self.cgroup(name).pids()
         return msgspec.structs.replace(
             status,
             state=ServiceState.MIGRATING if self._busy.get(name) == "migrated" else ServiceState.RUNNING,
             pid=init.pid,
             processes=len(pids),
             rss_bytes=self.place(name).rss_bytes(pids),
+        )
+
+    def cgroup(self, name: str) -> Cgroup:
+        record = self._records.get(name)
+        return (
+            Cgroup(record.guest.cgroup) if record is not None and record.guest is not None else self.place(name).cgroup
         )
 
     @contextlib.contextmanager
@@ -136,6 +162,8 @@ class ServiceHost:
     # --- run and remove -----------------------------------------------------------------------------------
     async def run(self, spec: ServiceSpec) -> ServiceStatus:
         """Start a service. Raises BadInput (image, name, address), Refused; nothing stays after an error."""
+        if spec.engine is not EngineKind.RUNC:
+            raise BadInput(f"services are started by runc only: start it with {spec.engine}, then adopt it")
         self.refuse_taken(spec)
         self._starting[spec.name] = spec
         try:
@@ -184,18 +212,59 @@ class ServiceHost:
     def _make_port(self, spec: ServiceSpec) -> PortInfo:
         return self._port.create(spec.name, spec.address, self._gateway or None)
 
+    async def adopt(self, spec: ServiceSpec, container: str) -> ServiceStatus:
+        """Make a running container of another engine a service. Raises BadInput, Refused; nothing changes then."""
+        self.refuse_taken(spec)
+        self._starting[spec.name] = spec
+        try:
+            with self._doing(spec.name, "adopted"):
+                guest = await self._guests.engine(spec.engine).look(container)
+                for name, record in self._records.items():
+                    if record.status.container == guest.container:
+                        raise BadInput(f"container {container} is service {name} already")
+                self._records[spec.name] = await self._guests.adopt(spec, guest, self.place(spec.name))
+        finally:
+            del self._starting[spec.name]
+        log.info("container adopted", service=spec.name, engine=spec.engine, container=guest.container)
+        return await self.inspect(spec.name)
+
+    async def tend(self) -> None:
+        """Forever: another engine may start a container of its own again, which then has lost our network."""
+        while True:
+            await asyncio.sleep(TEND_EVERY_S)
+            for name, record in list(self._records.items()):
+                guest = record.guest
+                if guest is None or record.incoming or name in self._busy or guest.alive:
+                    continue
+                try:
+                    with self._doing(name, "plugged in again"):
+                        self._records[name] = await self._guests.plug_again(record, self.place(name))
+                    log.warning("a container was started again by its engine", service=name)
+                except (WhimbrelError, OSError):  # it does not run: the service is shown as stopped
+                    continue
+
     async def remove(self, name: str, *, keep_volumes: bool = False) -> None:
-        """End the service and delete all of it, its output too; its volumes unless they are to be kept. Raises
-        BadInput, Conflict."""
+        """End the service and delete all of it, its output too; its volumes unless they are to be kept (another
+        engine's named volumes are left to that engine). Raises BadInput, Conflict."""
         self._known(name)
         with self._doing(name, "removed"):
             if keep_volumes:
-                await in_thread(self.place(name).volumes.keep, name)
-            await self.discard(name)
+                await in_thread(self.volumes.keep, name)
+            await self.discard(name, with_volumes=False)
 
-    async def discard(self, name: str) -> None:
-        """Remove whatever exists of a service here, dead or alive; each step is tried even when one fails."""
+    async def discard(self, name: str, *, with_volumes: bool = True) -> None:
+        """Remove whatever exists of a service here, dead or alive; each step is tried even when one fails.
+
+        `with_volumes`: another engine's named volumes too, which have moved along."""
         place = self.place(name)
+        record = self._records.get(name) or await in_thread(place.load)
+        if record is not None and record.status.spec.engine is not EngineKind.RUNC:
+            if not record.incoming and record.status.state is ServiceState.STARTING:  # an adoption that did not end
+                await self._guests.release(place)
+            else:
+                await self._guests.discard(place, record.status, with_volumes=with_volumes)
+            self._records.pop(name, None)
+            return
         async with contextlib.AsyncExitStack() as steps:
             steps.push_async_callback(in_thread, place.volumes.remove_unkept, name)
             steps.push_async_callback(in_thread, place.remove_files)
@@ -206,19 +275,63 @@ class ServiceHost:
         self._records.pop(name, None)
 
     # --- a migration's steps ------------------------------------------------------------------------------
-    async def prepare_incoming(self, status: ServiceStatus) -> None:
-        """Destination: image, layer, closed network port and runc's placeholder. Undone whole on failure.
+    async def departure(self, name: str) -> Departure:
+        """Source: what of the service crosses. `end_departure` must follow. Raises Refused when it cannot move."""
+        record, place = self._known(name), self.place(name)
+        if record.guest is not None:
+            return await self._guests.departure(record, place)
+        volumes = place.volumes_of(record.status.spec)
+        return Departure(
+            rootfs=str(place.layer.rootfs),
+            files=(
+                FileRoot(path=str(place.layer.upper)),
+                FileRoot(path=str(place.layer.shm), inside=SHM_MOUNT),
+                *(FileRoot(path=str(folder), inside=volume.path) for volume, folder in volumes),
+            ),
+            external=(
+                f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}",
+                *(f"mnt[{volume.path}]:{volume_external(volume.name)}" for volume, _ in volumes),
+            ),
+            cgroup=place.cgroup.path,
+        )
+
+    async def end_departure(self, name: str) -> None:
+        await in_thread(drop_clones, self.place(name).clones)
+
+    async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes) -> bool:
+        """Destination: may it come, as far as one can see? Raises BadInput, Refused, Conflict. Returns whether its
+        image is here or can be made here; if not, the source brings it."""
+        self.refuse_taken(spec)
+        if spec.engine is not EngineKind.RUNC:
+            await self._guests.engine(spec.engine).offer(description)
+            return True
+        await in_thread(self.volumes.refuse_kept, spec.name, parse_volumes(spec.volumes))
+        return await in_thread(self.images.has, image_digest) or await in_thread(
+            self.images.can_make, spec.image, image_digest
+        )
+
+    async def prepare_incoming(
+        self, status: ServiceStatus, description: bytes = b""
+    ) -> tuple[Landing, socket.socket | None]:
+        """Destination: image, layer, closed network port and runc's placeholder, or what another engine has in their
+        place, and then the connection to who becomes the restoring CRIU. Undone whole on failure.
 
         Afterwards `adopt_incoming` or `discard` must follow. Raises BadInput, Refused.
         """
         spec = status.spec
         self.refuse_taken(spec)
         self._starting[spec.name] = spec
+        place = self.place(spec.name)
         try:
+            if spec.engine is not EngineKind.RUNC:
+                async with contextlib.AsyncExitStack() as undo:
+                    undo.push_async_callback(self.discard, spec.name)
+                    self._records[spec.name], arrival = await self._guests.prepare(status, description, place)
+                    undo.pop_all()
+                    return arrival.landing, arrival.connection
             image = await self.need_image(spec, status.image_digest)
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self.discard, spec.name)
-                place = self.place(spec.name)
                 await in_thread(place.create)
                 record = Record(status=msgspec.structs.replace(status, node=self._node), incoming=True)
                 await in_thread(place.save, record)
@@ -234,6 +347,23 @@ class ServiceHost:
                 undo.pop_all()
         finally:
             del self._starting[spec.name]
+        volumes = place.volumes_of(spec)
+        landing = Landing(
+            rootfs=str(place.layer.rootfs),
+            files=(
+                FileTarget(path=str(place.layer.upper)),
+                FileTarget(path=str(place.layer.shm)),
+                *(FileTarget(path=str(folder)) for _, folder in volumes),
+            ),
+            external=(
+                f"mnt[{SHM_EXTERNAL}]:{place.layer.shm}",
+                *(f"mnt[{volume_external(volume.name)}]:{folder}" for volume, folder in volumes),
+            ),
+            cgroup=place.cgroup.path,
+            runc_root=str(self.runc.root),
+            runc_id=spec.name,
+        )
+        return landing, None
 
     async def need_image(self, spec: ServiceSpec, digest: str) -> Image:
         """The very image that a service was started from, unpacked here. Raises Refused when it cannot be had."""
@@ -253,7 +383,10 @@ class ServiceHost:
     async def adopt_incoming(self, status: ServiceStatus, pid: int) -> ServiceStatus:
         """Destination, after the restore: the service is this node's now, in runc's record too."""
         name = status.spec.name
-        place = self.place(name)
+        place, record = self.place(name), self._records[name]
+        if status.spec.engine is not EngineKind.RUNC:
+            self._records[name] = await self._guests.arrived(record, place)
+            return await self.inspect(name)
         if is_placeholder(self.runc.root, name):
             await in_thread(adopt, self.runc.root, name, pid)
         await in_thread(place.remove_waiting)
@@ -277,11 +410,22 @@ class ServiceHost:
         that their connections are over, which go on at another node. `discard` must follow."""
         with contextlib.suppress(WhimbrelError):
             await in_thread(self._port.close, name)
-        await in_thread(self.place(name).cgroup.kill_all)
+        await in_thread(self.cgroup(name).kill_all)
 
     def restored_pid(self, name: str) -> int:
-        """The first process of an adopted, or just restored, container. Raises WhimbrelError without one."""
+        """The first process of an adopted, or just restored, container of ours; 0 for another engine's, which knows.
+        Raises WhimbrelError without one."""
+        if self._records[name].status.spec.engine is not EngineKind.RUNC:
+            return 0
         return find_restored(self.runc.root, name, self.place(name).cgroup.pids())
+
+    async def end(self, name: str) -> None:
+        """Source, after the commit: its frozen processes die without one more instruction."""
+        record = self._known(name)
+        if record.guest is not None:
+            await self._guests.end(record, self.place(name))
+        else:
+            await in_thread(self.place(name).cgroup.kill_frozen)
 
     async def send_logs(self, name: str, peer: Peer) -> None:
         """Source, when its processes are dead: their output follows the service."""
@@ -292,6 +436,9 @@ class ServiceHost:
     # --- calls --------------------------------------------------------------------------------------------
     async def _on_run(self, call: calls.RunService, _: EmitEvent) -> ServiceStatus:
         return await self.run(call.spec)
+
+    async def _on_adopt(self, call: calls.AdoptService, _: EmitEvent) -> ServiceStatus:
+        return await self.adopt(call.spec, call.container)
 
     async def _on_list(self, _: calls.ListServices, emit: EmitEvent) -> tuple[ServiceStatus, ...]:
         statuses = [self._records[name].status for name in self.names()]
@@ -304,8 +451,10 @@ class ServiceHost:
         await self.remove(call.name, keep_volumes=call.keep_volumes)
 
     async def _on_logs(self, call: calls.ServiceLogs, _: EmitEvent) -> str:
-        self._known(call.name)
-        return (await in_thread(tail, self.place(call.name).logs, call.tail_bytes)).decode(errors="replace")
+        record, place = self._known(call.name), self.place(call.name)
+        if record.guest is not None:
+            return (await self._guests.output(record, place, call.tail_bytes)).decode(errors="replace")
+        return (await in_thread(tail, place.logs, call.tail_bytes)).decode(errors="replace")
 
     async def _on_add_logs(self, call: calls.AddLogs, _: EmitEvent) -> None:
         if call.name not in self._records:
@@ -342,4 +491,7 @@ class ServiceHost:
             raise Refused(f"service {call.name} has stopped: remove it and run it again")
         if status.state is ServiceState.MIGRATING:
             raise Conflict(f"service {call.name} is being migrated: wait until that is over")
+        record = self._known(call.name)
+        if record.guest is not None:
+            return await self._guests.exec(record, call.argv)
         return await self.runc.exec(call.name, call.argv)

@@ -28,9 +28,9 @@ from whimbrel.client.outage import median
 from whimbrel.lab.session import lab_session
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.tracker import ProcessPages
+from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pages import PageSender
-from whimbrel.migrate.receive import Receiver
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES, format_bytes
 from whimbrel.network import netns
@@ -55,11 +55,7 @@ def _receive(way: str, namespace: str, host: str, size_bytes: int, pipe: Connect
         pipe.send(listener.getsockname()[1])
         conn, _ = listener.accept()
     if store is not None:
-        receiver = object.__new__(Receiver)  # its taking of pages, without a container to restore
-        receiver.store = store
-        channel = PageChannel(conn)
-        channel.expect(Kind.HELLO)
-        receiver.take(channel)
+        take_pages(PageChannel(conn), store)
     else:
         buffer = memoryview(bytearray(CHUNK_BYTES))
         left = size_bytes
@@ -67,6 +63,24 @@ def _receive(way: str, namespace: str, host: str, size_bytes: int, pipe: Connect
             left -= count
     pipe.send(time.monotonic())
     conn.close()
+
+
+def take_pages(channel: PageChannel, store: PageStore) -> None:
+    """What a destination does with pages, round after round, until the order to restore."""
+    intake = PageIntake(store)
+    channel.expect(Kind.HELLO)
+    rounds = 0
+    while True:
+        kind, number, runs, size = channel.receive_header()
+        if kind is Kind.PAGES:
+            intake.take(channel, number, runs, size, recent=rounds > 0)
+            continue
+        channel.receive_payload(size)
+        if kind is Kind.RESTORE:
+            return
+        rounds += 1
+        store.merge()
+        channel.send(Kind.ACK, number)
 
 
 def _send(way: str, namespace: str, host: str, port: int, size_bytes: int, pipe: Connection) -> None:

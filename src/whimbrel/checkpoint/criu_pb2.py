@@ -24,45 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\ncriu.proto\x12\rwhimbrel.criu\"D\n\nPageServer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\n\n\x02\x66\x64\x18\x04 \x01(\x05\"$\n\tInheritFd\x12\x0b\n\x03key\x18\x01 \x02(\t\x12\n\n\x02\x66\x64\x18\x02 \x02(\x05\"\xa6\x05\n\x07Options\x12\x15\n\rimages_dir_fd\x18\x01 \x02(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x15\n\rleave_running\x18\x03 \x01(\x08\x12\x13\n\x0b\x65xt_unix_sk\x18\x04 \x01(\x08\x12\x17\n\x0ftcp_established\x18\x05 \x01(\x08\x12\x11\n\tshell_job\x18\x07 \x01(\x08\x12\x12\n\nfile_locks\x18\x08 \x01(\x08\x12\x11\n\tlog_level\x18\t \x01(\x05\x12\x10\n\x08log_file\x18\n \x01(\t\x12.\n\x0bpage_server\x18\x0b \x01(\x0b\x32\x19.whimbrel.criu.PageServer\x12\x16\n\x0enotify_scripts\x18\x0c \x01(\x08\x12\x0c\n\x04root\x18\r \x01(\t\x12\x12\n\nparent_img\x18\x0e \x01(\t\x12\x11\n\ttrack_mem\x18\x0f \x01(\x08\x12\x13\n\x0bwork_dir_fd\x18\x11 \x01(\x05\x12\x12\n\nlink_remap\x18\x12 \x01(\x08\x12\x0f\n\x07\x63pu_cap\x18\x14 \x01(\r\x12,\n\ninherit_fd\x18\x1b \x03(\x0b\x32\x18.whimbrel.criu.InheritFd\x12\x36\n\x13manage_cgroups_mode\x18\" \x01(\x0e\x32\x19.whimbrel.criu.CgroupMode\x12\x13\n\x0bghost_limit\x18# \x01(\r\x12\x10\n\x08\x65xternal\x18% \x03(\t\x12\x0f\n\x07timeout\x18- \x01(\r\x12\x12\n\nlazy_pages\x18\x30 \x01(\x08\x12\x13\n\x0b\x63onfig_file\x18\x33 \x01(\t\x12\x30\n\x0cnetwork_lock\x18@ \x01(\x0e\x32\x1a.whimbrel.criu.NetworkLock\x12\x19\n\x11mntns_compat_mode\x18\x41 \x01(\x08\x12\x1b\n\x13skip_file_rwx_check\x18\x42 \x01(\x08\"1\n\x08\x46\x65\x61tures\x12\x11\n\tmem_track\x18\x01 \x01(\x08\x12\x12\n\nlazy_pages\x18\x02 \x01(\x08\"\xaf\x01\n\x07Request\x12(\n\x04type\x18\x01 \x02(\x0e\x32\x1a.whimbrel.criu.RequestType\x12$\n\x04opts\x18\x02 \x01(\x0b\x32\x16.whimbrel.criu.Options\x12\x16\n\x0enotify_success\x18\x03 \x01(\x08\x12\x11\n\tkeep_open\x18\x04 \x01(\x08\x12)\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x17.whimbrel.criu.Features\"\x1b\n\x0cRestoreReply\x12\x0b\n\x03pid\x18\x01 \x02(\x05\"%\n\x06Notify\x12\x0e\n\x06script\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\"\xf3\x01\n\x05Reply\x12(\n\x04type\x18\x01 \x02(\x0e\x32\x1a.whimbrel.criu.RequestType\x12\x0f\n\x07success\x18\x02 \x02(\x08\x12,\n\x07restore\x18\x04 \x01(\x0b\x32\x1b.whimbrel.criu.RestoreReply\x12%\n\x06notify\x18\x05 \x01(\x0b\x32\x15.whimbrel.criu.Notify\x12\r\n\x05\x65rrno\x18\x07 \x01(\x05\x12)\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32\x17.whimbrel.criu.Features\x12\x0f\n\x07message\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\x0c\"V\n\x07Version\x12\x14\n\x0cmajor_number\x18\x01 \x02(\x05\x12\x14\n\x0cminor_number\x18\x02 \x02(\x05\x12\r\n\x05gitid\x18\x03 \x01(\t\x12\x10\n\x08sublevel\x18\x04 \x01(\x05\"\x1f\n\x0bPagemapHead\x12\x10\n\x08pages_id\x18\x01 \x02(\r\"j\n\x0cPagemapEntry\x12\r\n\x05vaddr\x18\x01 \x02(\x04\x12\x17\n\x0f\x63ompat_nr_pages\x18\x02 \x02(\r\x12\x11\n\tin_parent\x18\x03 \x01(\x08\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x10\n\x08nr_pages\x18\x05 \x01(\x04\"}\n\x08VmaEntry\x12\r\n\x05start\x18\x01 \x02(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x02(\x04\x12\r\n\x05pgoff\x18\x03 \x02(\x04\x12\r\n\x05shmid\x18\x04 \x02(\x04\x12\x0c\n\x04prot\x18\x05 \x02(\r\x12\r\n\x05\x66lags\x18\x06 \x02(\r\x12\x0e\n\x06status\x18\x07 \x02(\r\x12\n\n\x02\x66\x64\x18\x08 \x02(\x12\"0\n\x07MmEntry\x12%\n\x04vmas\x18\x0e \x03(\x0b\x32\x17.whimbrel.criu.VmaEntry\"_\n\tInventory\x12\x13\n\x0bimg_version\x18\x01 \x02(\r\x12\x15\n\rfdinfo_per_id\x18\x02 \x01(\x08\x12\x11\n\tns_per_id\x18\x04 \x01(\x08\x12\x13\n\x0b\x64ump_uptime\x18\x08 \x01(\x04*\x1b\n\nCgroupMode\x12\r\n\tCG_IGNORE\x10\x00*B\n\x0bNetworkLock\x12\x11\n\rLOCK_IPTABLES\x10\x01\x12\x11\n\rLOCK_NFTABLES\x10\x02\x12\r\n\tLOCK_SKIP\x10\x03*[\n\x0bRequestType\x12\t\n\x05\x45MPTY\x10\x00\x12\x08\n\x04\x44UMP\x10\x01\x12\x0b\n\x07RESTORE\x10\x02\x12\n\n\x06NOTIFY\x10\x06\x12\x11\n\rFEATURE_CHECK\x10\t\x12\x0b\n\x07VERSION\x10\n')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\ncriu.proto\x12\rwhimbrel.criu\"D\n\nPageServer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\n\n\x02\x66\x64\x18\x04 \x01(\x05\"$\n\tInheritFd\x12\x0b\n\x03key\x18\x01 \x02(\t\x12\n\n\x02\x66\x64\x18\x02 \x02(\x05\"\xe5\x05\n\x07Options\x12\x15\n\rimages_dir_fd\x18\x01 \x02(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x15\n\rleave_running\x18\x03 \x01(\x08\x12\x13\n\x0b\x65xt_unix_sk\x18\x04 \x01(\x08\x12\x17\n\x0ftcp_established\x18\x05 \x01(\x08\x12\x11\n\tshell_job\x18\x07 \x01(\x08\x12\x12\n\nfile_locks\x18\x08 \x01(\x08\x12\x11\n\tlog_level\x18\t \x01(\x05\x12\x10\n\x08log_file\x18\n \x01(\t\x12.\n\x0bpage_server\x18\x0b \x01(\x0b\x32\x19.whimbrel.criu.PageServer\x12\x16\n\x0enotify_scripts\x18\x0c \x01(\x08\x12\x0c\n\x04root\x18\r \x01(\t\x12\x12\n\nparent_img\x18\x0e \x01(\t\x12\x11\n\ttrack_mem\x18\x0f \x01(\x08\x12\x13\n\x0bwork_dir_fd\x18\x11 \x01(\x05\x12\x12\n\nlink_remap\x18\x12 \x01(\x08\x12\x0f\n\x07\x63pu_cap\x18\x14 \x01(\r\x12\x13\n\x0brst_sibling\x18\x1a \x01(\x08\x12,\n\ninherit_fd\x18\x1b \x03(\x0b\x32\x18.whimbrel.criu.InheritFd\x12\x13\n\x0b\x65xt_sharing\x18\x1d \x01(\x08\x12\x13\n\x0b\x65xt_masters\x18\x1e \x01(\x08\x12\x36\n\x13manage_cgroups_mode\x18\" \x01(\x0e\x32\x19.whimbrel.criu.CgroupMode\x12\x13\n\x0bghost_limit\x18# \x01(\r\x12\x10\n\x08\x65xternal\x18% \x03(\t\x12\x0f\n\x07timeout\x18- \x01(\r\x12\x12\n\nlazy_pages\x18\x30 \x01(\x08\x12\x13\n\x0b\x63onfig_file\x18\x33 \x01(\t\x12\x30\n\x0cnetwork_lock\x18@ \x01(\x0e\x32\x1a.whimbrel.criu.NetworkLock\x12\x19\n\x11mntns_compat_mode\x18\x41 \x01(\x08\x12\x1b\n\x13skip_file_rwx_check\x18\x42 \x01(\x08\"1\n\x08\x46\x65\x61tures\x12\x11\n\tmem_track\x18\x01 \x01(\x08\x12\x12\n\nlazy_pages\x18\x02 \x01(\x08\"\xaf\x01\n\x07Request\x12(\n\x04type\x18\x01 \x02(\x0e\x32\x1a.whimbrel.criu.RequestType\x12$\n\x04opts\x18\x02 \x01(\x0b\x32\x16.whimbrel.criu.Options\x12\x16\n\x0enotify_success\x18\x03 \x01(\x08\x12\x11\n\tkeep_open\x18\x04 \x01(\x08\x12)\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x17.whimbrel.criu.Features\"\x1b\n\x0cRestoreReply\x12\x0b\n\x03pid\x18\x01 \x02(\x05\"%\n\x06Notify\x12\x0e\n\x06script\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\"\xf3\x01\n\x05Reply\x12(\n\x04type\x18\x01 \x02(\x0e\x32\x1a.whimbrel.criu.RequestType\x12\x0f\n\x07success\x18\x02 \x02(\x08\x12,\n\x07restore\x18\x04 \x01(\x0b\x32\x1b.whimbrel.criu.RestoreReply\x12%\n\x06notify\x18\x05 \x01(\x0b\x32\x15.whimbrel.criu.Notify\x12\r\n\x05\x65rrno\x18\x07 \x01(\x05\x12)\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32\x17.whimbrel.criu.Features\x12\x0f\n\x07message\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\x0c\"V\n\x07Version\x12\x14\n\x0cmajor_number\x18\x01 \x02(\x05\x12\x14\n\x0cminor_number\x18\x02 \x02(\x05\x12\r\n\x05gitid\x18\x03 \x01(\t\x12\x10\n\x08sublevel\x18\x04 \x01(\x05\"\x1f\n\x0bPagemapHead\x12\x10\n\x08pages_id\x18\x01 \x02(\r\"j\n\x0cPagemapEntry\x12\r\n\x05vaddr\x18\x01 \x02(\x04\x12\x17\n\x0f\x63ompat_nr_pages\x18\x02 \x02(\r\x12\x11\n\tin_parent\x18\x03 \x01(\x08\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x10\n\x08nr_pages\x18\x05 \x01(\x04\"}\n\x08VmaEntry\x12\r\n\x05start\x18\x01 \x02(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x02(\x04\x12\r\n\x05pgoff\x18\x03 \x02(\x04\x12\r\n\x05shmid\x18\x04 \x02(\x04\x12\x0c\n\x04prot\x18\x05 \x02(\r\x12\r\n\x05\x66lags\x18\x06 \x02(\r\x12\x0e\n\x06status\x18\x07 \x02(\r\x12\n\n\x02\x66\x64\x18\x08 \x02(\x12\"0\n\x07MmEntry\x12%\n\x04vmas\x18\x0e \x03(\x0b\x32\x17.whimbrel.criu.VmaEntry\"2\n\nMountEntry\x12\x11\n\tshared_id\x18\n \x01(\r\x12\x11\n\tmaster_id\x18\x0b \x01(\r\"_\n\tInventory\x12\x13\n\x0bimg_version\x18\x01 \x02(\r\x12\x15\n\rfdinfo_per_id\x18\x02 \x01(\x08\x12\x11\n\tns_per_id\x18\x04 \x01(\x08\x12\x13\n\x0b\x64ump_uptime\x18\x08 \x01(\x04*\x1b\n\nCgroupMode\x12\r\n\tCG_IGNORE\x10\x00*B\n\x0bNetworkLock\x12\x11\n\rLOCK_IPTABLES\x10\x01\x12\x11\n\rLOCK_NFTABLES\x10\x02\x12\r\n\tLOCK_SKIP\x10\x03*p\n\x0bRequestType\x12\t\n\x05\x45MPTY\x10\x00\x12\x08\n\x04\x44UMP\x10\x01\x12\x0b\n\x07RESTORE\x10\x02\x12\n\n\x06NOTIFY\x10\x06\x12\x11\n\rFEATURE_CHECK\x10\t\x12\x0b\n\x07VERSION\x10\n\x12\x13\n\x0fSINGLE_PRE_DUMP\x10\r')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'criu_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CGROUPMODE']._serialized_start=1864
-  _globals['_CGROUPMODE']._serialized_end=1891
-  _globals['_NETWORKLOCK']._serialized_start=1893
-  _globals['_NETWORKLOCK']._serialized_end=1959
-  _globals['_REQUESTTYPE']._serialized_start=1961
-  _globals['_REQUESTTYPE']._serialized_end=2052
+  _globals['_CGROUPMODE']._serialized_start=1979
+  _globals['_CGROUPMODE']._serialized_end=2006
+  _globals['_NETWORKLOCK']._serialized_start=2008
+  _globals['_NETWORKLOCK']._serialized_end=2074
+  _globals['_REQUESTTYPE']._serialized_start=2076
+  _globals['_REQUESTTYPE']._serialized_end=2188
   _globals['_PAGESERVER']._serialized_start=29
   _globals['_PAGESERVER']._serialized_end=97
   _globals['_INHERITFD']._serialized_start=99
   _globals['_INHERITFD']._serialized_end=135
   _globals['_OPTIONS']._serialized_start=138
-  _globals['_OPTIONS']._serialized_end=816
-  _globals['_FEATURES']._serialized_start=818
-  _globals['_FEATURES']._serialized_end=867
-  _globals['_REQUEST']._serialized_start=870
-  _globals['_REQUEST']._serialized_end=1045
-  _globals['_RESTOREREPLY']._serialized_start=1047
-  _globals['_RESTOREREPLY']._serialized_end=1074
-  _globals['_NOTIFY']._serialized_start=1076
-  _globals['_NOTIFY']._serialized_end=1113
-  _globals['_REPLY']._serialized_start=1116
-  _globals['_REPLY']._serialized_end=1359
-  _globals['_VERSION']._serialized_start=1361
-  _globals['_VERSION']._serialized_end=1447
-  _globals['_PAGEMAPHEAD']._serialized_start=1449
-  _globals['_PAGEMAPHEAD']._serialized_end=1480
-  _globals['_PAGEMAPENTRY']._serialized_start=1482
-  _globals['_PAGEMAPENTRY']._serialized_end=1588
-  _globals['_VMAENTRY']._serialized_start=1590
-  _globals['_VMAENTRY']._serialized_end=1715
-  _globals['_MMENTRY']._serialized_start=1717
-  _globals['_MMENTRY']._serialized_end=1765
-  _globals['_INVENTORY']._serialized_start=1767
-  _globals['_INVENTORY']._serialized_end=1862
+  _globals['_OPTIONS']._serialized_end=879
+  _globals['_FEATURES']._serialized_start=881
+  _globals['_FEATURES']._serialized_end=930
+  _globals['_REQUEST']._serialized_start=933
+  _globals['_REQUEST']._serialized_end=1108
+  _globals['_RESTOREREPLY']._serialized_start=1110
+  _globals['_RESTOREREPLY']._serialized_end=1137
+  _globals['_NOTIFY']._serialized_start=1139
+  _globals['_NOTIFY']._serialized_end=1176
+  _globals['_REPLY']._serialized_start=1179
+  _globals['_REPLY']._serialized_end=1422
+  _globals['_VERSION']._serialized_start=1424
+  _globals['_VERSION']._serialized_end=1510
+  _globals['_PAGEMAPHEAD']._serialized_start=1512
+  _globals['_PAGEMAPHEAD']._serialized_end=1543
+  _globals['_PAGEMAPENTRY']._serialized_start=1545
+  _globals['_PAGEMAPENTRY']._serialized_end=1651
+  _globals['_VMAENTRY']._serialized_start=1653
+  _globals['_VMAENTRY']._serialized_end=1778
+  _globals['_MMENTRY']._serialized_start=1780
+  _globals['_MMENTRY']._serialized_end=1828
+  _globals['_MOUNTENTRY']._serialized_start=1830
+  _globals['_MOUNTENTRY']._serialized_end=1880
+  _globals['_INVENTORY']._serialized_start=1882
+  _globals['_INVENTORY']._serialized_end=1977
 # @@protoc_insertion_point(module_scope)

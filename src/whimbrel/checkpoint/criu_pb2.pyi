@@ -25,7 +25,7 @@ class RequestType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOTIFY: _ClassVar[RequestType]
     FEATURE_CHECK: _ClassVar[RequestType]
     VERSION: _ClassVar[RequestType]
-
+    SINGLE_PRE_DUMP: _ClassVar[RequestType]
 CG_IGNORE: CgroupMode
 LOCK_IPTABLES: NetworkLock
 LOCK_NFTABLES: NetworkLock
@@ -36,6 +36,7 @@ RESTORE: RequestType
 NOTIFY: RequestType
 FEATURE_CHECK: RequestType
 VERSION: RequestType
+SINGLE_PRE_DUMP: RequestType
 
 class PageServer(_message.Message):
     __slots__ = ("address", "port", "pid", "fd")
@@ -47,13 +48,7 @@ class PageServer(_message.Message):
     port: int
     pid: int
     fd: int
-    def __init__(
-        self,
-        address: _Optional[str] = ...,
-        port: _Optional[int] = ...,
-        pid: _Optional[int] = ...,
-        fd: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ...) -> None: ...
 
 class InheritFd(_message.Message):
     __slots__ = ("key", "fd")
@@ -64,35 +59,7 @@ class InheritFd(_message.Message):
     def __init__(self, key: _Optional[str] = ..., fd: _Optional[int] = ...) -> None: ...
 
 class Options(_message.Message):
-    __slots__ = (
-        "images_dir_fd",
-        "pid",
-        "leave_running",
-        "ext_unix_sk",
-        "tcp_established",
-        "shell_job",
-        "file_locks",
-        "log_level",
-        "log_file",
-        "page_server",
-        "notify_scripts",
-        "root",
-        "parent_img",
-        "track_mem",
-        "work_dir_fd",
-        "link_remap",
-        "cpu_cap",
-        "inherit_fd",
-        "manage_cgroups_mode",
-        "ghost_limit",
-        "external",
-        "timeout",
-        "lazy_pages",
-        "config_file",
-        "network_lock",
-        "mntns_compat_mode",
-        "skip_file_rwx_check",
-    )
+    __slots__ = ("images_dir_fd", "pid", "leave_running", "ext_unix_sk", "tcp_established", "shell_job", "file_locks", "log_level", "log_file", "page_server", "notify_scripts", "root", "parent_img", "track_mem", "work_dir_fd", "link_remap", "cpu_cap", "rst_sibling", "inherit_fd", "ext_sharing", "ext_masters", "manage_cgroups_mode", "ghost_limit", "external", "timeout", "lazy_pages", "config_file", "network_lock", "mntns_compat_mode", "skip_file_rwx_check")
     IMAGES_DIR_FD_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     LEAVE_RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -110,7 +77,10 @@ class Options(_message.Message):
     WORK_DIR_FD_FIELD_NUMBER: _ClassVar[int]
     LINK_REMAP_FIELD_NUMBER: _ClassVar[int]
     CPU_CAP_FIELD_NUMBER: _ClassVar[int]
+    RST_SIBLING_FIELD_NUMBER: _ClassVar[int]
     INHERIT_FD_FIELD_NUMBER: _ClassVar[int]
+    EXT_SHARING_FIELD_NUMBER: _ClassVar[int]
+    EXT_MASTERS_FIELD_NUMBER: _ClassVar[int]
     MANAGE_CGROUPS_MODE_FIELD_NUMBER: _ClassVar[int]
     GHOST_LIMIT_FIELD_NUMBER: _ClassVar[int]
     EXTERNAL_FIELD_NUMBER: _ClassVar[int]
@@ -137,7 +107,10 @@ class Options(_message.Message):
     work_dir_fd: int
     link_remap: bool
     cpu_cap: int
+    rst_sibling: bool
     inherit_fd: _containers.RepeatedCompositeFieldContainer[InheritFd]
+    ext_sharing: bool
+    ext_masters: bool
     manage_cgroups_mode: CgroupMode
     ghost_limit: int
     external: _containers.RepeatedScalarFieldContainer[str]
@@ -147,36 +120,7 @@ class Options(_message.Message):
     network_lock: NetworkLock
     mntns_compat_mode: bool
     skip_file_rwx_check: bool
-    def __init__(
-        self,
-        images_dir_fd: _Optional[int] = ...,
-        pid: _Optional[int] = ...,
-        leave_running: _Optional[bool] = ...,
-        ext_unix_sk: _Optional[bool] = ...,
-        tcp_established: _Optional[bool] = ...,
-        shell_job: _Optional[bool] = ...,
-        file_locks: _Optional[bool] = ...,
-        log_level: _Optional[int] = ...,
-        log_file: _Optional[str] = ...,
-        page_server: _Optional[_Union[PageServer, _Mapping]] = ...,
-        notify_scripts: _Optional[bool] = ...,
-        root: _Optional[str] = ...,
-        parent_img: _Optional[str] = ...,
-        track_mem: _Optional[bool] = ...,
-        work_dir_fd: _Optional[int] = ...,
-        link_remap: _Optional[bool] = ...,
-        cpu_cap: _Optional[int] = ...,
-        inherit_fd: _Optional[_Iterable[_Union[InheritFd, _Mapping]]] = ...,
-        manage_cgroups_mode: _Optional[_Union[CgroupMode, str]] = ...,
-        ghost_limit: _Optional[int] = ...,
-        external: _Optional[_Iterable[str]] = ...,
-        timeout: _Optional[int] = ...,
-        lazy_pages: _Optional[bool] = ...,
-        config_file: _Optional[str] = ...,
-        network_lock: _Optional[_Union[NetworkLock, str]] = ...,
-        mntns_compat_mode: _Optional[bool] = ...,
-        skip_file_rwx_check: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, images_dir_fd: _Optional[int] = ..., pid: _Optional[int] = ..., leave_running: _Optional[bool] = ..., ext_unix_sk: _Optional[bool] = ..., tcp_established: _Optional[bool] = ..., shell_job: _Optional[bool] = ..., file_locks: _Optional[bool] = ..., log_level: _Optional[int] = ..., log_file: _Optional[str] = ..., page_server: _Optional[_Union[PageServer, _Mapping]] = ..., notify_scripts: _Optional[bool] = ..., root: _Optional[str] = ..., parent_img: _Optional[str] = ..., track_mem: _Optional[bool] = ..., work_dir_fd: _Optional[int] = ..., link_remap: _Optional[bool] = ..., cpu_cap: _Optional[int] = ..., rst_sibling: _Optional[bool] = ..., inherit_fd: _Optional[_Iterable[_Union[InheritFd, _Mapping]]] = ..., ext_sharing: _Optional[bool] = ..., ext_masters: _Optional[bool] = ..., manage_cgroups_mode: _Optional[_Union[CgroupMode, str]] = ..., ghost_limit: _Optional[int] = ..., external: _Optional[_Iterable[str]] = ..., timeout: _Optional[int] = ..., lazy_pages: _Optional[bool] = ..., config_file: _Optional[str] = ..., network_lock: _Optional[_Union[NetworkLock, str]] = ..., mntns_compat_mode: _Optional[bool] = ..., skip_file_rwx_check: _Optional[bool] = ...) -> None: ...
 
 class Features(_message.Message):
     __slots__ = ("mem_track", "lazy_pages")
@@ -198,14 +142,7 @@ class Request(_message.Message):
     notify_success: bool
     keep_open: bool
     features: Features
-    def __init__(
-        self,
-        type: _Optional[_Union[RequestType, str]] = ...,
-        opts: _Optional[_Union[Options, _Mapping]] = ...,
-        notify_success: _Optional[bool] = ...,
-        keep_open: _Optional[bool] = ...,
-        features: _Optional[_Union[Features, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, type: _Optional[_Union[RequestType, str]] = ..., opts: _Optional[_Union[Options, _Mapping]] = ..., notify_success: _Optional[bool] = ..., keep_open: _Optional[bool] = ..., features: _Optional[_Union[Features, _Mapping]] = ...) -> None: ...
 
 class RestoreReply(_message.Message):
     __slots__ = ("pid",)
@@ -239,17 +176,7 @@ class Reply(_message.Message):
     features: Features
     message: str
     version: bytes
-    def __init__(
-        self,
-        type: _Optional[_Union[RequestType, str]] = ...,
-        success: _Optional[bool] = ...,
-        restore: _Optional[_Union[RestoreReply, _Mapping]] = ...,
-        notify: _Optional[_Union[Notify, _Mapping]] = ...,
-        errno: _Optional[int] = ...,
-        features: _Optional[_Union[Features, _Mapping]] = ...,
-        message: _Optional[str] = ...,
-        version: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, type: _Optional[_Union[RequestType, str]] = ..., success: _Optional[bool] = ..., restore: _Optional[_Union[RestoreReply, _Mapping]] = ..., notify: _Optional[_Union[Notify, _Mapping]] = ..., errno: _Optional[int] = ..., features: _Optional[_Union[Features, _Mapping]] = ..., message: _Optional[str] = ..., version: _Optional[bytes] = ...) -> None: ...
 
 class Version(_message.Message):
     __slots__ = ("major_number", "minor_number", "gitid", "sublevel")
@@ -261,13 +188,7 @@ class Version(_message.Message):
     minor_number: int
     gitid: str
     sublevel: int
-    def __init__(
-        self,
-        major_number: _Optional[int] = ...,
-        minor_number: _Optional[int] = ...,
-        gitid: _Optional[str] = ...,
-        sublevel: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, major_number: _Optional[int] = ..., minor_number: _Optional[int] = ..., gitid: _Optional[str] = ..., sublevel: _Optional[int] = ...) -> None: ...
 
 class PagemapHead(_message.Message):
     __slots__ = ("pages_id",)
@@ -287,14 +208,7 @@ class PagemapEntry(_message.Message):
     in_parent: bool
     flags: int
     nr_pages: int
-    def __init__(
-        self,
-        vaddr: _Optional[int] = ...,
-        compat_nr_pages: _Optional[int] = ...,
-        in_parent: _Optional[bool] = ...,
-        flags: _Optional[int] = ...,
-        nr_pages: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, vaddr: _Optional[int] = ..., compat_nr_pages: _Optional[int] = ..., in_parent: _Optional[bool] = ..., flags: _Optional[int] = ..., nr_pages: _Optional[int] = ...) -> None: ...
 
 class VmaEntry(_message.Message):
     __slots__ = ("start", "end", "pgoff", "shmid", "prot", "flags", "status", "fd")
@@ -314,23 +228,21 @@ class VmaEntry(_message.Message):
     flags: int
     status: int
     fd: int
-    def __init__(
-        self,
-        start: _Optional[int] = ...,
-        end: _Optional[int] = ...,
-        pgoff: _Optional[int] = ...,
-        shmid: _Optional[int] = ...,
-        prot: _Optional[int] = ...,
-        flags: _Optional[int] = ...,
-        status: _Optional[int] = ...,
-        fd: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., pgoff: _Optional[int] = ..., shmid: _Optional[int] = ..., prot: _Optional[int] = ..., flags: _Optional[int] = ..., status: _Optional[int] = ..., fd: _Optional[int] = ...) -> None: ...
 
 class MmEntry(_message.Message):
     __slots__ = ("vmas",)
     VMAS_FIELD_NUMBER: _ClassVar[int]
     vmas: _containers.RepeatedCompositeFieldContainer[VmaEntry]
     def __init__(self, vmas: _Optional[_Iterable[_Union[VmaEntry, _Mapping]]] = ...) -> None: ...
+
+class MountEntry(_message.Message):
+    __slots__ = ("shared_id", "master_id")
+    SHARED_ID_FIELD_NUMBER: _ClassVar[int]
+    MASTER_ID_FIELD_NUMBER: _ClassVar[int]
+    shared_id: int
+    master_id: int
+    def __init__(self, shared_id: _Optional[int] = ..., master_id: _Optional[int] = ...) -> None: ...
 
 class Inventory(_message.Message):
     __slots__ = ("img_version", "fdinfo_per_id", "ns_per_id", "dump_uptime")
@@ -342,10 +254,4 @@ class Inventory(_message.Message):
     fdinfo_per_id: bool
     ns_per_id: bool
     dump_uptime: int
-    def __init__(
-        self,
-        img_version: _Optional[int] = ...,
-        fdinfo_per_id: _Optional[bool] = ...,
-        ns_per_id: _Optional[bool] = ...,
-        dump_uptime: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, img_version: _Optional[int] = ..., fdinfo_per_id: _Optional[bool] = ..., ns_per_id: _Optional[bool] = ..., dump_uptime: _Optional[int] = ...) -> None: ...

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 @labs.command("up")
 def up(
     topology: Annotated[
-        Path | None, typer.Option("--topology", metavar="FILE", help="TOML file; default: three edges.")
+        Path | None, typer.Option("--topology", metavar="FILE", help="TOML file, or shared; default: three edges.")
     ] = None,
 ) -> None:
     """Bring up edge nodes, gateways and users in network namespaces, with their agents and a controller."""

@@ -42,6 +42,12 @@ def migrate(
     bandwidth: Annotated[
         str, typer.Option("--bandwidth", metavar="RATE", help="Use no more than this, like 100mbit.")
     ] = "",
+    handover_in: Annotated[
+        str,
+        typer.Option(
+            "--handover-in", metavar="TIME", help="When the user will leave: memory crosses ahead, the freeze waits."
+        ),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check whether it could be done.")] = False,
     controller: ControllerOption = None,
     json: JsonOption = False,
@@ -53,8 +59,11 @@ def migrate(
     max_downtime_ms = parse_duration_ms(max_downtime) if max_downtime else 0.0
     deadline_ms = parse_duration_ms(deadline) if deadline else 0.0
     bandwidth_bps = parse_rate_bps(bandwidth) if bandwidth else 0.0
+    handover_in_ms = parse_duration_ms(handover_in) if handover_in else 0.0
     with connect(controller) as client:
-        started = client.start_migration(service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run)
+        started = client.start_migration(
+            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, handover_in_ms=handover_in_ms
+        )
         with telling(f"{service}: {started.source} -> {started.destination}", stderr=json) as tell:
             record, interrupted = _follow_or_cancel(client, started.id, tell)
     if interrupted:
@@ -194,6 +203,7 @@ def _print_record(record: MigrationRecord) -> None:
             ("service", record.service),
             ("way", f"{record.source} -> {record.destination}"),
             ("strategy", record.strategy),
+            *((("asked for", record.asked),) if record.asked not in ("", record.strategy) else ()),
             ("reason", record.reason),
             ("outcome", record.outcome.value),
             ("error", record.error),

@@ -1,4 +1,4 @@
-"""`service run | ls | inspect | logs | exec | rm`."""
+"""`service run | adopt | ls | inspect | logs | exec | rm`."""
 
 from __future__ import annotations
 
@@ -85,6 +85,38 @@ def run(
         print_json(status)
     else:
         print(f"{name} runs on {status.node} at {status.spec.address.partition('/')[0]}")
+
+
+@services.command("adopt")
+def adopt(
+    name: Name,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="ENGINE", help="Whose container it is: docker, podman or lxc.")
+    ],
+    container: Annotated[str, typer.Option("--container", metavar="ID", help="Its name or id there.")],
+    node: Annotated[str, typer.Option("--node", metavar="NODE", help="The edge node where it runs.")],
+    port: Annotated[
+        list[str] | None, typer.Option("--port", metavar="N/tcp", help="A port it serves (repeat).")
+    ] = None,
+    address: Annotated[
+        str,
+        typer.Option("--address", metavar="IPV4", help="Its address on the overlay; default: a free one."),
+    ] = "",
+    workload: Annotated[str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")] = "",
+    controller: ControllerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a running container of another engine a service: it gets an address on the overlay and may move."""
+    with connect(controller) as client:
+        status = client.adopt_service(
+            name, engine, container, node, address=address, ports=port or (), workload=workload
+        )
+    if json:
+        print_json(status)
+    else:
+        print(
+            f"{name} is {engine}'s container {container} on {status.node}, at {status.spec.address.partition('/')[0]}"
+        )
 
 
 @services.command("ls")
@@ -200,6 +232,8 @@ def _fields(status: ServiceStatus) -> list[tuple[str, str]]:
         ("mac", status.mac),
         ("ports", ", ".join(spec.ports)),
         ("volumes", ", ".join(spec.volumes)),
+        ("engine", spec.engine.value),
+        ("container", status.container),
         ("image", spec.image),
         ("digest", status.image_digest),
         ("command", " ".join(spec.args)),

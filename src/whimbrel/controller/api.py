@@ -25,7 +25,7 @@ from whimbrel.controller.stores import Stores
 from whimbrel.controller.views import Logs, MigrationEvent
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRequest
-from whimbrel.model.service import ServiceSpec
+from whimbrel.model.service import EngineKind, ServiceSpec
 from whimbrel.plan.strategies import DEFAULT, names
 
 MAX_LOG_BYTES = 16 << 20
@@ -51,6 +51,18 @@ class RunBody(_Body):
     memory_limit_bytes: int = Field(0, ge=0)
     workload: str = ""
     volumes: tuple[str, ...] = ()
+
+
+class AdoptBody(_Body):
+    """A running container of another engine to make a service; an empty `address` means: choose one."""
+
+    node: str
+    name: str
+    engine: EngineKind
+    container: str
+    address: str = ""
+    ports: tuple[str, ...] = ()
+    workload: str = ""
 
 
 class ExecBody(_Body):
@@ -81,6 +93,7 @@ class MigrateBody(_Body):
     deadline_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
     bandwidth_bps: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_rounds: int = Field(0, ge=0)
+    handover_in_ms: float = Field(0.0, ge=0, allow_inf_nan=False)
     dry_run: bool = False
     reason: str = ""
 
@@ -157,6 +170,13 @@ def _service_routes(controller: Controller) -> APIRouter:
         """Start a service; answers when it runs."""
         spec = ServiceSpec(**body.model_dump(exclude={"node"}))
         status = await services.run(spec, body.node)
+        return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
+
+    @router.post("/adopt")
+    async def adopt_service(body: AdoptBody) -> Response:
+        """Make a running container of another engine a service; answers when users reach it."""
+        spec = ServiceSpec(image="", **body.model_dump(exclude={"node", "container"}))
+        status = await services.adopt(spec, body.node, body.container)
         return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
 
     @router.get("/{name}")

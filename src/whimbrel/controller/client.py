@@ -104,6 +104,29 @@ class ControllerClient:
         }
         return self._call("POST", "/v1/services", ServiceStatus, body, timeout_s=LONG_S)
 
+    def adopt_service(
+        self,
+        name: str,
+        engine: str,
+        container: str,
+        node: str,
+        *,
+        address: str = "",
+        ports: Sequence[str] = (),
+        workload: str = "",
+    ) -> ServiceStatus:
+        """Make a running container of another engine on `node` a service. An empty `address` means: choose one."""
+        body = {
+            "node": node,
+            "name": name,
+            "engine": engine,
+            "container": container,
+            "address": address,
+            "ports": list(ports),
+            "workload": workload,
+        }
+        return self._call("POST", "/v1/services/adopt", ServiceStatus, body, timeout_s=LONG_S)
+
     def remove_service(self, name: str, *, keep_volumes: bool = False) -> None:
         query = "?keep_volumes=true" if keep_volumes else ""
         self._call("DELETE", f"/v1/services/{_part(name)}{query}", None, timeout_s=90.0)
@@ -144,6 +167,7 @@ class ControllerClient:
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
         reason: str = "",
+        handover_in_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration and wait for its end. A migration that failed is a record too: look at `outcome`.
 
@@ -151,7 +175,7 @@ class ControllerClient:
         on after an exception in `on_progress` and after KeyboardInterrupt.
         """
         started = self.start_migration(
-            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason
+            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason, handover_in_ms
         )
         return self.follow(started.id, on_progress)
 
@@ -165,6 +189,7 @@ class ControllerClient:
         bandwidth_bps: float = 0.0,
         dry_run: bool = False,
         reason: str = "",
+        handover_in_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration; returns its record at once, outcome `running`."""
         body = {
@@ -176,6 +201,7 @@ class ControllerClient:
             "bandwidth_bps": bandwidth_bps,
             "dry_run": dry_run,
             "reason": reason,
+            "handover_in_ms": handover_in_ms,
         }
         return self._call("POST", "/v1/migrations", MigrationRecord, body)
 

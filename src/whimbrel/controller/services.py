@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -16,6 +16,8 @@ from whimbrel.controller.views import ServiceList
 from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
 from whimbrel.wire.calls import (
+    AdoptService,
+    Call,
     ExecInService,
     InspectService,
     ListServices,
@@ -99,12 +101,17 @@ class Services:
         Raises Unknown (node), BadInput (name or address taken, address outside of the pool), Unreachable
         (agent down) and whatever the agent refuses.
         """
+        return await self._start(spec, node, lambda reserved: RunService(spec=reserved))
+
+    async def adopt(self, spec: ServiceSpec, node: str, container: str) -> ServiceStatus:
+        """Make a running container of another engine on `node` a service. Raises as `run` does."""
+        return await self._start(spec, node, lambda reserved: AdoptService(spec=reserved, container=container))
+
+    async def _start(self, spec: ServiceSpec, node: str, call: Callable[[ServiceSpec], Call]) -> ServiceStatus:
         home = self._region.edge(node)
         spec = await self._reserve(spec)
         try:
-            status: ServiceStatus = await self._region.peer(home.name).call(
-                RunService(spec=spec), timeout_s=RUN_TIMEOUT_S
-            )
+            status: ServiceStatus = await self._region.peer(home.name).call(call(spec), timeout_s=RUN_TIMEOUT_S)
             return status
         finally:
             del self._starting[spec.name]

@@ -89,7 +89,7 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
             job.journal("arrived")
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
         with _forward(job):
-            await parts.hands.do(job.source.cgroup.kill_frozen)
+            await job.end()
         for close in (parts.dump.close, parts.carrier.close, parts.files.close, parts.channel.close):
             with _forward(job):
                 close()
@@ -106,11 +106,11 @@ async def _arrived_whole(job: Migration, parts: Parts) -> bool:
     try:
         report = msgspec.msgpack.decode(await _filled(job, parts), type=FillReport)
     except (WhimbrelError, OSError, msgspec.DecodeError) as error:
-        job.reason += f"; after the commit: {error}"
+        job.say(f"after the commit: {error}")
         question = AwaitIncoming(id=job.request.id)
         return await ask_until_answered(job.destination, question, _waiting(job, "finish")) is Fate.RUNS
-    job.reason += (
-        f"; {report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
+    job.say(
+        f"{report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
     )
     return True
 
@@ -119,6 +119,7 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
     """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
     over a new one."""
     deadline = time.monotonic() + FILL_TIMEOUT_S
+    parts.channel.limit(job.request.bandwidth_bps)
     while True:
         parts.channel.sock.settimeout(FILL_TIMEOUT_S)
         try:
@@ -140,7 +141,7 @@ def _forward(job: Migration) -> Iterator[None]:
     try:
         yield
     except (WhimbrelError, OSError, msgspec.DecodeError) as error:
-        job.reason += f"; after the commit: {error}"
+        job.say(f"after the commit: {error}")
 
 
 async def _tell_the_end(job: Migration, peer: Peer) -> None:
@@ -154,6 +155,6 @@ async def _tell_the_end(job: Migration, peer: Peer) -> None:
             return
         except (WhimbrelError, OSError) as error:
             if time.monotonic() > deadline or not isinstance(error, Unreachable):
-                job.reason += f"; the destination's agent did not hear the end, its log begins anew: {error}"
+                job.say(f"the destination's agent did not hear the end, its log begins anew: {error}")
                 return
         await asyncio.sleep(0.2)

@@ -20,12 +20,10 @@ from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
-from whimbrel.model.volume import Volume
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, volume_external
+from whimbrel.runtime.moving import Departure
 from whimbrel.storage.images import StoredImage
-from whimbrel.storage.layer import Layer
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
@@ -34,26 +32,28 @@ _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 @dataclass(frozen=True)
 class Source:
     """One running service as its node sees it; `run_dir` is on the node's tmpfs;
-    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from;
-    `volumes`: with their folders on this node."""
+    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from,
+    None for another engine's container."""
 
     status: ServiceStatus
-    layer: Layer
-    cgroup: Cgroup
+    departure: Departure
     run_dir: Path
     holes: bool
-    image: StoredImage
-    volumes: tuple[tuple[Volume, Path], ...] = ()
+    image: StoredImage | None = None
 
     @property
     def pid(self) -> int:
         return self.status.pid
 
+    @property
+    def cgroup(self) -> Cgroup:
+        return Cgroup(self.departure.cgroup)
+
 
 def stdio_pipes(pid: int) -> dict[str, int]:
-    """CRIU's names of the pipes that the container's first process got as standard output and error."""
+    """CRIU's names of the pipes that the container's first process got as its standard streams."""
     names: dict[str, int] = {}
-    for stream in (2, 1):
+    for stream in (2, 1, 0):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/{pid}/fd/{stream}")
             if _STDIO.fullmatch(target):
@@ -69,8 +69,7 @@ class Dump:
         self.stage = work_dir
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
-        shutil.rmtree(work_dir, ignore_errors=True)
-        self.images.mkdir(parents=True)
+        self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
         self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
         ours, theirs = socket.socketpair()
         self._page_server = ours
@@ -91,8 +90,9 @@ class Dump:
     def warm_up(self) -> None:
         self._criu.warm_up()
 
-    def begin(self, ns_pids: list[int]) -> None:
-        """Up to the point where CRIU would freeze next."""
+    def begin(self, ns_pids: list[int], parent_image: str = "") -> None:
+        """Up to the point where CRIU would freeze next. `parent_image`: the last of CRIU's own pre-dumps, if there are
+        any; CRIU then writes the pages that changed since, and all of them are in files."""
         opts = pb.Options(
             images_dir_fd=self._images_fd,
             pid=self._source.pid,
@@ -101,19 +101,19 @@ class Dump:
             link_remap=True,
             manage_cgroups_mode=pb.CG_IGNORE,
             network_lock=pb.LOCK_SKIP,
-            lazy_pages=True,
+            lazy_pages=not parent_image,
             notify_scripts=True,
             log_level=1,
             log_file="dump.log",
-            root=str(self._source.layer.rootfs),
+            root=self._source.departure.rootfs,
             config_file=str(self._conf),
             ghost_limit=NAMELESS_LIMIT_BYTES,
-            external=[
-                f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}",
-                *(f"mnt[{volume.path}]:{volume_external(volume.name)}" for volume, _ in self._source.volumes),
-            ],
+            external=self._source.departure.external,
         )
-        if self._source.holes:
+        if parent_image:
+            opts.track_mem = True
+            opts.parent_img = parent_image
+        elif self._source.holes:
             write_parent(self._parent, ns_pids)
             opts.track_mem = True
             opts.parent_img = "../parent"

@@ -21,8 +21,7 @@ from whimbrel.migrate.sendfiles import CarriedFolder, Command, SendOrder
 from whimbrel.model.errors import StepFailed, error_from_wire
 from whimbrel.model.migration import Progress
 from whimbrel.model.units import format_bytes
-from whimbrel.runtime.spec import SHM_MOUNT
-from whimbrel.storage.listing import allocated_bytes
+from whimbrel.storage.listing import allocated_bytes, differing_bytes, is_in_memory
 from whimbrel.storage.openfiles import nameless_files
 
 SMALL_BYTES = 1 << 20
@@ -33,12 +32,7 @@ Pids = Callable[[], Iterable[int]]
 
 
 def folders_of(source: Source) -> list[CarriedFolder]:
-    """In the order that both sides agree on: the writable layer, /dev/shm, then the volumes."""
-    return [
-        CarriedFolder(str(source.layer.upper)),
-        CarriedFolder(str(source.layer.shm), SHM_MOUNT.lstrip("/")),
-        *(CarriedFolder(str(folder), volume.path.lstrip("/")) for volume, folder in source.volumes),
-    ]
+    return [CarriedFolder(root.path, root.inside.lstrip("/"), root.base) for root in source.departure.files]
 
 
 def files_of(job: Migration) -> FileSync:
@@ -54,13 +48,19 @@ def files_of(job: Migration) -> FileSync:
 
 def room_for_files(source: Source, *, with_image: bool) -> FileRoom:
     """What the files take, and the image if it must cross too. Blocks, about 2 us a file."""
-    shm = str(source.layer.shm)
-    sizes = {carried.folder: allocated_bytes(Path(carried.folder)) for carried in folders_of(source)}
-    image_bytes = source.image.size_bytes if with_image else 0
+    disk_bytes = source.image.size_bytes if with_image and source.image is not None else 0
+    memory_bytes = 0
+    for root in source.departure.files:
+        folder = Path(root.path)
+        size_bytes = differing_bytes(folder, Path(root.base)) if root.base else allocated_bytes(folder)
+        if is_in_memory(folder):
+            memory_bytes += size_bytes
+        else:
+            disk_bytes += size_bytes
     nameless = nameless_files(source.cgroup.pids())
     return FileRoom(
-        disk_bytes=sum(size for folder, size in sizes.items() if folder != shm) + image_bytes,
-        memory_bytes=sizes[shm],
+        disk_bytes=disk_bytes,
+        memory_bytes=memory_bytes,
         nameless_bytes=sum(file.allocated_bytes for file in nameless),
         too_large=next((file for file in nameless if file.allocated_bytes > NAMELESS_LIMIT_BYTES), None),
     )

@@ -32,6 +32,7 @@ class Node:
     capabilities: Capabilities
     port: ServicePort
     journal: Journal
+    shared_directory: str = ""
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Migration:
     destination: Endpoint
     gateways: tuple[Endpoint, ...]
     emit: Callable[[Progress], None]
+    end: Callable[[], Any]
     send_logs: Callable[[Peer], Any]
     discard: Callable[[], Any]
     started_s: float = field(default_factory=time.monotonic)
@@ -55,6 +57,8 @@ class Migration:
     file_bytes: int = 0
     freeze_ms: float = 0.0
     reason: str = ""
+    strategy: str = ""
+    files_bytes: int = 0  # to send, as far as one can see before
     committed: bool = False
     frozen_s: float = 0.0
     _gate: threading.Lock = field(default_factory=threading.Lock)
@@ -74,6 +78,10 @@ class Migration:
                 gateways=self.gateways,
             )
         )
+
+    def say(self, text: str) -> None:
+        """Add to the reason, which the record tells."""
+        self.reason += f"; {text}" if self.reason else text
 
     def now_ms(self) -> float:
         return (time.monotonic() - self.started_s) * 1e3
@@ -127,7 +135,8 @@ class Migration:
             service=self.request.service,
             source=self.node.endpoint.name,
             destination=self.destination.name,
-            strategy=self.request.strategy,
+            strategy=self.strategy or self.request.strategy,
+            asked=self.request.strategy,
             outcome=outcome,
             workload=self.source.status.spec.workload,
             reason=self.reason,
@@ -140,6 +149,7 @@ class Migration:
             bytes_sent=self.bytes_sent,
             image_bytes=self.image_bytes,
             file_bytes=self.file_bytes,
+            raw_bytes=sum(turn.raw_bytes for turn in self.rounds),
             phases=tuple(self.phases),
             rounds=tuple(self.rounds),
         )

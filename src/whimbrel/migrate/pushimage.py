@@ -75,6 +75,8 @@ async def bring_image(job: Migration, peer: Peer) -> None:
     def tell(detail: str, fraction: float) -> None:
         job.emit(Progress(migration=job.request.id, phase="prepare", detail=detail, fraction=fraction))
 
+    if job.source.image is None:
+        return  # its engine has it there
     pushed = await push_image(
         job.source.image, peer, job.destination.host, tell, bandwidth_bps=job.request.bandwidth_bps
     )

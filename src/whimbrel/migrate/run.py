@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from whimbrel.memory.processes import ns_pids_of
-from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.carriers.choose import make_carrier
+from whimbrel.migrate.choosing import first_choice, second_choice
 from whimbrel.migrate.commit import commit, follow_through
 from whimbrel.migrate.dump import Dump, stdio_pipes
 from whimbrel.migrate.files import files_of, room_for_files
@@ -32,11 +32,11 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
 from whimbrel.migrate.pushimage import bring_image
+from whimbrel.migrate.rounds import round_of, run_rounds, until_handover
+from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
 from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
-from whimbrel.model.migration import MigrationRecord, Outcome, Progress, Round
-from whimbrel.model.units import PAGE_BYTES
-from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
-from whimbrel.plan.strategies import Carry, Strategy, strategy_of
+from whimbrel.model.migration import MigrationRecord, Outcome
+from whimbrel.plan.strategies import Carry, Strategy
 from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, PrepareIncoming
 from whimbrel.wire.rpc import Peer
 
@@ -48,14 +48,13 @@ SLOWEST_BYTES_PER_S = 1 << 20
 async def migrate(job: Migration) -> MigrationRecord:
     """Carry out a migration. Never raises for a failure of the migration: the record tells."""
     job.belongs_to_this_task()
-    strategy = strategy_of(job.request.strategy)
     try:
         async with contextlib.AsyncExitStack() as undo:
             peer = await undo.enter_async_context(
                 Peer(job.destination.name, job.destination.host, job.destination.port)
             )
             async with job.phase("preflight"):
-                await _preflight(job, peer)
+                strategy = await _preflight(job, peer)
             if job.request.dry_run:
                 job.reason = "dry run: everything that can be checked before the freeze is in order"
                 return job.record(Outcome.DRY_RUN)
@@ -83,13 +82,24 @@ def _own_cancellation(job: Migration) -> Any:
         raise Cancelled("cancelled on request; the service runs on where it was") from None
 
 
-async def _preflight(job: Migration, peer: Peer) -> None:
+async def _preflight(job: Migration, peer: Peer) -> Strategy:
+    """Raises Refused for whatever can be known to be in the way. Returns the strategy, as far as it is known now."""
+    strategy = first_choice(job)
+    job.strategy = strategy.name
     status = job.source.status
+    departure = job.source.departure
     offer = await peer.call(
-        OfferMigration(spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest)
+        OfferMigration(
+            spec=status.spec,
+            rss_bytes=status.rss_bytes,
+            image_digest=status.image_digest,
+            description=departure.description,
+        )
     )
     room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image)
+    job.files_bytes = room.disk_bytes + room.memory_bytes
     check_offer(job.node.capabilities, offer, rss_bytes=status.rss_bytes, files=room, where=job.destination.name)
+    return strategy
 
 
 async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextlib.AsyncExitStack) -> None:
@@ -99,8 +109,9 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             parts = await _prepare(job, strategy, peer, outer, undo)
         async with job.phase("rounds"):
             await parts.hands.do(parts.files.ahead)
-            if strategy.rounds.limit:
-                await _rounds(job, parts)
+            if parts.strategy.rounds.limit:
+                await run_rounds(job, parts)
+            await until_handover(job, parts)
         async with job.phase("freeze"):
             try:
                 async with asyncio.timeout(FREEZE_LIMIT_S + job.source.status.rss_bytes / SLOWEST_BYTES_PER_S):
@@ -118,6 +129,12 @@ async def _prepare(
     """Everything ready on both sides; `undo` takes it away again, in the order that the freeze wants."""
     hands = Hands()
     source = job.source
+    stage = source.run_dir / f"dump-{job.request.service}"
+    await hands.do(close_stage, stage)  # of an earlier migration that died
+    if strategy.carry is Carry.SHARED:
+        stage = stage_below(job.node.shared_directory, job.request.id, node=job.node.endpoint.name)
+        undo.callback(close_stage, stage)
+        await hands.do(open_stage, stage, job.request.id)
     undo.push_async_callback(_abort_destination, job, peer)
     ready: IncomingReady = await peer.call(
         PrepareIncoming(
@@ -125,7 +142,7 @@ async def _prepare(
             service=source.status,
             strategy=strategy.name,
             source_host=job.node.endpoint.host,
-            runc_config=b"",
+            description=source.departure.description,
         ),
         timeout_s=120,
     )
@@ -133,13 +150,14 @@ async def _prepare(
     await gateways.reach(outer)
     undo.callback(job.node.journal.clear, job.request.id, "source")  # not before the service runs on here
     undo.push_async_callback(gateways.undo)
-    dump = Dump(source, source.run_dir / f"dump-{job.request.service}")
+    dump = Dump(source, stage)
     undo.callback(dump.undo)
     warm = asyncio.create_task(hands.do(dump.warm_up))
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
     undo.callback(channel.close)
     outer.callback(channel.shutdown)  # wakes the thread that waits on it should this agent be stopped after GO
     channel.limit(job.request.bandwidth_bps)
+    strategy = await hands.do(second_choice, job, strategy, channel)
     carrier = await hands.do(make_carrier, job, strategy, channel, ready, dump)
     undo.callback(carrier.close)
     files = files_of(job)
@@ -161,55 +179,11 @@ async def _prepare(
     return Parts(strategy, hands, peer, gateways, channel, dump, carrier, files, reconnect)
 
 
-async def _rounds(job: Migration, parts: Parts) -> None:
-    limits = Limits(
-        max_rounds=job.request.max_rounds or parts.strategy.rounds.limit,
-        max_downtime_ms=job.request.max_downtime_ms,
-        deadline_ms=job.request.deadline_ms,
-        converge=parts.strategy.rounds.converge,
-    )
-    facts: list[RoundFacts] = []
-    while True:
-        number = len(facts) + 1
-        start = job.now_ms()
-        carried = await parts.hands.do(parts.carrier.round, number)
-        file_bytes = await parts.hands.do(parts.files.round)
-        took_ms = job.now_ms() - start
-        facts.append(RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES + file_bytes, duration_ms=took_ms))
-        job.rounds.append(_round(number, carried, took_ms, file_bytes))
-        _add_parts(job, f"round.{number}", carried)
-        job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
-        verdict = decide(facts, limits, elapsed_ms=job.now_ms())
-        if verdict is not Stop.GO_ON:
-            job.reason = (
-                f"{verdict} after {number} rounds; freeze predicted {predicted_freeze_ms(facts, limits):.0f} ms"
-            )
-            return
-
-
-def _add_parts(job: Migration, name: str, carried: Carried) -> None:
-    """What a round was made of, for the record: laid end to end back from now."""
-    start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in carried.parts_ms)
-    for part, taken_ms in carried.parts_ms:
-        job.add_phase(f"{name}.{part}", start_ms, taken_ms)
-        start_ms += taken_ms
-
-
-def _round(number: int, carried: Carried, took_ms: float, file_bytes: int) -> Round:
-    return Round(
-        n=number,
-        dirty_pages=carried.pages,
-        bytes_sent=carried.sent_bytes + file_bytes,
-        file_bytes=file_bytes,
-        duration_ms=round(took_ms, 3),
-    )
-
-
 async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     """Stop the service here and bring it to the moment before its first instruction there."""
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
-    await hands.do(dump.begin, ns_pids_of(job.source.pid))
+    await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
     async with job.step("freeze.hold"):
         await parts.gateways.hold()
         await hands.do(drain, job.node.port, job.request.service)
@@ -231,7 +205,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     async with job.step("freeze.copy"):
         delivered = await hands.do(carrier.deliver, dump.images)
     took_ms = (time.monotonic() - job.frozen_s) * 1e3
-    job.rounds.append(_round(len(job.rounds) + 1, early + late + delivered, took_ms, file_bytes))
+    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered, took_ms, file_bytes))
     async with job.step("freeze.restore"):
         order = RestoreOrder(
             lazy=parts.strategy.lazy,

@@ -33,11 +33,12 @@ PROGRESS_EVERY_S = 0.5
 
 
 class CarriedFolder(msgspec.Struct, frozen=True):
-    """A folder on this node, and where the container sees it (without leading ``/``). `without`: a folder in it whose
-    contents do not cross."""
+    """A folder on this node, and where the container sees it (without leading ``/``). `base`: what the destination's
+    copy begins with; `without`: a folder in it whose contents do not cross."""
 
     folder: str
     inside: str = ""
+    base: str = ""
     without: str = ""
 
 
@@ -71,7 +72,13 @@ class Sender:
         digester = Digester(seed_of(order.token))
         self._places = [carried.inside for carried in order.folders]
         self._sources = [
-            TreeSource(Path(carried.folder), digester, without=carried.without) for carried in order.folders
+            TreeSource(
+                Path(carried.folder),
+                digester,
+                without=carried.without,
+                base=Path(carried.base) if carried.base else None,
+            )
+            for carried in order.folders
         ]
         self._channel = PageChannel.connect(order.host, order.port, order.token, number=FILES_HELLO)
         self._writer = RecordWriter(self._channel, order.bandwidth_bps)

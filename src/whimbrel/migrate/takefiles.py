@@ -11,17 +11,18 @@ from whimbrel.migrate.filestream import RecordReader, accept_hello
 from whimbrel.migrate.pagechannel import Kind
 from whimbrel.migrate.sendfiles import seed_of
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
+from whimbrel.runtime.moving import FileTarget
 from whimbrel.storage.blocks import Digester
 from whimbrel.storage.treesink import TreeSink
 
 
 class FileArrival:
-    """Folders that fill from a connection, pass by pass. `folders` are in the order that both sides agreed on."""
+    """Folders that fill from a connection, pass by pass. `targets` are in the order of the source's folders."""
 
-    def __init__(self, folders: Sequence[Path], token: str) -> None:
+    def __init__(self, targets: Sequence[FileTarget], token: str) -> None:
         self._token = token
         digester = Digester(seed_of(token))
-        self._sinks = [TreeSink(folder, digester) for folder in folders]
+        self._sinks = [TreeSink(Path(target.path), digester, merged=target.merged) for target in targets]
         self._news = threading.Condition()
         self._passes = 0
         self._error: WhimbrelError | None = None

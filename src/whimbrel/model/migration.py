@@ -18,7 +18,8 @@ class Outcome(StrEnum):
 
 class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`strategy` is a name that `whimbrel.plan.strategies` knows. `max_downtime_ms`, `deadline_ms` and
-    `bandwidth_bps` 0 mean: no limit asked for."""
+    `bandwidth_bps` 0 mean: no limit asked for. `handover_in_ms`: when the user will leave, from now; the freeze
+    waits for it, and memory crosses ahead (0: nobody knows)."""
 
     id: str
     service: str
@@ -28,6 +29,7 @@ class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: float = 0.0
     bandwidth_bps: float = 0.0
     max_rounds: int = 0
+    handover_in_ms: float = 0.0
     dry_run: bool = False
 
 
@@ -38,19 +40,25 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """`file_bytes` of `bytes_sent` were for files."""
+    """`raw_bytes` of dirty pages became `bytes_sent` on the way; `zero_pages` of them held nothing but zeros and
+    did not cross; `codec`: how the others did, like ``zstd`` or ``xor+zstd 63 %, raw 37 %`` (by pages). `file_bytes`
+    crossed besides, for files."""
 
     n: int
     dirty_pages: int
     bytes_sent: int
     duration_ms: float
+    raw_bytes: int = 0
+    zero_pages: int = 0
+    codec: str = ""
     file_bytes: int = 0
 
 
 class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One migration, whole. Times in ms, sizes in bytes. `outage_*`, `lost`, `resets` and `state_ok` are
+    """One migration, whole. Times in ms, sizes in bytes. `asked` is the strategy that was asked for: where that was
+    ``auto``, `strategy` is what it came to and `reason` says why. `outage_*`, `lost`, `resets` and `state_ok` are
     measured by a client outside and are null when nobody measured. Of `bytes_sent`, `image_bytes` went for an image
-    that the destination had not, `file_bytes` for files."""
+    that the destination had not, and `file_bytes` for files."""
 
     id: str
     service: str
@@ -58,6 +66,7 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     strategy: str
     outcome: Outcome
+    asked: str = ""
     workload: str = ""
     reason: str = ""
     error: str = ""
@@ -74,6 +83,7 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: int = 0
     image_bytes: int = 0
     file_bytes: int = 0
+    raw_bytes: int = 0
     phases: tuple[Phase, ...] = ()
     rounds: tuple[Round, ...] = ()
 

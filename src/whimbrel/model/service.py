@@ -13,12 +13,22 @@ from whimbrel.model.volume import parse_volumes
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
+class EngineKind(StrEnum):
+    """Who keeps a service's container; `RUNC` are the ones that Whimbrel starts itself."""
+
+    RUNC = "runc"
+    DOCKER = "docker"
+    LXC = "lxc"
+    PODMAN = "podman"
+
+
 class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked for; travels with the service from node to node.
 
-    `image` is ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]`` or ``rootfs:DIR``. `address` is the service's
-    IPv4 address on the overlay, with prefix length (``10.77.1.1/16``); `ports` are ``N/tcp`` or ``N/udp``.
-    `memory_limit_bytes` 0 means no limit. `volumes` are ``NAME:/path`` or ``NAME:/path:SIZE`` (see `model.volume`).
+    `image` is ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]`` or ``rootfs:DIR``, and with another `engine` what that
+    one calls it. `address` is the service's IPv4 address on the overlay, with prefix length (``10.77.1.1/16``); `ports`
+    are ``N/tcp`` or ``N/udp``. `memory_limit_bytes` 0 means no limit. `volumes` are ``NAME:/path`` or
+    ``NAME:/path:SIZE`` (see `model.volume`).
     """
 
     name: str
@@ -29,6 +39,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
     memory_limit_bytes: int = 0
     workload: str = ""
+    engine: EngineKind = EngineKind.RUNC
     volumes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -48,7 +59,8 @@ class ServiceState(StrEnum):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs: one service on one node, at one moment. `image_digest` names the unpacked base image."""
+    """What runs: one service on one node, at one moment. `image_digest` names the unpacked base image; `container` is
+    another engine's own id of it there, `interface` its port's name inside."""
 
     spec: ServiceSpec
     node: str
@@ -60,6 +72,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 0
     started_unix_s: float = 0.0
     migrations: int = 0
+    container: str = ""
+    interface: str = "eth0"
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):

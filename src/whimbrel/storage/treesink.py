@@ -19,6 +19,9 @@ from whimbrel.model.errors import BadInput, StepFailed, WhimbrelError
 from whimbrel.storage.blocks import BLOCK_SIZES, CHUNK_BYTES, BlockTable, Digester, most_bytes
 from whimbrel.storage.confined import FOLDER, delete, open_folder, plain, refuses_path, status_of
 from whimbrel.storage.records import (
+    HARMLESS_DEVICES,
+    OPAQUE,
+    WHITEOUT,
     XATTR_PREFIXES,
     Data,
     File,
@@ -54,8 +57,10 @@ class TreeSink:
     """One folder that fills. Everything raises BadInput for a peer that does not keep the rules, StepFailed for what
     arrived damaged, WhimbrelError when the disk refuses; then the caller throws the folder away."""
 
-    def __init__(self, folder: Path, digester: Digester) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, digester: Digester, *, merged: bool = False) -> None:
+        """`merged`: the folder shows lower layers too (another engine's mounted container), so a whiteout means
+        "delete", and an opaque folder "delete what was in it"."""
+        self._folder, self._merged = folder, merged
         self._root = os.open(folder, FOLDER)
         self._digester = digester
         self._tables: dict[int, tuple[BlockTable, int]] = {}
@@ -173,7 +178,8 @@ class TreeSink:
         if path:
             parent, name = self._parent(record.path)
             status = status_of(parent, name)
-            if status is None or not stat.S_ISDIR(status.st_mode):
+            hidden = self._merged and record.fresh and OPAQUE in record.meta.xattrs
+            if status is None or not stat.S_ISDIR(status.st_mode) or hidden:
                 delete(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
         fd = open_folder(self._root, path)
@@ -193,13 +199,18 @@ class TreeSink:
 
     def _on_special(self, record: Special) -> None:
         kind = stat.S_IFMT(record.meta.mode)
-        if kind not in (stat.S_IFIFO, stat.S_IFCHR):
-            raise BadInput(f"{os.fsdecode(record.path)} is neither a fifo nor a whiteout")
+        device = os.makedev(*record.device)
+        allowed = record.device in (WHITEOUT, *HARMLESS_DEVICES) if kind == stat.S_IFCHR else kind == stat.S_IFIFO
+        if not allowed:
+            raise BadInput(f"{os.fsdecode(record.path)} is no fifo, and a device that may not cross between nodes")
         parent, name = self._parent(record.path)
-        status = status_of(parent, name)
-        if status is None or stat.S_IFMT(status.st_mode) != kind or status.st_rdev != 0:
+        if self._merged and kind == stat.S_IFCHR and record.device == WHITEOUT:
             delete(parent, name)
-            os.mknod(name, kind | 0o600, 0, dir_fd=parent)  # device 0 is overlay's whiteout: this path is deleted
+            return
+        status = status_of(parent, name)
+        if status is None or stat.S_IFMT(status.st_mode) != kind or status.st_rdev != device:
+            delete(parent, name)
+            os.mknod(name, kind | 0o600, device if kind == stat.S_IFCHR else 0, dir_fd=parent)
         self._set_meta(record.meta, f"/proc/self/fd/{parent}/{name}")
         os.utime(name, ns=(record.meta.mtime_ns,) * 2, dir_fd=parent, follow_symlinks=False)
 
@@ -314,19 +325,20 @@ class TreeSink:
         )
 
     # --- metadata and places ------------------------------------------------------------------------------
-    @staticmethod
-    def _set_meta(meta: Meta, at: int | str) -> None:
+    def _set_meta(self, meta: Meta, at: int | str) -> None:
         """Owner, mode and extended attributes, exactly these; not the time, which what follows would change."""
         os.chown(at, meta.uid, meta.gid)
         os.chmod(at, stat.S_IMODE(meta.mode))
+        wanted = {name: value for name, value in meta.xattrs.items() if name.startswith(XATTR_PREFIXES)}
+        if self._merged:
+            wanted.pop(OPAQUE, None)  # overlayfs keeps its own
         have = os.listxattr(at)
         for name in have:
-            if name.startswith(XATTR_PREFIXES) and name not in meta.xattrs:
+            if name.startswith(XATTR_PREFIXES) and name not in wanted and not (self._merged and name == OPAQUE):
                 with contextlib.suppress(OSError):  # a plain ACL goes when the mode is set
                     os.removexattr(at, name)
-        for name, value in meta.xattrs.items():
-            if name.startswith(XATTR_PREFIXES):
-                os.setxattr(at, name, value)
+        for name, value in wanted.items():
+            os.setxattr(at, name, value)
 
     def _parent(self, raw: bytes) -> tuple[int, str]:
         """The folder of a path, made if it is not there; kept open for its neighbours."""

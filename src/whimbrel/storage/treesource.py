@@ -17,9 +17,11 @@ from whimbrel.model.errors import Refused
 from whimbrel.model.units import format_bytes
 from whimbrel.storage.blocks import CHUNK_BYTES, DIGEST_BYTES, ZEROS, BlockTable, Digester, block_bytes_for, most_bytes
 from whimbrel.storage.confined import open_folder, refuses_path
-from whimbrel.storage.listing import Difference, Entry, Lister
+from whimbrel.storage.listing import Difference, Entry, Lister, difference_from
 from whimbrel.storage.moves import NOT_MOVED, plan_steps
 from whimbrel.storage.records import (
+    HARMLESS_DEVICES,
+    WHITEOUT,
     XATTR_PREFIXES,
     Data,
     File,
@@ -47,9 +49,10 @@ _HOLES_FROM_BYTES = 1 << 16  # a smaller file is read whole: asking for its hole
 class TreeSource:
     """One folder that crosses: all of it in the first pass, then only what changed."""
 
-    def __init__(self, folder: Path, digester: Digester, *, without: str = "") -> None:
-        """`without`: a folder in it whose contents do not cross."""
-        self._folder = folder
+    def __init__(self, folder: Path, digester: Digester, *, without: str = "", base: Path | None = None) -> None:
+        """`without`: a folder in it whose contents do not cross. `base`: what the destination begins with; at first
+        only what differs from that crosses."""
+        self._folder, self._base = folder, base
         self._lister = Lister(folder, without=without)
         self._digester = digester
         self._tables: dict[int, BlockTable] = {}
@@ -65,7 +68,11 @@ class TreeSource:
     def look(self, always: Collection[str] = ()) -> int:
         """Begin a pass; `send` carries it out. Returns the bytes of the files that will be looked into. `always`: paths
         to look into whatever their times say."""
-        difference = self._difference = self._lister.look(always)
+        difference = self._lister.look(always)
+        if self._base is not None:
+            difference = difference_from(self._base, self._folder, difference.after)
+            self._base = None
+        self._difference = difference
         return sum(difference.after[path].size for path in difference.changed)
 
     def look_at_names(self) -> None:
@@ -88,7 +95,7 @@ class TreeSource:
             if ticket != NOT_MOVED:
                 emit(Unstash(ticket, os.fsencode(path)))
             with _vanishing():
-                self._send_one(path, after[path], emit)
+                self._send_one(path, after[path], emit, fresh=path in plan.fresh)
         for path in plan.removed_late:
             emit(Removed(os.fsencode(path)))
         for path, target in plan.links:
@@ -102,13 +109,13 @@ class TreeSource:
             emit(Forget(forgotten))
         self._leave_parent()
 
-    def _send_one(self, path: str, entry: Entry, emit: Emit) -> None:
+    def _send_one(self, path: str, entry: Entry, emit: Emit, *, fresh: bool = False) -> None:
         raw = os.fsencode(path)
         kind = stat.S_IFMT(entry.mode)
         if kind == stat.S_IFDIR:
             fd = open_folder(self._lister.root, path)
             try:
-                emit(Folder(raw, _meta(os.fstat(fd), fd)))
+                emit(Folder(raw, fresh, _meta(os.fstat(fd), fd)))
             finally:
                 os.close(fd)
             return
@@ -120,10 +127,11 @@ class TreeSource:
         if stat.S_IFMT(status.st_mode) != kind:
             return
         at = f"/proc/self/fd/{parent}/{name}"
+        device = os.major(status.st_rdev), os.minor(status.st_rdev)
         if kind == stat.S_IFLNK:
             emit(Symlink(raw, os.fsencode(os.readlink(name, dir_fd=parent)), _meta(status, at)))
-        elif kind == stat.S_IFIFO or (kind == stat.S_IFCHR and status.st_rdev == 0):
-            emit(Special(raw, _meta(status, at)))
+        elif kind == stat.S_IFIFO or (kind == stat.S_IFCHR and device in (WHITEOUT, *HARMLESS_DEVICES)):
+            emit(Special(raw, device, _meta(status, at)))
         elif kind == stat.S_IFSOCK:
             emit(Removed(raw))  # CRIU makes sockets anew; what had the name before must not be in the way
         else:

@@ -33,6 +33,14 @@ class RunService(Call, tag="service.run", frozen=True):
     reply: ClassVar[Any] = ServiceStatus
 
 
+class AdoptService(Call, tag="service.adopt", frozen=True):
+    """Make a running container of another engine (`spec.engine`; its name or id there) a service."""
+
+    spec: ServiceSpec
+    container: str
+    reply: ClassVar[Any] = ServiceStatus
+
+
 class ListServices(Call, tag="service.list", frozen=True):
     reply: ClassVar[Any] = tuple[ServiceStatus, ...]
 
@@ -95,11 +103,14 @@ class GetMigration(Call, tag="migrate.get", frozen=True):
 
 # --- migration, destination side --------------------------------------------------------------------------
 class OfferMigration(Call, tag="incoming.offer", frozen=True):
-    """May this service come? Answers with what the source compares; raises Refused with the reason if not."""
+    """May this service come? Answers with what the source compares; raises Refused with the reason if not.
+
+    `description`: what the engine of the container says about it, for the engine there (empty for runc)."""
 
     spec: ServiceSpec
     rss_bytes: int
     image_digest: str
+    description: bytes = b""
     reply: ClassVar[Any] = "OfferReply"
 
 
@@ -118,7 +129,7 @@ class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
     service: ServiceStatus
     strategy: str
     source_host: str
-    runc_config: bytes
+    description: bytes = b""
     reply: ClassVar[Any] = "IncomingReady"
 
 
@@ -233,6 +244,7 @@ AnyCall = (
     GetNode
     | SetPeers
     | RunService
+    | AdoptService
     | ListServices
     | InspectService
     | RemoveService

@@ -75,6 +75,10 @@ class StagedCarrier:
     def sent_bytes(self) -> int:
         return self._pages_sent
 
+    @property
+    def parent_image(self) -> str:
+        return ""
+
     def round(self, number: int) -> Carried:
         written = self._write(self._tracker.scan())
         return written + self._ship_folders([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])

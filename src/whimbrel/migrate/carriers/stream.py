@@ -15,7 +15,6 @@ from whimbrel.migrate.backlog import Backlog
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import PageSender, vdso_of
-from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Strategy
 
 
@@ -29,12 +28,16 @@ class StreamCarrier:
         self._early = holes and strategy.rounds.limit > 0
         self._behind = strategy.behind
         self._backlog = Backlog([])
-        self._sender = PageSender(channel)
+        self._sender = PageSender(channel, strategy.codec)
         self._tracker = TreeTracker(root_pid)
 
     @property
     def sent_bytes(self) -> int:
         return self._channel.sent_bytes
+
+    @property
+    def parent_image(self) -> str:
+        return ""
 
     def round(self, number: int) -> Carried:
         carried = self._send(self._tracker.scan())
@@ -86,8 +89,7 @@ class StreamCarrier:
 
     def close(self) -> None:
         self._tracker.close()
+        self._sender.close()
 
     def _send(self, dirty: list[ProcessPages]) -> Carried:
-        before = self._channel.sent_bytes
-        sent = self._sender.send(dirty)
-        return Carried(pages=sent // PAGE_BYTES, sent_bytes=self._channel.sent_bytes - before)
+        return self._sender.send(dirty)

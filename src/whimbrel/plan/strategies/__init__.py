@@ -12,7 +12,7 @@ from whimbrel.model.errors import BadInput
 from whimbrel.plan.strategies.composition import Carry, Codec, Rounds, Strategy
 
 AUTO = "auto"
-DEFAULT = "hybrid"
+DEFAULT = AUTO
 ENTRY_POINTS = "whimbrel.strategies"
 
 

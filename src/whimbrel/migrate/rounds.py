@@ -1,0 +1,87 @@
+"""The rounds: memory crosses while the service runs, until it is time for the freeze."""
+
+from __future__ import annotations
+
+import asyncio
+
+from whimbrel.migrate.carriers.base import Carried
+from whimbrel.migrate.job import Migration
+from whimbrel.migrate.parts import Parts
+from whimbrel.model.migration import Progress, Round
+from whimbrel.model.units import PAGE_BYTES
+from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
+from whimbrel.plan.strategies import AUTO
+
+REFRESH_MS = 1000.0
+"""While a known handover is still far, what is written meanwhile crosses this often."""
+
+
+async def run_rounds(job: Migration, parts: Parts) -> None:
+    """Rounds until they have done what they can and, where the time of the handover is known, it has come."""
+    limits = Limits(
+        max_rounds=job.request.max_rounds or parts.strategy.rounds.limit,
+        max_downtime_ms=job.request.max_downtime_ms,
+        deadline_ms=job.request.deadline_ms,
+        converge=parts.strategy.rounds.converge,
+    )
+    facts: list[RoundFacts] = []
+    verdict = Stop.GO_ON
+    while verdict is Stop.GO_ON:
+        facts.append(await _one_round(job, parts, len(facts) + 1))
+        verdict = decide(facts, limits, elapsed_ms=job.now_ms())
+    if parts.strategy.rounds.converge:
+        # A handover that is still far: keep the destination as fresh as it is now.
+        while (left_ms := _time_left_ms(job, predicted_freeze_ms(facts, limits) + facts[-1].duration_ms)) > 0:
+            await asyncio.sleep(min(left_ms, REFRESH_MS) / 1e3)
+            facts.append(await _one_round(job, parts, len(facts) + 1))
+    freeze_ms = predicted_freeze_ms(facts, limits)
+    job.say(f"{verdict} after {len(facts)} rounds; freeze predicted {freeze_ms:.0f} ms")
+    if job.request.strategy == AUTO and 0 < job.request.max_downtime_ms < freeze_ms:
+        parts.carrier.leave_behind()
+        job.say("that is over --max-downtime, so what is dirty now follows the resume")
+
+
+async def until_handover(job: Migration, parts: Parts) -> None:
+    """Nothing is left to do before the freeze: wait for its time."""
+    while (left_ms := _time_left_ms(job, 0.0)) > 0 and not parts.strategy.rounds.converge:
+        job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"handover in {left_ms / 1e3:.1f} s"))
+        await asyncio.sleep(min(left_ms, REFRESH_MS) / 1e3)
+
+
+def _time_left_ms(job: Migration, lead_ms: float) -> float:
+    """Until the freeze must begin for the service to be there when the user is; 0 when nobody knows."""
+    return job.request.handover_in_ms - lead_ms - job.now_ms() if job.request.handover_in_ms > 0 else 0.0
+
+
+async def _one_round(job: Migration, parts: Parts, number: int) -> RoundFacts:
+    start = job.now_ms()
+    carried = await parts.hands.do(parts.carrier.round, number)
+    file_bytes = await parts.hands.do(parts.files.round)
+    took_ms = job.now_ms() - start
+    job.rounds.append(round_of(number, carried, took_ms, file_bytes))
+    if carried.remark and carried.remark not in job.reason:
+        job.say(carried.remark)
+    _add_parts(job, f"round.{number}", carried)
+    job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
+    return RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES + file_bytes, duration_ms=took_ms)
+
+
+def _add_parts(job: Migration, name: str, carried: Carried) -> None:
+    """What a round was made of, for the record: laid end to end back from now."""
+    start_ms = job.now_ms() - sum(taken_ms for _, taken_ms in carried.parts_ms)
+    for part, taken_ms in carried.parts_ms:
+        job.add_phase(f"{name}.{part}", start_ms, taken_ms)
+        start_ms += taken_ms
+
+
+def round_of(number: int, carried: Carried, took_ms: float, file_bytes: int) -> Round:
+    return Round(
+        n=number,
+        dirty_pages=carried.pages,
+        bytes_sent=carried.sent_bytes,
+        duration_ms=round(took_ms, 3),
+        raw_bytes=carried.pages * PAGE_BYTES,
+        zero_pages=carried.zero_pages,
+        codec=carried.codec,
+        file_bytes=file_bytes,
+    )

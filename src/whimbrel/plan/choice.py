@@ -1,0 +1,154 @@
+"""Which strategy ``auto`` means for one migration. Pure; tested by tables.
+
+Known path and time (`fast` III-B): pre-copy ahead, and hybrid at the handover. Unknown path (`fast` III-C): what
+finishes soonest, which is the shared file system where both nodes mount it. A budget for the freeze and a deadline
+for the arrival decide otherwise where the prediction says that they would be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+HYBRID, POST_COPY, SHARED = "hybrid", "post-copy", "shared"
+
+# What a freeze costs without a single page, and prepare and finish with it: medians of `whimbrel bench downtime`.
+FIXED_FREEZE_MS = {HYBRID: 60.0, POST_COPY: 80.0, SHARED: 450.0}
+FIXED_TOTAL_MS = {HYBRID: 300.0, POST_COPY: 300.0, SHARED: 500.0}
+EAGER_BYTES = 2 << 20
+"""What of a program's memory must be there before it runs at all: stacks, code it changed, what CRIU carries."""
+LAST_ROUND_MS = 50.0
+"""How long a service writes, at least, between the last round and the freeze."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known of a migration. `link_bytes_per_s` is measured, or limited by the user; `dirty_bytes_per_s` is
+    None before anybody has measured it; `shared`: the service's files lie on storage that both nodes mount;
+    `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit that there is none."""
+
+    memory_bytes: int
+    files_bytes: int
+    link_bytes_per_s: float
+    dirty_bytes_per_s: float | None = None
+    shared: bool = False
+    handover_in_ms: float = 0.0
+    max_downtime_ms: float = 0.0
+    deadline_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`arrives_ms`: from now until the service runs at the destination; `freeze_ms` is part of it."""
+
+    strategy: str
+    arrives_ms: float
+    freeze_ms: float
+
+    def meets(self, situation: Situation) -> bool:
+        in_budget = situation.max_downtime_ms <= 0 or self.freeze_ms <= situation.max_downtime_ms
+        in_time = situation.deadline_ms <= 0 or self.arrives_ms <= situation.deadline_ms
+        return in_budget and in_time
+
+
+@dataclass(frozen=True)
+class Choice:
+    strategy: str
+    reason: str
+
+
+def predictions(situation: Situation) -> tuple[Prediction, ...]:
+    """For each strategy that `choose` considers."""
+    found = [_hybrid(situation), _post_copy(situation)]
+    if situation.shared:
+        found.append(_shared(situation))
+    return tuple(found)
+
+
+def choose(situation: Situation) -> Choice:
+    """The strategy and, in one line, why."""
+    found = {prediction.strategy: prediction for prediction in predictions(situation)}
+    hybrid = found[HYBRID]
+    if situation.handover_in_ms > 0:
+        ahead = replace(situation, deadline_ms=max(situation.deadline_ms, 0.0))
+        if hybrid.meets(ahead):
+            when = f"the handover comes in {situation.handover_in_ms / 1e3:.1f} s"
+            return Choice(HYBRID, f"{when}: memory crosses ahead, {_tell(hybrid)}")
+    fitting = [prediction for prediction in found.values() if prediction.meets(situation)]
+    if SHARED in found and found[SHARED] in fitting and situation.handover_in_ms <= 0:
+        return Choice(SHARED, f"both nodes mount the service's storage: no file is copied, {_tell(found[SHARED])}")
+    if hybrid in fitting:
+        return Choice(HYBRID, f"it keeps the freeze short and nothing is at stake after it, {_tell(hybrid)}")
+    if fitting:
+        best = min(fitting, key=lambda prediction: prediction.arrives_ms)
+        return Choice(best.strategy, f"hybrid would miss {_missed(hybrid, situation)}; {_tell(best)}")
+    best = _nearest(list(found.values()), situation)
+    return Choice(best.strategy, f"nothing meets {_missed(best, situation)}; the nearest is taken, {_tell(best)}")
+
+
+def _hybrid(situation: Situation) -> Prediction:
+    link, dirty = situation.link_bytes_per_s, situation.dirty_bytes_per_s or 0.0
+    share = dirty / link if link > 0 else 1.0
+    fixed = FIXED_FREEZE_MS[HYBRID]
+    if share >= 0.9:  # rounds do not shrink: everything is dirty again when a round has crossed
+        freeze_ms = fixed + _copy_ms(situation.memory_bytes, link)
+        rounds_ms = 2 * _copy_ms(situation.memory_bytes, link)
+    else:
+        freeze_ms = fixed + LAST_ROUND_MS * share
+        rounds_ms = _copy_ms(situation.memory_bytes, link) / (1 - share)
+    arrives_ms = FIXED_TOTAL_MS[HYBRID] + _files_ms(situation) + rounds_ms + freeze_ms
+    return Prediction(HYBRID, arrives_ms, freeze_ms)
+
+
+def _post_copy(situation: Situation) -> Prediction:
+    freeze_ms = FIXED_FREEZE_MS[POST_COPY] + _copy_ms(
+        min(EAGER_BYTES, situation.memory_bytes), situation.link_bytes_per_s
+    )
+    return Prediction(POST_COPY, FIXED_TOTAL_MS[POST_COPY] + _files_ms(situation) + freeze_ms, freeze_ms)
+
+
+def _shared(situation: Situation) -> Prediction:
+    """Memory goes to the storage, and from there to the destination."""
+    link, dirty = situation.link_bytes_per_s, situation.dirty_bytes_per_s or 0.0
+    freeze_ms = (
+        FIXED_FREEZE_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + LAST_ROUND_MS * dirty / max(link, 1.0)
+    )
+    return Prediction(SHARED, FIXED_TOTAL_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + freeze_ms, freeze_ms)
+
+
+def _copy_ms(size_bytes: float, bytes_per_s: float) -> float:
+    return size_bytes / bytes_per_s * 1e3 if bytes_per_s > 0 else float("inf")
+
+
+def _files_ms(situation: Situation) -> float:
+    return 0.0 if situation.shared else _copy_ms(situation.files_bytes, situation.link_bytes_per_s)
+
+
+def _nearest(found: Sequence[Prediction], situation: Situation) -> Prediction:
+    """The one that misses its limits by the smallest factor."""
+
+    def miss(prediction: Prediction) -> float:
+        factors = [1.0]
+        if situation.max_downtime_ms > 0:
+            factors.append(prediction.freeze_ms / situation.max_downtime_ms)
+        if situation.deadline_ms > 0:
+            factors.append(prediction.arrives_ms / situation.deadline_ms)
+        return max(factors)
+
+    return min(found, key=miss)
+
+
+def _tell(prediction: Prediction) -> str:
+    return (
+        f"{prediction.strategy} is predicted to arrive in {prediction.arrives_ms / 1e3:.1f} s "
+        f"with a freeze of {prediction.freeze_ms:.0f} ms"
+    )
+
+
+def _missed(prediction: Prediction, situation: Situation) -> str:
+    missed = []
+    if 0 < situation.max_downtime_ms < prediction.freeze_ms:
+        missed.append(f"--max-downtime {situation.max_downtime_ms:.0f} ms (predicted {prediction.freeze_ms:.0f})")
+    if 0 < situation.deadline_ms < prediction.arrives_ms:
+        missed.append(f"--deadline {situation.deadline_ms / 1e3:.1f} s (predicted {prediction.arrives_ms / 1e3:.1f})")
+    return " and ".join(missed) or "the limits"

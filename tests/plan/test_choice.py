@@ -1,0 +1,51 @@
+"""What `auto` chooses, by tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from whimbrel.plan.choice import HYBRID, POST_COPY, SHARED, Situation, choose, predictions
+from whimbrel.plan.strategies import known
+
+MB = 1 << 20
+GBIT, MBIT100 = 125e6, 12.5e6
+
+
+@pytest.mark.parametrize(
+    ("situation", "strategy", "why"),
+    [
+        (Situation(200 * MB, 10 * MB, GBIT), HYBRID, "keeps the freeze short"),
+        (Situation(200 * MB, 10 * MB, GBIT, handover_in_ms=8000), HYBRID, "handover comes in 8.0 s"),
+        (Situation(200 * MB, 500 * MB, GBIT, shared=True), SHARED, "both nodes mount"),
+        (Situation(200 * MB, 500 * MB, GBIT, shared=True, handover_in_ms=8000), HYBRID, "memory crosses ahead"),
+        (Situation(200 * MB, 0, GBIT, shared=True, max_downtime_ms=100), HYBRID, "keeps the freeze short"),
+        (Situation(200 * MB, 0, MBIT100, deadline_ms=5000), POST_COPY, "would miss --deadline 5.0 s"),
+        (Situation(200 * MB, 0, MBIT100, deadline_ms=60_000), HYBRID, "keeps the freeze short"),
+        (Situation(200 * MB, 0, MBIT100, dirty_bytes_per_s=12e6, max_downtime_ms=500), POST_COPY, "--max-downtime 500"),
+        (Situation(200 * MB, 0, GBIT, dirty_bytes_per_s=2e6, max_downtime_ms=100), HYBRID, "freeze"),
+        (Situation(200 * MB, 0, MBIT100, max_downtime_ms=10), HYBRID, "nothing meets --max-downtime 10 ms"),
+        (Situation(200 * MB, 600 * MB, MBIT100, deadline_ms=1000), POST_COPY, "nothing meets --deadline 1.0 s"),
+        (Situation(200 * MB, 0, 0.0), HYBRID, ""),
+    ],
+)
+def test_what_is_chosen_and_why(situation: Situation, strategy: str, why: str) -> None:
+    choice = choose(situation)
+    assert choice.strategy == strategy, choice.reason
+    assert why in choice.reason
+
+
+def test_only_strategies_that_exist_are_chosen() -> None:
+    shared = Situation(MB, MB, GBIT, shared=True)
+    assert {prediction.strategy for prediction in predictions(shared)} <= set(known())
+
+
+def test_more_to_carry_never_arrives_sooner() -> None:
+    for smaller, larger in (
+        (Situation(100 * MB, 0, GBIT), Situation(200 * MB, 0, GBIT)),
+        (Situation(100 * MB, 0, GBIT), Situation(100 * MB, 50 * MB, GBIT)),
+        (Situation(100 * MB, 0, GBIT), Situation(100 * MB, 0, MBIT100)),
+        (Situation(100 * MB, 0, GBIT), Situation(100 * MB, 0, GBIT, dirty_bytes_per_s=1e8)),
+    ):
+        for less, more in zip(predictions(smaller), predictions(larger), strict=True):
+            assert less.arrives_ms <= more.arrives_ms
+            assert less.freeze_ms <= more.freeze_ms
