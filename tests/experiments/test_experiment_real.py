@@ -27,7 +27,7 @@ CELLS = (
     Cell("blank", "tmpfs", by=By.SCRIPT, work_s=0.2),
     Cell("blank", "diskless", by=By.SCRIPT, work_s=0.2),
     Cell("blank", "hybrid", work_s=0.2, label="silent", settings={"PORT": "none"}),
-    Cell("blank", "hybrid", label="elsewhere", engine="no-such-engine"),
+    Cell("no-such-workload", "hybrid", label="elsewhere"),
 )
 
 
@@ -79,7 +79,7 @@ def test_a_failure_and_what_cannot_be_measured_are_told(out: Path) -> None:
     assert samples(out, CELLS[4]) == []
     said = (out / "said.txt").read_text()
     assert "elsewhere hybrid" in said
-    assert "engine 'no-such-engine'" in said
+    assert "no workload 'no-such-workload'" in said
 
 
 def test_the_documents_have_the_form_of_the_design(out: Path) -> None:

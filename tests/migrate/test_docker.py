@@ -84,7 +84,8 @@ def test_the_container_moves_and_is_dockers_own(start: Start, dockers: Dockers) 
         assert not record.error, record.error
         assert record.outcome is Outcome.DONE
         assert "after the commit" not in record.reason
-        assert web.user.ask("count")[0] == (count := count + 1)
+        count += 1
+        assert web.user.ask("count")[0] == count
         goes_on(web, count)
         count, writes = web.user.ask("count")
         docker, elsewhere = dockers[target], set(EDGES) - {target}

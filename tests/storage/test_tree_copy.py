@@ -12,20 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from trees import Pair, Zeros, facts
+from trees import Pair, Zeros
 
 from whimbrel.model.errors import Refused
-from whimbrel.storage.blocks import SMALLEST_BLOCK_BYTES, Digester
-from whimbrel.storage.layer import Layer
+from whimbrel.storage.blocks import SMALLEST_BLOCK_BYTES
 from whimbrel.storage.listing import allocated_bytes
 from whimbrel.storage.openfiles import mapped_files
-from whimbrel.storage.records import Data, File, Link, Record, Removed, Stash, decode_all, encode
-from whimbrel.storage.treesink import TreeSink
-from whimbrel.storage.treesource import TreeSource
+from whimbrel.storage.records import Data, File, Link, Record, Removed, Stash
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for owners, whiteouts and trusted attributes")
 MB = 1 << 20
-DIGESTER = Digester(1)
 SEEDS = int(os.environ.get("WHIMBREL_CHURN_SEEDS", "25"))
 
 
@@ -329,6 +325,13 @@ def test_a_link_is_never_read_through(tmp_path: Path) -> None:
     pair.assert_equal()
 
 
+def test_device_nodes_of_every_container_cross(pair: Pair) -> None:
+    for name, device in {"null": (1, 3), "urandom": (1, 9), "console": (5, 1), "ptmx": (5, 2)}.items():
+        os.mknod(pair.here / name, stat.S_IFCHR | 0o620, os.makedev(*device))
+    pair.follow()
+    pair.assert_equal()
+
+
 def test_a_device_is_refused(pair: Pair) -> None:
     os.mknod(pair.here / "disk", stat.S_IFBLK | 0o600, os.makedev(254, 0))
     with pytest.raises(Refused, match="is a device node"):
@@ -433,93 +436,3 @@ class Churn:
         with self._rng.choice(self._files()).open("r+b") as file:
             file.seek(self._rng.randrange(500_000))
             file.truncate()
-
-
-def test_a_folder_that_begins_as_a_copy_of_another_needs_only_the_difference(tmp_path: Path) -> None:
-    base, here, there = tmp_path / "base", tmp_path / "here", tmp_path / "there"
-    (base / "kept").mkdir(parents=True)
-    for name in ("kept/file", "changed", "gone", "owner", "moved"):
-        (base / name).write_bytes(os.urandom(5000))
-    (base / "link").symlink_to("kept")
-    for copy in (here, there):
-        shutil.copytree(base, copy, symlinks=True)
-    (here / "changed").write_bytes(b"other" * 1000)
-    (here / "gone").unlink()
-    os.chown(here / "owner", 7, 7)
-    os.rename(here / "moved", here / "kept/moved")
-    (here / "new").write_text("new")
-    (here / "link").unlink()
-    (here / "link").symlink_to("elsewhere")
-    source, sink = TreeSource(here, DIGESTER, base=base), TreeSink(there, DIGESTER)
-    records: list[Record] = []
-
-    def step() -> None:
-        records.clear()
-        source.look()
-        source.send(lambda record: (records.append(record), sink.apply(decode_all(b"\x91" + encode(record)))))
-        sink.end_pass()
-        assert facts(here) == facts(there)
-
-    step()
-    assert not any(isinstance(record, File) and record.path in (b"kept/file",) for record in records)
-    assert [record.path for record in records if isinstance(record, Removed)] == [b"gone", b"moved"]
-    with (here / "kept/file").open("r+b") as file:
-        file.write(b"later")
-    os.rename(here / "owner", here / "kept/owner")
-    step()
-    source.close()
-    sink.close()
-
-
-@pytest.mark.real
-def test_a_layer_arrives_in_a_folder_that_shows_what_is_below(tmp_path: Path) -> None:
-    """Another engine mounts its container for us: there a whiteout means "delete", and overlayfs keeps its own."""
-    image = tmp_path / "image"
-    for name in ("etc/keep", "etc/drop", "etc/over", "opt/old/a", "opt/old/b"):
-        (image / name).parent.mkdir(parents=True, exist_ok=True)
-        (image / name).write_text(name)
-    here, there = Layer(tmp_path / "here"), Layer(tmp_path / "there")
-    here.mount(image)
-    there.mount(image)
-    source, sink = TreeSource(here.upper, DIGESTER), TreeSink(there.rootfs, DIGESTER, merged=True)
-
-    def step() -> None:
-        source.look()
-        source.send(lambda record: sink.apply(decode_all(b"\x91" + encode(record))))
-        sink.end_pass()
-        assert _shown(here.rootfs) == _shown(there.rootfs)
-
-    try:
-        (here.rootfs / "etc/drop").unlink()
-        (here.rootfs / "etc/over").write_text("changed")
-        shutil.rmtree(here.rootfs / "opt/old")
-        (here.rootfs / "opt/old").mkdir()  # opaque: nothing of the image's may show
-        (here.rootfs / "opt/old/c").write_text("c")
-        step()
-        assert not (there.rootfs / "opt/old/a").exists()
-        os.rename(here.rootfs / "opt/old", here.rootfs / "opt/new")
-        (here.rootfs / "etc/over").unlink()
-        (here.rootfs / "etc/drop").write_text("here again")
-        step()
-        (here.rootfs / "opt/old").mkdir()
-        (here.rootfs / "opt/new/c").write_text("c changed")
-        step()
-    finally:
-        source.close()
-        sink.close()
-        here.remove()
-        there.remove()
-
-
-def _shown(root: Path) -> dict[str, object]:
-    return {
-        str(path.relative_to(root)): (path.lstat().st_mode, path.lstat().st_uid, path.read_bytes())
-        for path in root.rglob("*")
-        if path.is_file() and not path.is_symlink() and path.relative_to(root).parts[0] != "dev"
-    }
-
-
-def test_harmless_devices_cross(pair: Pair) -> None:
-    os.mknod(pair.here / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    pair.follow()
-    pair.assert_equal()

@@ -50,14 +50,14 @@ def link(path: bytes, target: bytes) -> list[Record]:
 
 HOSTILE: dict[str, list[Record]] = {
     "climbs": file(b"../escaped"),
-    "climbs inside": [Folder(b"a", True, FOLDER), *file(b"a/../../escaped")],
+    "climbs inside": [Folder(b"a", FOLDER), *file(b"a/../../escaped")],
     "absolute": file(b"/tmp/escaped"),
     "dot": file(b"./escaped"),
     "empty": file(b""),
     "a zero in it": file(b"esc\0aped"),
     "through a link it brought": [*link(b"out", b"{outside}"), *file(b"out/escaped")],
     "through a link that was here": file(b"here/escaped"),
-    "folder through a link": [Folder(b"here/escaped", True, FOLDER)],
+    "folder through a link": [Folder(b"here/escaped", FOLDER)],
     "the link as a folder, then through it": [*link(b"out", b"{outside}"), *file(b"out/a/escaped")],
     "through proc": [*link(b"p", b"/proc/self/root"), *file(b"p/tmp/escaped")],
     "another name out": [Link(b"mine", b"../outside/precious")],
@@ -65,10 +65,11 @@ HOSTILE: dict[str, list[Record]] = {
     "another name through a link": [Link(b"mine", b"here/precious")],
     "another name of a link": [*link(b"l", b"{outside}/precious"), Link(b"mine", b"l")],
     "another name of nothing": [Link(b"mine", b"nothing")],
-    "a disk": [Special(b"disk", (8, 0), Meta(stat.S_IFBLK | 0o600, 0, 0, 0))],
-    "a socket": [Special(b"socket", (0, 0), Meta(stat.S_IFSOCK | 0o600, 0, 0, 0))],
-    "the memory": [Special(b"mem", (1, 1), Meta(stat.S_IFCHR | 0o600, 0, 0, 0))],
-    "a terminal of the host": [Special(b"tty1", (4, 1), Meta(stat.S_IFCHR | 0o600, 0, 0, 0))],
+    "a disk": [Special(b"disk", Meta(stat.S_IFBLK | 0o600, 0, 0, 0))],
+    "the host's memory": [Special(b"mem", Meta(stat.S_IFCHR | 0o600, 0, 0, 0), (1, 1))],
+    "a disk that calls itself harmless": [Special(b"disk", Meta(stat.S_IFBLK | 0o600, 0, 0, 0), (1, 3))],
+    "a device of no number": [Special(b"null", Meta(stat.S_IFCHR | 0o600, 0, 0, 0), (-1, 1 << 70))],
+    "a socket": [Special(b"socket", Meta(stat.S_IFSOCK | 0o600, 0, 0, 0))],
     "removes outside": [Removed(b"../outside/precious")],
     "moves to outside": [*file(b"mine"), Stash(b"mine", 1), Unstash(1, b"here/escaped")],
     "writes to what is here": [File(b"here", 7, False, 10, BLOCK, FILE)],
@@ -146,7 +147,7 @@ def test_replacing_a_link_does_not_write_through_it(tmp_path: Path, sink: TreeSi
 
 
 def test_a_device_never_comes_to_be(tmp_path: Path, sink: TreeSink) -> None:
-    sink.apply([Special(b"whiteout", (0, 0), Meta(stat.S_IFCHR | 0o600, 0, 0, 0))])
+    sink.apply([Special(b"whiteout", Meta(stat.S_IFCHR | 0o600, 0, 0, 0))])
     assert (tmp_path / "root/whiteout").lstat().st_rdev == 0
 
 

@@ -116,7 +116,7 @@ class Outgoing:
             raise Refused(f"{status.spec.name} cannot be migrated: {error}") from error
         image = None
         if status.spec.engine is EngineKind.RUNC:
-            image = await asyncio.to_thread(self._host.images.stored, status.image_digest)
+            image = await in_thread(self._host.images.stored, status.image_digest)
         return Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir), image=image)
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:

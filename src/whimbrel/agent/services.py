@@ -299,8 +299,8 @@ class ServiceHost:
         await in_thread(drop_clones, self.place(name).clones)
 
     async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes) -> bool:
-        """Destination: may it come, as far as one can see? Raises BadInput, Refused, Conflict. Returns whether its
-        image is here or can be made here; if not, the source brings it."""
+        """Destination: may it come, as far as one can see? Returns whether it brings no image, since that is here or
+        can be unpacked here, or is its engine's business. Raises BadInput, Refused, Conflict."""
         self.refuse_taken(spec)
         if spec.engine is not EngineKind.RUNC:
             await self._guests.engine(spec.engine).offer(description)

@@ -83,6 +83,13 @@ def take_pages(channel: PageChannel, store: PageStore) -> None:
         channel.send(Kind.ACK, number)
 
 
+def end(channel: PageChannel) -> None:
+    """Tell `take_pages` that this was all."""
+    order = RestoreOrder(lazy=True, stdio={}, eager_hot_pages=0)
+    channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(order))
+    channel.close()
+
+
 def _send(way: str, namespace: str, host: str, port: int, size_bytes: int, pipe: Connection) -> None:
     """The source: a process's memory, sent one way; says when it began."""
     _enter(namespace)
@@ -104,9 +111,7 @@ def _send(way: str, namespace: str, host: str, port: int, size_bytes: int, pipe:
         everything = np.array([(start, start + size_bytes)], np.uint64)
         pipe.send(time.monotonic())
         PageSender(channel).send([ProcessPages(pid=holder, ns_pid=1, ranges=everything)])
-        order = RestoreOrder(lazy=True, stdio={}, eager_hot_pages=0)
-        channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(order))
-        channel.close()
+        end(channel)
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
@@ -122,12 +127,12 @@ def throughput(way: str, source: str, destination: str, host: str, size_bytes: i
     taker.start()
     port_out.close()
     try:
-        port = _wait(port_in)
+        port = wait_for(port_in)
         giver = _Context.Process(target=_send, args=(way, source, host, port, size_bytes, begin_out))
         processes.append(giver)
         giver.start()
         begin_out.close()
-        begin_s, end_s = _wait(begin_in), _wait(port_in)
+        begin_s, end_s = wait_for(begin_in), wait_for(port_in)
         giver.join(TIMEOUT_S)
     finally:
         for process in processes:
@@ -139,7 +144,8 @@ def throughput(way: str, source: str, destination: str, host: str, size_bytes: i
     return size_bytes / float(end_s - begin_s)
 
 
-def _wait(pipe: Connection) -> Any:
+def wait_for(pipe: Connection) -> Any:
+    """What the other process says next. Raises StepFailed when it ended or says nothing for `TIMEOUT_S`."""
     try:
         if pipe.poll(TIMEOUT_S):
             return pipe.recv()

@@ -50,12 +50,18 @@ def run_experiment(
         int,
         typer.Option("--runs", metavar="N", min=0, help="How often each way is measured; 0: as the experiment says."),
     ] = 0,
+    link: Annotated[
+        str, typer.Option("--link", metavar="RATE", help="Rate of all links, like 1gbit, or max; default: the paper's.")
+    ] = "",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Makes the random order of the runs.")] = 1,
 ) -> None:
     """Measure in a lab of its own and write tables, JSON and pictures. The same command goes on with a broken run."""
     from whimbrel.experiments.catalogue import find
+    from whimbrel.experiments.model import Link
     from whimbrel.experiments.runner import Options, run
+    from whimbrel.model.units import parse_rate_bps
 
     experiment = find(name)
     folder = out or Path("out", name)
-    run(experiment, Options(out=folder, quick=quick, runs=runs, seed=seed), console())
+    rate = Link(rate_bps=0.0 if link == "max" else parse_rate_bps(link)) if link else None
+    run(experiment, Options(out=folder, quick=quick, runs=runs, seed=seed, link=rate), console())

@@ -16,7 +16,7 @@ UPLINK = "eth0"  # what a site calls its end; the router calls its own by the si
 # data holds up the packets of users no longer than it would there: 2 ms at 1 Gbit/s.
 BURST_BYTES = 128 * 1024
 QUEUE_BYTES = 256 * 1024
-SITES = ("edge", "gateway")
+SITES = ("edge", "gateway", "storage")
 
 
 def shape(status: LabStatus, link: Link) -> None:

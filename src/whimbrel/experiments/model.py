@@ -23,13 +23,13 @@ class By(StrEnum):
 @dataclass(frozen=True)
 class Cell:
     """One workload moved in one way. `moves`: migrations of each service, one after another, each of them a sample;
-    `work_s`: how long its client works before each. `engine` runs the container. `settings`: what the workload is told
-    otherwise than its recipe says."""
+    `work_s`: how long its client works before each. `settings`: what the workload is told otherwise than its recipe
+    says. `system`: it runs inside a system container of that kind (`systems`), not in a container of its own."""
 
     workload: str
     strategy: str
     by: By = By.WHIMBREL
-    engine: str = "runc"
+    system: str = ""
     moves: int = 1
     work_s: float = 1.5
     settings: Mapping[str, str] = field(default_factory=dict)

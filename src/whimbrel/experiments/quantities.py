@@ -32,7 +32,7 @@ def round_part(number: int, part: str, label: str) -> Quantity:
 
 def _restore_ms(record: MigrationRecord) -> float | None:
     """From the arrival of the images to the first instruction: what is left of the freeze."""
-    before = phase_ms(record, "freeze.stop", "freeze.dump", "freeze.pages", "freeze.copy")
+    before = phase_ms(record, "freeze.stop", "freeze.dump", "freeze.pages", "freeze.files", "freeze.copy")
     return None if before is None else record.freeze_ms - before
 
 
@@ -72,11 +72,11 @@ RESETS = counted("resets", "connections reset", lambda record: record.resets)
 DAMAGED = counted("damaged", "migrations after which the state was wrong", lambda record: record.state_ok is False)
 
 # Of strategies that stage CRIU images, as the paper's do: writing the last pages is a part of the dump.
-STAGED_DUMP = of_phases("final.dump", "dump", "freeze.stop", "freeze.dump", "freeze.pages")
+STAGED_DUMP = of_phases("final.dump", "dump", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.files")
 STAGED_COPY = of_phases("final.copy", "copy", "freeze.copy")
 # Of strategies that stream pages: reading them out of the processes and sending them is one.
 STREAMED_CHECKPOINT = of_phases("checkpoint", "checkpoint", "freeze.stop", "freeze.dump")
-STREAMED_COPY = of_phases("copy", "copy", "freeze.pages", "freeze.copy")
+STREAMED_COPY = of_phases("copy", "copy", "freeze.pages", "freeze.files", "freeze.copy")
 
 
 # Of a full copy ahead and what the migration then ships.

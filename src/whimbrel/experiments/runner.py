@@ -20,7 +20,7 @@ from whimbrel.bench.report import machine
 from whimbrel.bench.table import ms
 from whimbrel.experiments import movers, paper, text
 from whimbrel.experiments.facts import image_bytes
-from whimbrel.experiments.model import Cell, Experiment, Figure, Sample
+from whimbrel.experiments.model import Cell, Experiment, Figure, Link, Sample
 from whimbrel.experiments.order import Turn, turns
 from whimbrel.experiments.rows import rows_of, verdicts
 from whimbrel.experiments.samples import Samples, load_or_begin, save
@@ -35,12 +35,13 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """`runs` 0 means as many as the experiment says. `seed` makes the order of the cells."""
+    """`runs` 0 means as many as the experiment says, `link` None the rate that it says. `seed` makes the order."""
 
     out: Path
     quick: bool = False
     runs: int = 0
     seed: int = 1
+    link: Link | None = None
     place: Place = field(default_factory=Place)
 
 
@@ -83,7 +84,7 @@ def _open(experiment: Experiment, options: Options) -> Samples:
         experiment=experiment.name,
         quick=options.quick,
         seed=options.seed,
-        link_rate_bps=experiment.link.rate_bps,
+        link_rate_bps=(options.link or experiment.link).rate_bps,
         machine=machine(),
     )
     return load_or_begin(options.out, fresh)
@@ -96,8 +97,10 @@ def _measure(
         name: build(workloads.find(name), progress=tell) for name in sorted({turn.cell.workload for turn in todo})
     }
     facts = {name: _facts(experiment, image) for name, image in images.items()}
+    link = options.link or experiment.link
     failures = 0
-    with site(options.place, experiment.link, tell) as where:
+    storage = any(movers.needs_storage(turn.cell) for turn in todo)
+    with site(options.place, link, tell, storage=storage) as where:
         for turn in todo:
             series = _series(where, turn, images[turn.cell.workload], facts[turn.cell.workload])
             kept = kept.plus(series)

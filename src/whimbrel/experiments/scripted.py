@@ -39,12 +39,14 @@ class _Told:
 
 
 class Scripted:
-    """The container, on the node `at`. Use `scripted`; one move for each."""
+    """The container, on the node `at`. Use `scripted`; one move for each. `shared`: its root file system and its
+    images lie on the lab's storage server, which both nodes mount, and not on a tmpfs of each."""
 
-    def __init__(self, site: Site, program: Program, scratch: Path) -> None:
+    def __init__(self, site: Site, program: Program, scratch: Path, *, shared: bool) -> None:
         self._site = site
         self._program = program
         self._scratch = scratch
+        self._shared = shared
         self._undo = contextlib.ExitStack()
         self.nodes: dict[str, Node] = {}
         self.at = ""
@@ -63,16 +65,26 @@ class Scripted:
             self._undo.callback(_end, self._serve_files(self.nodes[each]))
         node = self.nodes[name]
         run_program("umoci", "unpack", "--image", self._program.image, str(self._scratch / "image"))
-        (self._scratch / "image/rootfs").rename(node.scratch / "rootfs")
+        folder = node.scratch
+        if self._shared:  # on the server itself: not all mounts can set the owner of a link
+            folder = self._site.exported / NAME
+            self._undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder.mkdir()
+        run_program("cp", "--archive", str(self._scratch / "image/rootfs"), str(folder / "rootfs"))
+        shutil.rmtree(self._scratch / "image")
         self._prepare(node)
         node.worker(node.port.open, NAME)
         node.runc("run", "--detach", "--bundle", str(node.bundle))
         node.worker(node.port.announce, NAME)
         self.at = name
 
+    def _folder(self, node: Node) -> Path:
+        """Where root file system and images are, as the node sees it."""
+        return self._site.shared(node.name) / NAME if self._shared else node.scratch
+
     def _prepare(self, node: Node) -> None:
         info = node.worker(node.port.create, NAME, ADDRESS, self._site.gateway)
-        node.write_spec(node.scratch / "rootfs", self._program, info.netns_path)
+        node.write_spec(self._folder(node) / "rootfs", self._program, info.netns_path)
 
     def _serve_files(self, node: Node) -> subprocess.Popen[bytes]:
         config = node.scratch / "rsyncd.conf"
@@ -92,12 +104,12 @@ class Scripted:
         told, begin = _Told(), time.time()
         self._prepare(target)
         for folder in ("rootfs", "images"):
-            (target.scratch / folder).mkdir(exist_ok=True)
+            (self._folder(target) / folder).mkdir(exist_ok=True)
         told.phases.append(("prepare", begin, time.time()))
         self._run(strategy, source, target, told)
         total_ms = (told.phases[-1][2] - begin) * 1e3
         self.at = destination
-        images = target.scratch / "images/final"
+        images = self._folder(target) / "images/final"
         pages = sum(path.stat().st_size for path in images.glob("pages-*.img")) // PAGE_BYTES
         size_bytes = sum(path.stat().st_size for path in images.iterdir())
         frozen = [phase for phase in told.phases if phase[0].startswith(FREEZE)]
@@ -169,6 +181,8 @@ class Scripted:
             "RSYNC_PORT": str(RSYNC_PORT),
             "PAGE_PORT": str(PAGE_PORT),
             "RUN_DIR": str(self._scratch / "run"),
+            "SOURCE_SHARED": str(self._folder(source)),
+            "TARGET_SHARED": str(self._folder(target)),
         }
 
 
@@ -200,14 +214,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def scripted(site: Site, program: Program, node: str) -> Iterator[Scripted]:
-    """The program in a plain runc container on `node`, with folders on a tmpfs; all of it goes with the block."""
+def scripted(site: Site, program: Program, node: str, *, shared: bool = False) -> Iterator[Scripted]:
+    """The program in a plain runc container on `node`, with folders on a tmpfs or on the storage server; all of it
+    goes with the block."""
     with contextlib.ExitStack() as undo:
         scratch = Path(tempfile.mkdtemp(prefix="whimbrel-script-"))
         undo.callback(shutil.rmtree, scratch, ignore_errors=True)
         run_program("mount", "-t", "tmpfs", "-o", "size=90%,mode=0700", "tmpfs", str(scratch))
         undo.callback(run_program, "umount", "--lazy", str(scratch))
-        container = Scripted(site, program, scratch)
+        container = Scripted(site, program, scratch, shared=shared)
         undo.callback(container.close)
         container.start(node)
         yield container

@@ -1,4 +1,5 @@
-"""The lab of an experiment: two edge nodes, a gateway and a user, apart from any other lab of this host."""
+"""The lab of an experiment: two edge nodes, a gateway and a user, apart from any other lab of this host; with a storage
+server that both edges mount, where that is wanted."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from whimbrel.controller.client import ControllerClient
 from whimbrel.experiments import links
 from whimbrel.experiments.model import Link
 from whimbrel.lab.commands import LabStatus, Report
+from whimbrel.lab.config import shared_directory
 from whimbrel.lab.session import lab_session
 
 DEFAULT_PREFIX = "xp"
@@ -34,6 +36,10 @@ access_subnet = "10.99.0.0/24"
 [[users]]
 name = "{prefix}-ue"
 attached = ["{prefix}-gw"]
+"""
+STORAGE = """[storage]
+name = "{prefix}-nfs"
+subnet = "192.168.120.0/24"
 """
 
 
@@ -72,17 +78,27 @@ class Site:
         nodes = [node for node in self.status.nodes if node.role == "edge"]
         return {node.name: (node.address, Path("/run/netns", node.namespace)) for node in nodes}
 
+    def shared(self, edge: str) -> Path:
+        """Where an edge mounts the storage server's file system, if there is one."""
+        return shared_directory(Path(self.status.directory), edge)
+
+    @property
+    def exported(self) -> Path:
+        """What the edges mount, on the storage server itself."""
+        server = next(node.name for node in self.status.nodes if node.role == "storage")
+        return Path(self.status.directory, server, "data")
+
     def folder(self, node: str) -> Path:
         """The state folder of a node's agent."""
         return Path(self.status.directory, node)
 
 
 @contextlib.contextmanager
-def site(place: Place, link: Link, tell: Report) -> Iterator[Site]:
+def site(place: Place, link: Link, tell: Report, *, storage: bool = False) -> Iterator[Site]:
     """Bring the lab up with shaped links; it goes down with the block, however that ends."""
     with tempfile.TemporaryDirectory(prefix="whimbrel-experiment-") as folder:
         topology = Path(folder, "topology.toml")
-        topology.write_text(TOPOLOGY.format(prefix=place.prefix))
+        topology.write_text((TOPOLOGY + STORAGE if storage else TOPOLOGY).format(prefix=place.prefix))
         with lab_session(tell, topology=topology, lab_dir=place.lab_dir) as status:
             links.shape(status, link)
             with ControllerClient(status.controller) as controller:

@@ -229,6 +229,10 @@ class PageStore:
         hot: Pages = again[np.concatenate(([True], again[1:] != again[:-1]))][:limit]
         return hot
 
+    def touched(self) -> None:
+        """Wait until what is expected is populated."""
+        self._ahead.join()
+
     def close(self) -> None:
         self._closing = True
         self._ahead.join()

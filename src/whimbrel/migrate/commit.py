@@ -131,9 +131,12 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
                 raise
             parts.channel.shutdown()
             await asyncio.sleep(RECONNECT_S)
-            with contextlib.suppress(Unreachable):
+            try:
                 await parts.hands.do(parts.reconnect)
                 parts.carrier.link_was_cut()
+            except Unreachable as error:
+                if isinstance(error.__cause__, ConnectionRefusedError):
+                    raise  # the link is there, but nobody is any more who could take the pages
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class Source:
     departure: Departure
     run_dir: Path
     holes: bool
-    image: StoredImage | None = None
+    image: StoredImage | None
 
     @property
     def pid(self) -> int:

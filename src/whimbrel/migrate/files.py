@@ -21,7 +21,8 @@ from whimbrel.migrate.sendfiles import CarriedFolder, Command, SendOrder
 from whimbrel.model.errors import StepFailed, error_from_wire
 from whimbrel.model.migration import Progress
 from whimbrel.model.units import format_bytes
-from whimbrel.storage.listing import allocated_bytes, differing_bytes, is_in_memory
+from whimbrel.storage.listing import allocated_bytes
+from whimbrel.storage.mounts import mount_of
 from whimbrel.storage.openfiles import nameless_files
 
 SMALL_BYTES = 1 << 20
@@ -32,7 +33,8 @@ Pids = Callable[[], Iterable[int]]
 
 
 def folders_of(source: Source) -> list[CarriedFolder]:
-    return [CarriedFolder(root.path, root.inside.lstrip("/"), root.base) for root in source.departure.files]
+    """In the order that both sides agree on: the departure's, which is that of the landing's targets."""
+    return [CarriedFolder(root.path, root.inside.lstrip("/"), base=root.base) for root in source.departure.files]
 
 
 def files_of(job: Migration) -> FileSync:
@@ -48,19 +50,20 @@ def files_of(job: Migration) -> FileSync:
 
 def room_for_files(source: Source, *, with_image: bool) -> FileRoom:
     """What the files take, and the image if it must cross too. Blocks, about 2 us a file."""
-    disk_bytes = source.image.size_bytes if with_image and source.image is not None else 0
-    memory_bytes = 0
-    for root in source.departure.files:
-        folder = Path(root.path)
-        size_bytes = differing_bytes(folder, Path(root.base)) if root.base else allocated_bytes(folder)
-        if is_in_memory(folder):
-            memory_bytes += size_bytes
+    disk_bytes = memory_bytes = 0
+    for carried in folders_of(source):
+        size = allocated_bytes(Path(carried.folder))
+        if carried.base:
+            size = max(0, size - allocated_bytes(Path(carried.base)))
+        if mount_of(Path(carried.folder).resolve()).kind == "tmpfs":
+            memory_bytes += size
         else:
-            disk_bytes += size_bytes
+            disk_bytes += size
     nameless = nameless_files(source.cgroup.pids())
     return FileRoom(
         disk_bytes=disk_bytes,
         memory_bytes=memory_bytes,
+        image_bytes=source.image.size_bytes if with_image and source.image is not None else 0,
         nameless_bytes=sum(file.allocated_bytes for file in nameless),
         too_large=next((file for file in nameless if file.allocated_bytes > NAMELESS_LIMIT_BYTES), None),
     )

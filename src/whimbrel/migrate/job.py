@@ -58,7 +58,7 @@ class Migration:
     freeze_ms: float = 0.0
     reason: str = ""
     strategy: str = ""
-    files_bytes: int = 0  # to send, as far as one can see before
+    files_bytes: int = 0
     committed: bool = False
     frozen_s: float = 0.0
     _gate: threading.Lock = field(default_factory=threading.Lock)
@@ -147,9 +147,9 @@ class Migration:
             freeze_ms=round(self.freeze_ms, 3),
             rss_bytes=self.source.status.rss_bytes,
             bytes_sent=self.bytes_sent,
+            raw_bytes=sum(turn.raw_bytes for turn in self.rounds),
             image_bytes=self.image_bytes,
             file_bytes=self.file_bytes,
-            raw_bytes=sum(turn.raw_bytes for turn in self.rounds),
             phases=tuple(self.phases),
             rounds=tuple(self.rounds),
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +13,20 @@ from dataclasses import replace
 
 from whimbrel.plan.codec_choice import Link
 
-# tcpi_bytes_acked of struct tcp_info, linux/tcp.h (Linux 4.2). Its busy time would be worth more than ours, but is
-# counted in jiffies.
-_ACKED_AT, _INFO_BYTES = 120, 128
-_FIRST_LOOK_S, _LOOK_S = 0.01, 0.02
-_FIRST_LOOK_BYTES, _LOOK_BYTES = 4 << 20, 16 << 20
+# tcpi_bytes_acked and tcpi_notsent_bytes of struct tcp_info, linux/tcp.h (Linux 4.6). Its busy time would be worth more
+# than ours, but is counted in jiffies.
+_ACKED = struct.Struct("<120xQ16xI")
+_PROBE_BYTES, _PROBE_S, _PROBE_STEP_S = 1 << 17, 0.01, 0.0002
+_LOOK_S = 0.02
+_LOOK_BYTES = 16 << 20
+_BACKLOG_BYTES = 1 << 17
 
 
 class LinkWatch:
-    """Over stretches of some 20 ms: how much the other side acknowledged, and how long the sender waited for the link.
+    """Over stretches of some 20 ms: how much the other side acknowledged, and whether everything waited for the link.
 
-    A connection that is no TCP is never known.
+    The first batch is watched until it has arrived, for 10 ms at most, because a connection takes megabytes before it
+    lets anybody wait. A connection that is no TCP is never known.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -36,7 +42,7 @@ class LinkWatch:
 
     def begin(self) -> None:
         """Sending begins; the pause before it counts for nothing."""
-        self._acked_before = self._acked()
+        self._acked_before, _ = self._figures()
         self._begun_s = time.monotonic()
         self._waited_s = 0.0
 
@@ -51,21 +57,41 @@ class LinkWatch:
         now_s = time.monotonic()
         # what is left is waiting: copying the bytes into the kernel is work
         self._waited_s += now_s - start_s - (time.thread_time() - worked_s)
-        self._look(now_s - self._begun_s)
+        if self.link.looks == 0:
+            self._probe()
+            return
+        acked, backlog = self._figures()
+        if now_s - self._begun_s >= _LOOK_S or acked - self._acked_before >= _LOOK_BYTES:
+            self._look(acked, waited=backlog >= _BACKLOG_BYTES)
 
-    def _look(self, took_s: float) -> None:
-        acked = self._acked() - self._acked_before
-        known = self.link.looks > 0
-        long_enough = took_s >= (_LOOK_S if known else _FIRST_LOOK_S)
-        if long_enough or acked >= (_LOOK_BYTES if known else _FIRST_LOOK_BYTES):
-            if acked > 0 and took_s > 0:
-                self.link = self.link.after(acked, took_s, self._waited_s / took_s)
-            self.begin()
+    def _probe(self) -> None:
+        """Wait until all has arrived; the sender did nothing but wait for the link."""
+        size = unacked(self._sock) + self._figures()[0] - self._acked_before
+        if size < _PROBE_BYTES:
+            return
+        while unacked(self._sock) and time.monotonic() - self._begun_s < _PROBE_S:
+            time.sleep(_PROBE_STEP_S)
+        self._look(self._figures()[0], waited=time.monotonic() - self._begun_s > 2 * _PROBE_STEP_S)
 
-    def _acked(self) -> int:
-        """Bytes that the other side acknowledged since the connection was made."""
+    def _look(self, acked: int, *, waited: bool) -> None:
+        took_s = time.monotonic() - self._begun_s
+        if acked > self._acked_before:
+            waiting = 1.0 if waited else self._waited_s / took_s
+            self.link = self.link.after(acked - self._acked_before, took_s, waiting)
+        self.begin()
+
+    def _figures(self) -> tuple[int, int]:
+        """(bytes that the other side acknowledged since the connection was made, bytes not even sent yet)"""
         try:
-            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-        except OSError:
-            return 0
-        return int.from_bytes(info[_ACKED_AT:_INFO_BYTES], "little")
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
+            return _ACKED.unpack(info)
+        except (OSError, struct.error):
+            return 0, 0
+
+
+def unacked(sock: socket.socket) -> int:
+    """Bytes handed to a connection that the other side has not acknowledged."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), "little")
+    except OSError:
+        return 0

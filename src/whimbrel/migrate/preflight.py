@@ -41,7 +41,8 @@ def compare(source: Capabilities, destination: Capabilities, where: str) -> None
 
 @dataclass(frozen=True)
 class FileRoom:
-    """What the files of a service take at the destination: on its disk, and in its memory (/dev/shm).
+    """What the files of a service take at the destination: on its disk, and in its memory (/dev/shm); and what the
+    image takes on the disk, if it must cross too.
 
     `nameless_bytes` are of files that are open and have no name: they lie in CRIU's images, in the memory of both
     sides; a single one of more than `NAMELESS_LIMIT_BYTES` is `too_large`.
@@ -49,6 +50,7 @@ class FileRoom:
 
     disk_bytes: int = 0
     memory_bytes: int = 0
+    image_bytes: int = 0
     nameless_bytes: int = 0
     too_large: Nameless | None = None
 
@@ -71,7 +73,7 @@ def check_here(files: FileRoom) -> None:
 
 def check_room(rss_bytes: int, files: FileRoom, resources: Resources, where: str) -> None:
     """Raises Refused when the destination is too small."""
-    disk_bytes = files.disk_bytes
+    disk_bytes = files.disk_bytes + files.image_bytes
     # Nameless files twice: as CRIU's images, and as what is restored of them.
     needed = int(rss_bytes * STORE_FACTOR) + files.memory_bytes + 2 * files.nameless_bytes + MEMORY_RESERVE_BYTES
     if needed > resources.memory_available_bytes:

@@ -70,13 +70,13 @@ async def push_image(
 
 
 async def bring_image(job: Migration, peer: Peer) -> None:
-    """The destination gets the service's image unless it has it."""
+    """The destination gets the service's image unless it has it, or another engine sees to that."""
+    if job.source.image is None:
+        return
 
     def tell(detail: str, fraction: float) -> None:
         job.emit(Progress(migration=job.request.id, phase="prepare", detail=detail, fraction=fraction))
 
-    if job.source.image is None:
-        return  # its engine has it there
     pushed = await push_image(
         job.source.image, peer, job.destination.host, tell, bandwidth_bps=job.request.bandwidth_bps
     )

@@ -78,7 +78,7 @@ def round_of(number: int, carried: Carried, took_ms: float, file_bytes: int) -> 
     return Round(
         n=number,
         dirty_pages=carried.pages,
-        bytes_sent=carried.sent_bytes,
+        bytes_sent=carried.sent_bytes + file_bytes,
         duration_ms=round(took_ms, 3),
         raw_bytes=carried.pages * PAGE_BYTES,
         zero_pages=carried.zero_pages,

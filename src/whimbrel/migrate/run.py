@@ -97,8 +97,8 @@ async def _preflight(job: Migration, peer: Peer) -> Strategy:
         )
     )
     room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image)
-    job.files_bytes = room.disk_bytes + room.memory_bytes
     check_offer(job.node.capabilities, offer, rss_bytes=status.rss_bytes, files=room, where=job.destination.name)
+    job.files_bytes = room.disk_bytes + room.memory_bytes
     return strategy
 
 

@@ -33,13 +33,14 @@ PROGRESS_EVERY_S = 0.5
 
 
 class CarriedFolder(msgspec.Struct, frozen=True):
-    """A folder on this node, and where the container sees it (without leading ``/``). `base`: what the destination's
-    copy begins with; `without`: a folder in it whose contents do not cross."""
+    """A folder on this node, and where the container sees it (without leading ``/``). `without`: a folder in it whose
+    contents do not cross. `base`: a folder on this node that the destination has a copy of already: of what is the same
+    there nothing crosses."""
 
     folder: str
     inside: str = ""
-    base: str = ""
     without: str = ""
+    base: str = ""
 
 
 class SendOrder(msgspec.Struct, frozen=True, kw_only=True):

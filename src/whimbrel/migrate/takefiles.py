@@ -17,7 +17,7 @@ from whimbrel.storage.treesink import TreeSink
 
 
 class FileArrival:
-    """Folders that fill from a connection, pass by pass. `targets` are in the order of the source's folders."""
+    """Folders that fill from a connection, pass by pass. `targets` are in the order that both sides agreed on."""
 
     def __init__(self, targets: Sequence[FileTarget], token: str) -> None:
         self._token = token

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 import time
@@ -14,8 +13,6 @@ from whimbrel.storage.confined import FOLDER, open_folder, refuses_path
 from whimbrel.storage.devices import is_standard_node
 
 CLOCK_TICK_NS = 20_000_000
-_TMPFS, _RAMFS = 0x01021994, 0x858458F6
-_libc = ctypes.CDLL(None)
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's is
 
 
@@ -149,48 +146,6 @@ class Lister:
         self._listing, self._racy = after, racy if not only_folders else self._racy | racy
         changed.sort()
         return Difference(before, after, changed, before.keys() - after.keys())
-
-
-def difference_from(base: Path, folder: Path, after: Listing) -> Difference:
-    """What makes `folder` (its listing is `after`) out of a copy of `base`, by type, owner, permissions, size, time and
-    target; contents are not compared, and no name of `base` is taken for a renamed file."""
-    lister = Lister(base)
-    try:
-        there = lister.look().after
-    finally:
-        lister.close()
-    same = {path for path in after if path in there and _facts(base / path) == _facts(folder / path)}
-    before = {path: after[path] for path in same}
-    before.update((path, entry._replace(inode=-1 - entry.inode)) for path, entry in there.items() if path not in same)
-    return Difference(before, after, sorted(after.keys() - same), before.keys() - after.keys())
-
-
-def _facts(path: Path) -> tuple[object, ...] | None:
-    try:
-        status = path.lstat()
-        target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else ""
-    except FileNotFoundError:
-        return None
-    size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
-    return status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, status.st_rdev, target
-
-
-def differing_bytes(folder: Path, base: Path) -> int:
-    """The sizes of the files by which a folder differs from `base`."""
-    lister = Lister(folder)
-    try:
-        difference = difference_from(base, folder, lister.look().after)
-    finally:
-        lister.close()
-    return sum(difference.after[path].size for path in difference.changed)
-
-
-def is_in_memory(folder: Path) -> bool:
-    """Whether its files take memory, not disk."""
-    facts = ctypes.create_string_buffer(256)  # struct statfs; its first word is the kind of file system
-    if _libc.statfs(os.fsencode(folder), facts) != 0:
-        return False
-    return ctypes.c_long.from_buffer(facts).value in (_TMPFS, _RAMFS)
 
 
 def allocated_bytes(folder: Path) -> int:

@@ -1,7 +1,8 @@
 """What crosses of a folder, one record after the other. Paths are relative to the folder, as the kernel has them.
 
     Stash Unstash              a file or folder that has another name now: put aside first, placed later
-    Folder Symlink Special     made as they are; Special is a fifo, an overlay's whiteout, or a harmless device
+    Folder Symlink Special     made as they are; Special is a fifo, an overlay's whiteout, or one of the
+                               device nodes that every container has
     File Data Zeros FileEnd    a file: what changed of it, and at its end the digest of all of it
     Link                       another name of a file that is there already
     Removed Forget             a path, and a file's table of digests, that are not needed any more
@@ -15,9 +16,6 @@ import msgspec
 
 OPAQUE = "trusted.overlay.opaque"
 XATTR_PREFIXES = ("user.", "security.capability", OPAQUE, "system.posix_acl_")
-WHITEOUT = (0, 0)  # overlay's word for "this path is deleted", as a character device
-# null, zero, full, random, urandom; tty, console, ptmx: every container has them, and they lead to nothing of the host
-HARMLESS_DEVICES = frozenset((*((1, minor) for minor in (3, 5, 7, 8, 9)), *((5, minor) for minor in (0, 1, 2))))
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
@@ -35,8 +33,11 @@ class Meta(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stash(Record, frozen=True, tag=1):
+    """`whole`: the source sees all that is in the folder, also what did not cross because it was there already."""
+
     path: bytes
     ticket: int
+    whole: bool = False
 
 
 class Unstash(Record, frozen=True, tag=2):
@@ -45,10 +46,7 @@ class Unstash(Record, frozen=True, tag=2):
 
 
 class Folder(Record, frozen=True, tag=3):
-    """`fresh`: nothing of it has crossed before."""
-
     path: bytes
-    fresh: bool
     meta: Meta
 
 
@@ -59,9 +57,11 @@ class Symlink(Record, frozen=True, tag=4):
 
 
 class Special(Record, frozen=True, tag=5):
+    """`device`: (major, minor) of a node; (0, 0) is overlay's whiteout."""
+
     path: bytes
-    device: tuple[int, int]
     meta: Meta
+    device: tuple[int, int] = (0, 0)
 
 
 class Link(Record, frozen=True, tag=6):

@@ -15,10 +15,13 @@ from whimbrel.storage.treesource import TreeSource
 class TreeCopy:
     """`follow` brings `target` up to what `source` is at that moment; the second time only what changed is written."""
 
-    def __init__(self, source: Path, target: Path, *, without: str = "") -> None:
-        """`without`: a folder in it whose contents are left out."""
+    def __init__(
+        self, source: Path, target: Path, *, without: str = "", base: Path | None = None, merged: bool = False
+    ) -> None:
+        """`without`: a folder in it whose contents are left out. `base` and `merged`: see `TreeSource`, `TreeSink`."""
         digester = Digester(secrets.randbits(64))
-        self.source, self.sink = TreeSource(source, digester, without=without), TreeSink(target, digester)
+        self.source = TreeSource(source, digester, without=without, base=base)
+        self.sink = TreeSink(target, digester, merged=merged)
 
     def follow(self, *, always: Collection[str] = (), on_record: Callable[[Record], object] | None = None) -> None:
         """`always`: paths to look into whatever their times say; `on_record` hears of each step."""

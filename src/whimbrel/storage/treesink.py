@@ -2,6 +2,9 @@
 
 The peer is not trusted: nothing is reached through a link, nothing outside the folder is touched, tables are bounded.
 Nobody else may use the folder meanwhile. Blocks.
+
+The folder may show lower layers too (another engine's mounted container): what came there from an overlay's writable
+layer is not stored but carried out (see `merged`).
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from typing import Any
 from whimbrel.model.errors import BadInput, StepFailed, WhimbrelError
 from whimbrel.storage.blocks import BLOCK_SIZES, CHUNK_BYTES, BlockTable, Digester, most_bytes
 from whimbrel.storage.confined import FOLDER, delete, open_folder, plain, refuses_path, status_of
+from whimbrel.storage.devices import is_harmless
+from whimbrel.storage.merged import Merged, is_folder, move
 from whimbrel.storage.records import (
-    HARMLESS_DEVICES,
     OPAQUE,
-    WHITEOUT,
     XATTR_PREFIXES,
     Data,
     File,
@@ -58,9 +61,14 @@ class TreeSink:
     arrived damaged, WhimbrelError when the disk refuses; then the caller throws the folder away."""
 
     def __init__(self, folder: Path, digester: Digester, *, merged: bool = False) -> None:
-        """`merged`: the folder shows lower layers too (another engine's mounted container), so a whiteout means
-        "delete", and an opaque folder "delete what was in it"."""
-        self._folder, self._merged = folder, merged
+        """`merged`: the folder is an overlay of its own, so that a whiteout means "delete" there, and an opaque folder
+        "delete what the lower layers show in it"."""
+        self._folder = folder
+        self._merged = Merged() if merged else None
+        # A writable layer gives the inode of a folder that is gone to the next one, which looks as if it had moved.
+        # Where lower layers show a folder, one that really moved there is opaque; until that is known it waits.
+        self._layer_folders: set[int] = set()
+        self._undecided: dict[str, int] = {}
         self._root = os.open(folder, FOLDER)
         self._digester = digester
         self._tables: dict[int, tuple[BlockTable, int]] = {}
@@ -106,6 +114,11 @@ class TreeSink:
         with self._telling():
             self._leave_parent()
             if self._stashed:
+                for ticket in self._undecided.values():
+                    with self._stash_folder() as stash:
+                        delete(stash, str(ticket))
+                self._undecided.clear()
+                self._layer_folders.clear()
                 os.rmdir(_STASH, dir_fd=self._root)
                 self._stashed = False
             for path, mtime_ns in self._times.items():
@@ -157,13 +170,26 @@ class TreeSink:
             os.mkdir(_STASH, 0o700, dir_fd=self._root)
             self._stashed = True
         with _missing_is_fine(), self._folder_of(record.path) as (parent, name), self._stash_folder() as stash:
-            os.rename(name, str(record.ticket), src_dir_fd=parent, dst_dir_fd=stash)
+            if self._merged is not None and not record.whole and is_folder(parent, name):
+                self._layer_folders.add(record.ticket)
+                self._merged.empty(self._root, os.fsdecode(record.path))
+            move(parent, name, stash, str(record.ticket))
 
     def _on_unstash(self, record: Unstash) -> None:
         parent, name = self._parent(record.path)
+        path = os.fsdecode(record.path)
+        if record.ticket in self._layer_folders and self._merged is not None and self._merged.shows(parent, name, path):
+            self._undecided[path] = record.ticket
+        else:
+            self._place(record.ticket, path)
+
+    def _place(self, ticket: int, path: str) -> None:
+        parent, name = self._parent(os.fsencode(path))
         delete(parent, name)
+        if self._merged is not None:
+            self._merged.brought(path, alone=True)
         with _missing_is_fine(), self._stash_folder() as stash:
-            os.rename(str(record.ticket), name, src_dir_fd=stash, dst_dir_fd=parent)
+            move(stash, str(ticket), parent, name)
 
     @contextlib.contextmanager
     def _stash_folder(self) -> Iterator[int]:
@@ -176,12 +202,19 @@ class TreeSink:
     def _on_folder(self, record: Folder) -> None:
         path = os.fsdecode(record.path)
         if path:
+            ticket = self._undecided.get(path)
+            if ticket is not None and OPAQUE in record.meta.xattrs:
+                self._place(self._undecided.pop(path), path)
             parent, name = self._parent(record.path)
             status = status_of(parent, name)
-            hidden = self._merged and record.fresh and OPAQUE in record.meta.xattrs
-            if status is None or not stat.S_ISDIR(status.st_mode) or hidden:
+            if status is None or not stat.S_ISDIR(status.st_mode):
                 delete(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
+                status = None
+            if self._merged is not None:
+                self._merged.brought(path, alone=status is None)
+                if OPAQUE in record.meta.xattrs:
+                    self._merged.empty(self._root, path)
         fd = open_folder(self._root, path)
         try:
             self._set_meta(record.meta, fd)
@@ -191,6 +224,7 @@ class TreeSink:
 
     def _on_symlink(self, record: Symlink) -> None:
         parent, name = self._parent(record.path)
+        self._note(record.path)
         if not _is_link_to(parent, name, record.target):  # a needless new one would move the folder's time
             delete(parent, name)
             os.symlink(record.target, name, dir_fd=parent)
@@ -199,18 +233,18 @@ class TreeSink:
 
     def _on_special(self, record: Special) -> None:
         kind = stat.S_IFMT(record.meta.mode)
-        device = os.makedev(*record.device)
-        allowed = record.device in (WHITEOUT, *HARMLESS_DEVICES) if kind == stat.S_IFCHR else kind == stat.S_IFIFO
-        if not allowed:
-            raise BadInput(f"{os.fsdecode(record.path)} is no fifo, and a device that may not cross between nodes")
-        parent, name = self._parent(record.path)
-        if self._merged and kind == stat.S_IFCHR and record.device == WHITEOUT:
-            delete(parent, name)
+        whiteout = kind == stat.S_IFCHR and record.device == (0, 0)  # this path is deleted
+        if not whiteout and not (kind == stat.S_IFCHR and is_harmless(record.device)) and kind != stat.S_IFIFO:
+            raise BadInput(f"{os.fsdecode(record.path)} is a device node, which may not cross between nodes")
+        if whiteout and self._merged is not None:
+            self._on_removed(Removed(record.path))
             return
-        status = status_of(parent, name)
+        parent, name = self._parent(record.path)
+        self._note(record.path)
+        status, device = status_of(parent, name), os.makedev(*record.device) if kind == stat.S_IFCHR else 0
         if status is None or stat.S_IFMT(status.st_mode) != kind or status.st_rdev != device:
             delete(parent, name)
-            os.mknod(name, kind | 0o600, device if kind == stat.S_IFCHR else 0, dir_fd=parent)
+            os.mknod(name, kind | 0o600, device, dir_fd=parent)
         self._set_meta(record.meta, f"/proc/self/fd/{parent}/{name}")
         os.utime(name, ns=(record.meta.mtime_ns,) * 2, dir_fd=parent, follow_symlinks=False)
 
@@ -221,6 +255,8 @@ class TreeSink:
                 if status is None or not stat.S_ISREG(status.st_mode):
                     raise FileNotFoundError
                 parent, name = self._parent(record.path)
+                self._note(record.path)
+                self._keep_time(parent, name)
                 delete(parent, name)
                 os.link(target, name, src_dir_fd=target_parent, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
@@ -252,7 +288,9 @@ class TreeSink:
         if order.block_bytes not in BLOCK_SIZES or not 0 <= order.size_bytes <= most_bytes(order.block_bytes):
             raise BadInput(f"{os.fsdecode(order.path)!r} has a size that cannot be meant: {order.size_bytes} bytes")
         parent, name = self._parent(order.path)
+        self._note(order.path)
         if order.fresh:
+            self._keep_time(parent, name)
             fd = _make_file(parent, name)
             table = BlockTable(order.block_bytes)
             self._tables[order.id] = table, os.fstat(fd).st_ino
@@ -329,16 +367,14 @@ class TreeSink:
         """Owner, mode and extended attributes, exactly these; not the time, which what follows would change."""
         os.chown(at, meta.uid, meta.gid)
         os.chmod(at, stat.S_IMODE(meta.mode))
-        wanted = {name: value for name, value in meta.xattrs.items() if name.startswith(XATTR_PREFIXES)}
-        if self._merged:
-            wanted.pop(OPAQUE, None)  # overlayfs keeps its own
         have = os.listxattr(at)
         for name in have:
-            if name.startswith(XATTR_PREFIXES) and name not in wanted and not (self._merged and name == OPAQUE):
+            if name.startswith(XATTR_PREFIXES) and name not in meta.xattrs:
                 with contextlib.suppress(OSError):  # a plain ACL goes when the mode is set
                     os.removexattr(at, name)
-        for name, value in wanted.items():
-            os.setxattr(at, name, value)
+        for name, value in meta.xattrs.items():
+            if name.startswith(XATTR_PREFIXES) and not (name == OPAQUE and self._merged is not None):
+                os.setxattr(at, name, value)
 
     def _parent(self, raw: bytes) -> tuple[int, str]:
         """The folder of a path, made if it is not there; kept open for its neighbours."""
@@ -362,8 +398,19 @@ class TreeSink:
             try:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(parts[depth], 0o700, dir_fd=parent)
+                    if self._merged is not None:
+                        self._merged.brought("/".join(parts[: depth + 1]), alone=True)
             finally:
                 os.close(parent)
+
+    def _keep_time(self, parent: int, name: str) -> None:
+        """What is there is about to be replaced by itself, which leaves the folder as it was at the source."""
+        if status_of(parent, name) is not None:
+            self._times.setdefault(self._parent_path, os.fstat(parent).st_mtime_ns)
+
+    def _note(self, path: bytes) -> None:
+        if self._merged is not None:
+            self._merged.brought(os.fsdecode(path))
 
     def _leave_parent(self) -> None:
         if self._parent_fd >= 0:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from whimbrel.model.errors import Refused
 from whimbrel.model.units import format_bytes
+from whimbrel.storage.basecopy import beyond
 from whimbrel.storage.blocks import CHUNK_BYTES, DIGEST_BYTES, ZEROS, BlockTable, Digester, block_bytes_for, most_bytes
 from whimbrel.storage.confined import open_folder, refuses_path
-from whimbrel.storage.listing import Difference, Entry, Lister, difference_from
+from whimbrel.storage.devices import is_harmless
+from whimbrel.storage.listing import Difference, Entry, Lister
 from whimbrel.storage.moves import NOT_MOVED, plan_steps
 from whimbrel.storage.records import (
-    HARMLESS_DEVICES,
-    WHITEOUT,
     XATTR_PREFIXES,
     Data,
     File,
@@ -50,10 +50,11 @@ class TreeSource:
     """One folder that crosses: all of it in the first pass, then only what changed."""
 
     def __init__(self, folder: Path, digester: Digester, *, without: str = "", base: Path | None = None) -> None:
-        """`without`: a folder in it whose contents do not cross. `base`: what the destination begins with; at first
-        only what differs from that crosses."""
-        self._folder, self._base = folder, base
+        """`without`: a folder in it whose contents do not cross. `base`: of this the destination's folder is a copy
+        already, so in the first pass only what is not the same crosses."""
+        self._folder = folder
         self._lister = Lister(folder, without=without)
+        self._base, self._over_base = base, base is not None
         self._digester = digester
         self._tables: dict[int, BlockTable] = {}
         self._buffer = bytearray(CHUNK_BYTES)
@@ -70,15 +71,31 @@ class TreeSource:
         to look into whatever their times say."""
         difference = self._lister.look(always)
         if self._base is not None:
-            difference = difference_from(self._base, self._folder, difference.after)
-            self._base = None
-        self._difference = difference
+            difference, self._base = beyond(self._base, self._lister.root, difference), None
+        self._difference = self._whole(difference)
         return sum(difference.after[path].size for path in difference.changed)
 
     def look_at_names(self) -> None:
         """Begin a pass over a folder in which no file was written to since the last one, but names may have come and
         gone."""
-        self._difference = self._lister.look_at_folders()
+        self._difference = self._whole(self._lister.look_at_folders())
+
+    def _whole(self, difference: Difference) -> Difference:
+        """A file that the base has crosses whole when it changes for the first time, and is another one there then. So
+        all its names are new ones."""
+        if not self._over_base:
+            return difference
+        before, after, changed, gone = difference
+        inodes = {after[path].inode for path in changed if stat.S_ISREG(after[path].mode)} - self._tables.keys()
+        names = {
+            path
+            for path, entry in before.items()
+            if entry.inode in inodes and path in after and after[path].inode == entry.inode
+        }
+        if not names:
+            return difference
+        before = {path: entry for path, entry in before.items() if path not in names}
+        return Difference(before, after, sorted(names.union(changed)), gone)
 
     def send(self, emit: Emit, tell: Tell | None = None) -> None:
         """Carry out the pass. A record's contents are valid only until `emit` returns."""
@@ -88,14 +105,14 @@ class TreeSource:
         self._tell = tell or self._tell
         plan, after = plan_steps(difference), difference.after
         for path, ticket in plan.stashes:
-            emit(Stash(os.fsencode(path), ticket))
+            emit(Stash(os.fsencode(path), ticket, self._over_base))
         for path in plan.removed:
             emit(Removed(os.fsencode(path)))
         for path, ticket in plan.placed:
             if ticket != NOT_MOVED:
                 emit(Unstash(ticket, os.fsencode(path)))
             with _vanishing():
-                self._send_one(path, after[path], emit, fresh=path in plan.fresh)
+                self._send_one(path, after[path], emit)
         for path in plan.removed_late:
             emit(Removed(os.fsencode(path)))
         for path, target in plan.links:
@@ -109,13 +126,13 @@ class TreeSource:
             emit(Forget(forgotten))
         self._leave_parent()
 
-    def _send_one(self, path: str, entry: Entry, emit: Emit, *, fresh: bool = False) -> None:
+    def _send_one(self, path: str, entry: Entry, emit: Emit) -> None:
         raw = os.fsencode(path)
         kind = stat.S_IFMT(entry.mode)
         if kind == stat.S_IFDIR:
             fd = open_folder(self._lister.root, path)
             try:
-                emit(Folder(raw, fresh, _meta(os.fstat(fd), fd)))
+                emit(Folder(raw, _meta(os.fstat(fd), fd)))
             finally:
                 os.close(fd)
             return
@@ -127,11 +144,12 @@ class TreeSource:
         if stat.S_IFMT(status.st_mode) != kind:
             return
         at = f"/proc/self/fd/{parent}/{name}"
-        device = os.major(status.st_rdev), os.minor(status.st_rdev)
         if kind == stat.S_IFLNK:
             emit(Symlink(raw, os.fsencode(os.readlink(name, dir_fd=parent)), _meta(status, at)))
-        elif kind == stat.S_IFIFO or (kind == stat.S_IFCHR and device in (WHITEOUT, *HARMLESS_DEVICES)):
-            emit(Special(raw, device, _meta(status, at)))
+        elif kind == stat.S_IFIFO:
+            emit(Special(raw, _meta(status, at)))
+        elif kind == stat.S_IFCHR and (status.st_rdev == 0 or is_harmless(_device(status))):
+            emit(Special(raw, _meta(status, at), _device(status)))
         elif kind == stat.S_IFSOCK:
             emit(Removed(raw))  # CRIU makes sockets anew; what had the name before must not be in the way
         else:
@@ -233,6 +251,10 @@ def _meta(status: os.stat_result, at: int | str) -> Meta:
             raise
         xattrs = {}
     return Meta(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
+
+
+def _device(status: os.stat_result) -> tuple[int, int]:
+    return os.major(status.st_rdev), os.minor(status.st_rdev)
 
 
 def _stretches(fd: int, size: int, block_bytes: int) -> Iterator[tuple[int, int, bool]]:

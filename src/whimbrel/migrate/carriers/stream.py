@@ -49,7 +49,10 @@ class StreamCarrier:
         self._behind = True
 
     def while_dumping(self) -> Carried:
-        return self._send(self._tracker.scan(final=True)) if self._early and not self._behind else Carried()
+        """Re-armed, so that `last` finds only what CRIU's own work in the processes touched."""
+        if not self._early or self._behind:
+            return Carried()
+        return self._send(self._tracker.scan(final=True, rearm=True))
 
     def last(self, images: Path) -> Carried:
         dirty = merged(self._tracker.scan(final=True), vdso_of(self._root_pid))
