@@ -325,3 +325,13 @@ def test_a_layer_that_is_no_zstd_is_refused(tmp_path: Path, store: ImageStore) -
     with pytest.raises(BadInput, match="no readable zstd"):
         store.ensure(f"oci:{layout}")
     assert left_behind(store) == []
+
+
+def test_a_half_image_of_a_killed_process_is_forgotten(tmp_path: Path, store: ImageStore) -> None:
+    digest = store.ensure(f"oci:{make_layout(tmp_path / 'oci', BASE)}").digest
+    other = ImageStore(tmp_path / "other")
+    (other.root / f".new-{digest.removeprefix('sha256:')}/rootfs").mkdir(parents=True)
+    other.forget_half(digest)
+    assert left_behind(other) == []
+    store.forget_half(digest)
+    assert store.has(digest), "a whole one stays"

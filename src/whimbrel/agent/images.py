@@ -117,5 +117,7 @@ class Images:
         finally:
             worker.stdin.close()
             await asyncio.shield(worker.wait())
+            if worker.returncode:  # it may have been killed in the middle
+                await in_thread(self._store.forget_half, order.digest)
             if not listening.done():
                 listening.set_exception(StepFailed(f"the process that takes images on {self._node} ended"))

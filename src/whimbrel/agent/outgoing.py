@@ -26,6 +26,7 @@ from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, Whimb
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
+from whimbrel.model.volume import parse_volumes
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.wire.calls import (
@@ -71,7 +72,8 @@ class Outgoing:
         with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
             if status.spec.engine is EngineKind.RUNC:
-                problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid)
+                places = [volume.path for volume in parse_volumes(status.spec.volumes)]
+                problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, places)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
             job = Migration(

@@ -3,6 +3,7 @@
 <state dir>/services/<name>/service.json   the record
                            /config.json    runc's bundle
                            /layer /rootfs /shm /logs
+<state dir>/volumes/<name>/                its volumes (see `whimbrel.storage.volumes`)
 <state dir>/netns/<name>                   its network namespace
 <state dir>/run/runc                       runc's own records (tmpfs)
 <state dir>/run/waiting/<name>             root file system on which a placeholder waits (tmpfs)
@@ -19,11 +20,13 @@ import msgspec
 
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.service import ServiceSpec, ServiceStatus
+from whimbrel.model.volume import Volume, parse_volumes
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines.base import Guest
 from whimbrel.runtime.spec import build_spec, cgroup_path
 from whimbrel.storage.images import Image
 from whimbrel.storage.layer import Layer, mount_overlay, unmount
+from whimbrel.storage.volumes import VolumeStore
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +53,7 @@ class Place:
         self.logs = self.folder / "logs"
         self.netns = state_dir / "netns" / name
         self.cgroup = Cgroup(cgroup_path(node, name))
+        self.volumes = VolumeStore(state_dir / "volumes")
         self.clones = state_dir / "run" / "clones" / name
         self._waiting = state_dir / "run" / "waiting" / name
 
@@ -79,10 +83,16 @@ class Place:
             image,
             rootfs=self._waiting / "rootfs" if waiting else self.layer.rootfs,
             shm=self.layer.shm,
+            volumes={volume.path: folder for volume, folder in self.volumes_of(spec)},
             netns=self.netns,
             cgroup=self.cgroup.path,
         )
         (self.folder / "config.json").write_bytes(config)
+
+    def volumes_of(self, spec: ServiceSpec) -> list[tuple[Volume, Path]]:
+        """The volumes, with where their files are on this node."""
+        volumes = parse_volumes(spec.volumes)
+        return [(volume, self.volumes.data(self.name, volume.name)) for volume in volumes]
 
     def mount_waiting(self, image: Image) -> None:
         """A root file system of the image alone: nobody may look into the real one while files arrive."""

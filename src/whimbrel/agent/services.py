@@ -21,6 +21,7 @@ from whimbrel.agent.place import Place, Record
 from whimbrel.agent.threads import in_thread
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.service import EngineKind, ExecResult, ServiceSpec, ServiceState, ServiceStatus
+from whimbrel.model.volume import VolumeInfo, parse_volumes
 from whimbrel.network.names import interface
 from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
@@ -30,8 +31,9 @@ from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settl
 from whimbrel.runtime.mounts import drop_clones
 from whimbrel.runtime.moving import Departure, FileRoot, FileTarget, Landing
 from whimbrel.runtime.runc import Runc
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT
+from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, volume_external
 from whimbrel.storage.images import Image, ImageStore
+from whimbrel.storage.volumes import VolumeStore
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler, Peer
 
@@ -53,6 +55,7 @@ class ServiceHost:
         engines: Mapping[EngineKind, Engine] | None = None,
     ) -> None:
         self.images = ImageStore(state_dir / "images")
+        self.volumes = VolumeStore(state_dir / "volumes")
         self.runc = Runc(state_dir / "run" / "runc")
         self._node, self._state_dir = node, state_dir
         self._port, self._gateway = port, gateway
@@ -71,6 +74,8 @@ class ServiceHost:
             calls.ServiceLogs: self._on_logs,
             calls.AddLogs: self._on_add_logs,
             calls.ExecInService: self._on_exec,
+            calls.ListVolumes: self._on_volumes,
+            calls.RemoveVolume: self._on_remove_volume,
         }
 
     # --- what there is ------------------------------------------------------------------------------------
@@ -187,6 +192,7 @@ class ServiceHost:
         )
         await in_thread(place.save, Record(status=status))
         await in_thread(place.layer.mount, image.rootfs)
+        await in_thread(place.volumes.attach, spec.name, parse_volumes(spec.volumes), image.rootfs)
         port = await in_thread(self._make_port, spec)
         await in_thread(place.write_bundle, spec, image)
         output = await in_thread(open_log, place.logs, self._node)
@@ -197,6 +203,7 @@ class ServiceHost:
         await in_thread(self._port.open, spec.name)
         await self.runc.start(spec.name)
         await in_thread(self._port.announce, spec.name)
+        await in_thread(place.volumes.in_use, spec.name)
         status = msgspec.structs.replace(status, state=ServiceState.RUNNING, pid=pid, mac=port.mac)
         await in_thread(place.save, Record(status=status))
         self._records[spec.name] = Record(status=status)
@@ -236,10 +243,13 @@ class ServiceHost:
                 except (WhimbrelError, OSError):  # it does not run: the service is shown as stopped
                     continue
 
-    async def remove(self, name: str) -> None:
-        """End the service and delete all of it, its output too. Raises BadInput, Conflict."""
+    async def remove(self, name: str, *, keep_volumes: bool = False) -> None:
+        """End the service and delete all of it, its output too; its volumes unless they are to be kept (another
+        engine's named volumes are left to that engine). Raises BadInput, Conflict."""
         self._known(name)
         with self._doing(name, "removed"):
+            if keep_volumes:
+                await in_thread(self.volumes.keep, name)
             await self.discard(name, with_volumes=False)
 
     async def discard(self, name: str, *, with_volumes: bool = True) -> None:
@@ -256,6 +266,7 @@ class ServiceHost:
             self._records.pop(name, None)
             return
         async with contextlib.AsyncExitStack() as steps:
+            steps.push_async_callback(in_thread, place.volumes.remove_unkept, name)
             steps.push_async_callback(in_thread, place.remove_files)
             steps.push_async_callback(in_thread, place.cgroup.remove)
             steps.push_async_callback(in_thread, self._port.remove, name)
@@ -269,13 +280,18 @@ class ServiceHost:
         record, place = self._known(name), self.place(name)
         if record.guest is not None:
             return await self._guests.departure(record, place)
+        volumes = place.volumes_of(record.status.spec)
         return Departure(
             rootfs=str(place.layer.rootfs),
             files=(
                 FileRoot(path=str(place.layer.upper)),
                 FileRoot(path=str(place.layer.shm), inside=SHM_MOUNT),
+                *(FileRoot(path=str(folder), inside=volume.path) for volume, folder in volumes),
             ),
-            external=(f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}",),
+            external=(
+                f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}",
+                *(f"mnt[{volume.path}]:{volume_external(volume.name)}" for volume, _ in volumes),
+            ),
             cgroup=place.cgroup.path,
         )
 
@@ -284,11 +300,12 @@ class ServiceHost:
 
     async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes) -> bool:
         """Destination: may it come, as far as one can see? Returns whether it brings no image, since that is here or
-        can be unpacked here, or is its engine's business. Raises BadInput, Refused."""
+        can be unpacked here, or is its engine's business. Raises BadInput, Refused, Conflict."""
         self.refuse_taken(spec)
         if spec.engine is not EngineKind.RUNC:
             await self._guests.engine(spec.engine).offer(description)
             return True
+        await in_thread(self.volumes.refuse_kept, spec.name, parse_volumes(spec.volumes))
         return await in_thread(self.images.has, image_digest) or await in_thread(
             self.images.can_make, spec.image, image_digest
         )
@@ -319,6 +336,7 @@ class ServiceHost:
                 record = Record(status=msgspec.structs.replace(status, node=self._node), incoming=True)
                 await in_thread(place.save, record)
                 await in_thread(place.layer.mount, image.rootfs)
+                await in_thread(place.volumes.prepare, spec.name, parse_volumes(spec.volumes))
                 await in_thread(self._make_port, spec)
                 await in_thread(place.mount_waiting, image)
                 await in_thread(place.write_bundle, spec, image, waiting=True)
@@ -329,10 +347,18 @@ class ServiceHost:
                 undo.pop_all()
         finally:
             del self._starting[spec.name]
+        volumes = place.volumes_of(spec)
         landing = Landing(
             rootfs=str(place.layer.rootfs),
-            files=(FileTarget(path=str(place.layer.upper)), FileTarget(path=str(place.layer.shm))),
-            external=(f"mnt[{SHM_EXTERNAL}]:{place.layer.shm}",),
+            files=(
+                FileTarget(path=str(place.layer.upper)),
+                FileTarget(path=str(place.layer.shm)),
+                *(FileTarget(path=str(folder)) for _, folder in volumes),
+            ),
+            external=(
+                f"mnt[{SHM_EXTERNAL}]:{place.layer.shm}",
+                *(f"mnt[{volume_external(volume.name)}]:{folder}" for volume, folder in volumes),
+            ),
             cgroup=place.cgroup.path,
             runc_root=str(self.runc.root),
             runc_id=spec.name,
@@ -422,7 +448,7 @@ class ServiceHost:
         return await self.inspect(call.name)
 
     async def _on_remove(self, call: calls.RemoveService, _: EmitEvent) -> None:
-        await self.remove(call.name)
+        await self.remove(call.name, keep_volumes=call.keep_volumes)
 
     async def _on_logs(self, call: calls.ServiceLogs, _: EmitEvent) -> str:
         record, place = self._known(call.name), self.place(call.name)
@@ -434,6 +460,28 @@ class ServiceHost:
         if call.name not in self._records:
             raise BadInput(f"there is no service {call.name!r} on {self._node} whose output this could be")
         await in_thread(add_log_segments, self.place(call.name).logs, call.segments)
+
+    async def _on_volumes(self, _: calls.ListVolumes, emit: EmitEvent) -> tuple[VolumeInfo, ...]:
+        def look() -> tuple[VolumeInfo, ...]:
+            return tuple(
+                VolumeInfo(
+                    service=volume.service,
+                    name=volume.name,
+                    node=self._node,
+                    path=volume.path,
+                    size_bytes=volume.size_bytes,
+                    used_bytes=self.volumes.used_bytes(volume),
+                    in_use=volume.service in self._records,
+                )
+                for volume in self.volumes.all()
+            )
+
+        return await in_thread(look)
+
+    async def _on_remove_volume(self, call: calls.RemoveVolume, emit: EmitEvent) -> None:
+        if call.service in self._records or call.service in self._starting:
+            raise Conflict(f"volume {call.name} is used by service {call.service}: remove the service")
+        await in_thread(self.volumes.remove, call.service, call.name)
 
     async def _on_exec(self, call: calls.ExecInService, _: EmitEvent) -> ExecResult:
         status = await self.inspect(call.name)

@@ -51,6 +51,10 @@ def run(
     ] = "",
     env: Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Environment (repeat).")] = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory limit, like 512MiB.")] = "",
+    volume: Annotated[
+        list[str] | None,
+        typer.Option("--volume", metavar="NAME:/path[:SIZE]", help="A folder of its own that moves along (repeat)."),
+    ] = None,
     workload: Annotated[str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")] = "",
     controller: ControllerOption = None,
     json: JsonOption = False,
@@ -75,6 +79,7 @@ def run(
             env=env or (),
             memory_limit_bytes=limit_bytes,
             workload=workload or (recipe.name if recipe else ""),
+            volumes=volume or (),
         )
     if json:
         print_json(status)
@@ -188,12 +193,15 @@ def execute(
 @services.command("rm")
 def remove(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Services to stop and remove.")],
+    keep_volumes: Annotated[
+        bool, typer.Option("--keep-volumes", help="Leave their volumes on the node, for a service of the same name.")
+    ] = False,
     controller: ControllerOption = None,
 ) -> None:
     """Stop services and remove all they kept."""
     with connect(controller) as client:
         for name in names:
-            client.remove_service(name)
+            client.remove_service(name, keep_volumes=keep_volumes)
             print(f"removed {name}")
 
 
@@ -221,6 +229,7 @@ def _fields(status: ServiceStatus) -> list[tuple[str, str]]:
         ("address", spec.address),
         ("mac", status.mac),
         ("ports", ", ".join(spec.ports)),
+        ("volumes", ", ".join(spec.volumes)),
         ("engine", spec.engine.value),
         ("container", status.container),
         ("image", spec.image),

@@ -21,6 +21,7 @@ from whimbrel.controller.problems import MEDIA_TYPE, problem, status_of
 from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
 from whimbrel.controller.store import MigrationStore
+from whimbrel.controller.stores import Stores
 from whimbrel.controller.views import Logs, MigrationEvent
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRequest
@@ -49,6 +50,7 @@ class RunBody(_Body):
     env: tuple[str, ...] = ()
     memory_limit_bytes: int = Field(0, ge=0)
     workload: str = ""
+    volumes: tuple[str, ...] = ()
 
 
 class AdoptBody(_Body):
@@ -65,6 +67,14 @@ class AdoptBody(_Body):
 
 class ExecBody(_Body):
     argv: tuple[str, ...] = Field(min_length=1)
+
+
+class PushBody(_Body):
+    """`image`: its digest, the beginning of it, or its reference. An empty `source` means: any node that has it."""
+
+    image: str = Field(min_length=1)
+    destination: str
+    source: str = ""
 
 
 def _known_strategy(name: str) -> str:
@@ -96,6 +106,7 @@ class Controller:
         self.store = MigrationStore(config.state_dir / "controller.sqlite3")
         self.region = Region(config.nodes)
         self.services = Services(self.region, config.address_pool)
+        self.stores = Stores(self.region)
         self.migrations = Migrations(self.region, self.services, self.store)
 
     async def start(self) -> None:
@@ -121,6 +132,7 @@ def create_app(controller: Controller) -> FastAPI:
     app.include_router(_node_routes(controller))
     app.include_router(_service_routes(controller))
     app.include_router(_migration_routes(controller))
+    app.include_router(_store_routes(controller))
     _add_error_handlers(app)
     return app
 
@@ -172,9 +184,10 @@ def _service_routes(controller: Controller) -> APIRouter:
         return _json(await services.inspect(name))
 
     @router.delete("/{name}")
-    async def remove_service(name: str) -> Response:
+    async def remove_service(name: str, keep_volumes: bool = False) -> Response:
+        """Its volumes go with it unless they are to be kept."""
         controller.migrations.refuse_if_moving(name)
-        await services.remove(name)
+        await services.remove(name, keep_volumes=keep_volumes)
         return Response(status_code=204)
 
     @router.get("/{name}/logs")
@@ -185,6 +198,32 @@ def _service_routes(controller: Controller) -> APIRouter:
     async def exec_in_service(name: str, body: ExecBody) -> Response:
         """Run a command inside; answers when it ended. Its exit code is in the answer, not an error."""
         return _json(await services.exec(name, body.argv))
+
+    return router
+
+
+def _store_routes(controller: Controller) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["stores"])
+    stores = controller.stores
+
+    @router.get("/volumes")
+    async def list_volumes() -> Response:
+        return _json(await stores.volumes())
+
+    @router.delete("/volumes/{service}/{name}")
+    async def remove_volume(service: str, name: str, node: str = "") -> Response:
+        """Remove a volume that outlived its service."""
+        await stores.remove_volume(service, name, node)
+        return Response(status_code=204)
+
+    @router.get("/images")
+    async def list_images() -> Response:
+        return _json(await stores.images())
+
+    @router.post("/images/push")
+    async def push_image(body: PushBody) -> Response:
+        """Bring an image to another node; answers when it is there."""
+        return _json(await stores.push_image(body.image, body.destination, body.source))
 
     return router
 

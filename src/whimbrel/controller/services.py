@@ -87,9 +87,10 @@ class Services:
         result: ExecResult = await self._at_home(name, ExecInService(name=name, argv=argv), timeout_s=EXEC_TIMEOUT_S)
         return result
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, keep_volumes: bool = False) -> None:
         home = await self.find(name)
-        await self._region.peer(home.node).call(RemoveService(name=name), timeout_s=60.0)
+        call = RemoveService(name=name, keep_volumes=keep_volumes)
+        await self._region.peer(home.node).call(call, timeout_s=60.0)
         self._last_seen[home.node] = tuple(
             status for status in self._last_seen.get(home.node, ()) if status.spec.name != name
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from whimbrel.migrate import failpoints
 from whimbrel.migrate.filestream import RecordReader, accept_hello
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.sendfiles import seed_of
@@ -72,6 +73,7 @@ class Taker:
         sink = TreeSink(folder, Digester(seed_of(self._order.token)))
         try:
             self._passes = RecordReader(self._channel, [sink]).take_pass()
+            failpoints.wait_at("takeimage.arrived")
         finally:
             sink.close()
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from whimbrel.model.errors import BadInput
+from whimbrel.model.volume import parse_volumes
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -26,7 +27,8 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `image` is ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]`` or ``rootfs:DIR``, and with another `engine` what that
     one calls it. `address` is the service's IPv4 address on the overlay, with prefix length (``10.77.1.1/16``); `ports`
-    are ``N/tcp`` or ``N/udp``. `memory_limit_bytes` 0 means no limit.
+    are ``N/tcp`` or ``N/udp``. `memory_limit_bytes` 0 means no limit. `volumes` are ``NAME:/path`` or
+    ``NAME:/path:SIZE`` (see `model.volume`).
     """
 
     name: str
@@ -38,6 +40,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit_bytes: int = 0
     workload: str = ""
     engine: EngineKind = EngineKind.RUNC
+    volumes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -45,6 +48,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
         for port in self.ports:
             if not re.fullmatch(r"[0-9]{1,5}/(tcp|udp)", port) or not 0 < int(port.split("/")[0]) < 65536:
                 raise BadInput(f"port {port!r} is not valid: write N/tcp or N/udp with N from 1 to 65535")
+        parse_volumes(self.volumes)
 
 
 class ServiceState(StrEnum):

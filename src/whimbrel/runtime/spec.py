@@ -9,6 +9,7 @@ and declared external to CRIU as `SHM_EXTERNAL`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,8 +110,23 @@ def cgroup_path(node: str, service: str) -> str:
     return f"/whimbrel/{node}/{service}"
 
 
-def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: Path, netns: Path, cgroup: str) -> bytes:
-    """config.json of an OCI bundle. `rootfs`, `shm` (a tmpfs for /dev/shm) and `netns` are absolute paths.
+def volume_external(name: str) -> str:
+    """CRIU's key of a volume: a mount of ours, as /dev/shm is."""
+    return f"whimbrel-volume-{name}"
+
+
+def build_spec(
+    service: ServiceSpec,
+    image: ImageConfig,
+    *,
+    rootfs: Path,
+    shm: Path,
+    netns: Path,
+    cgroup: str,
+    volumes: Mapping[str, Path] | None = None,
+) -> bytes:
+    """config.json of an OCI bundle. `rootfs`, `shm` (a tmpfs for /dev/shm) and `netns` are absolute paths; `volumes`
+    are folders by the path where the container sees them.
 
     Raises BadInput (see above).
     """
@@ -120,6 +136,10 @@ def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: P
         "source": str(shm),
         "options": ["bind", "nosuid", "noexec", "nodev"],
     }
+    bound = [
+        {"destination": path, "type": "bind", "source": str(folder), "options": ["bind", "nodev"]}
+        for path, folder in (volumes or {}).items()
+    ]
     resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
     if service.memory_limit_bytes:
         limit = service.memory_limit_bytes
@@ -138,7 +158,7 @@ def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: P
         },
         "root": {"path": str(rootfs), "readonly": False},
         "hostname": service.name,
-        "mounts": [*_MOUNTS, shared_memory],
+        "mounts": [*_MOUNTS, shared_memory, *bound],
         "linux": {
             "cgroupsPath": cgroup,
             "resources": resources,

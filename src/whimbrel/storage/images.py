@@ -159,6 +159,12 @@ class ImageStore:
         self._once(digest, receive)
         return called
 
+    def forget_half(self, digest: str) -> None:
+        """Remove what a process left that was killed while it took this image; waits for one that is still at it."""
+        if self.root.exists():
+            with self._lock(digest), self._staging(digest):
+                return
+
     def sweep(self) -> None:
         """Remove what processes that were killed left half-done; call it when no other process uses the store."""
         for left in self.root.glob(".new-*"):

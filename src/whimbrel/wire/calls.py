@@ -10,6 +10,7 @@ import msgspec
 from whimbrel.model.migration import MigrationRecord, MigrationRequest
 from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources
 from whimbrel.model.service import ExecResult, ImageInfo, ServiceSpec, ServiceStatus
+from whimbrel.model.volume import VolumeInfo
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, tag_field="call"):
@@ -51,6 +52,7 @@ class InspectService(Call, tag="service.inspect", frozen=True):
 
 class RemoveService(Call, tag="service.remove", frozen=True):
     name: str
+    keep_volumes: bool = False
 
 
 class ServiceLogs(Call, tag="service.logs", frozen=True):
@@ -171,6 +173,18 @@ class FinishIncoming(Call, tag="incoming.finish", frozen=True):
     reply: ClassVar[Any] = ServiceStatus
 
 
+# --- volumes ----------------------------------------------------------------------------------------------
+class ListVolumes(Call, tag="volume.list", frozen=True):
+    reply: ClassVar[Any] = tuple[VolumeInfo, ...]
+
+
+class RemoveVolume(Call, tag="volume.remove", frozen=True):
+    """Of a service that is gone. Raises Conflict while it is there."""
+
+    service: str
+    name: str
+
+
 # --- images -----------------------------------------------------------------------------------------------
 class ListImages(Call, tag="image.list", frozen=True):
     reply: ClassVar[Any] = tuple[ImageInfo, ...]
@@ -245,6 +259,8 @@ AnyCall = (
     | AbortIncoming
     | AwaitIncoming
     | FinishIncoming
+    | ListVolumes
+    | RemoveVolume
     | ListImages
     | PushImage
     | TakeImage
