@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import time
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +17,10 @@ from tests.migrate.disturb import (
     SOURCE,
     cancel_it,
     criu_pids,
-    destination_is_clean,
     disturb,
     goes_on,
     held_at,
+    is_alive,
     kill_agent,
     kill_all,
     receiver_pids,
@@ -27,9 +29,10 @@ from tests.migrate.disturb import (
     until,
 )
 from tests.migrate.docker_nodes import IMAGE, DockerNode
-from whimbrel.model.errors import BadInput, Refused, WhimbrelError
+from whimbrel.model.errors import BadInput, Refused
 from whimbrel.model.migration import Outcome
 from whimbrel.model.service import ServiceState
+from whimbrel.runtime.engines.wrapper import ARRIVALS
 
 pytestmark = [
     pytest.mark.real,
@@ -78,7 +81,8 @@ def start(lab: Lab, dockers: Dockers) -> Iterator[Start]:
                 lab.restart_agent(node)
         for running in started:
             running.user.close()
-            lab.controller.remove_service("web")
+            with contextlib.suppress(BadInput):  # the test did
+                lab.controller.remove_service("web")
         for node, docker in dockers.items():
             assert docker.names() == [], f"something is left at {node}"
 
@@ -97,7 +101,8 @@ def test_the_container_moves_and_is_dockers_own(start: Start, dockers: Dockers) 
         assert not record.error, record.error
         assert record.outcome is Outcome.DONE
         assert "after the commit" not in record.reason
-        assert web.user.ask("count")[0] == (count := count + 1)
+        count += 1
+        assert web.user.ask("count")[0] == count
         goes_on(web, count)
         count, writes = web.user.ask("count")
         docker, elsewhere = dockers[target], set(EDGES) - {target}
@@ -168,3 +173,157 @@ def test_files_follow(start: Start, dockers: Dockers) -> None:
     web.lab.controller.remove_service("web")
     assert dockers[EDGES[0]]("volume", "ls", "--quiet").split() == ["kept"], "a named volume outlives its container"
     dockers[EDGES[0]]("volume", "rm", "kept")
+
+
+# --- failures -------------------------------------------------------------------------------------------------
+def as_before(web: Running, dockers: Dockers, count: int, pid: int) -> None:
+    """The container goes on where it was, for docker too, and the destination's docker knows nothing of it."""
+    source_is_whole(web, count)
+    if web.lab.agent_pid(DESTINATION) == 0:
+        web.lab.restart_agent(DESTINATION)
+    until(lambda: not web.lab.leftovers(DESTINATION, "web"), "something is left at the destination")
+    until(lambda: dockers[DESTINATION].names() == [], "docker at the destination keeps something")
+    assert dockers[DESTINATION]("volume", "ls", "--quiet") == ""
+    assert dockers[SOURCE].names(all_of_them=False) == ["web"]
+    assert int(dockers[SOURCE].inspect("web", "{{.State.Pid}}")) == pid
+    assert not list(Path(ARRIVALS).glob("*"))
+
+
+def _kill_shim(web: Running) -> None:
+    """The process that docker watches the container with, whose child the restoring CRIU is."""
+    pids = criu_pids(web.lab, DESTINATION)
+    parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pids}
+    kill_all([pid for pid in parents if b"containerd-shim" in Path(f"/proc/{pid}/cmdline").read_bytes()])
+    until(lambda: not any(is_alive(pid) for pid in pids), "nobody ends the CRIU that has lost its engine")
+
+
+STRIKES: dict[str, tuple[str, Callable[[Running], object]]] = {
+    "cancelled in the rounds": ("rounds", cancel_it),
+    "cancelled when restored": ("receive.ready", cancel_it),
+    "CRIU killed": ("receive.pre-resume", lambda web: kill_all(criu_pids(web.lab, DESTINATION))),
+    "receiving process killed": ("receive.start", lambda web: kill_all(receiver_pids(web.lab, DESTINATION))),
+    "docker's shim killed": ("receive.ready", _kill_shim),
+    "agent there killed": ("receive.ready", lambda web: kill_agent(web.lab, DESTINATION)),
+}
+
+
+@pytest.mark.parametrize("what", STRIKES)
+def test_before_the_commit_all_is_undone(start: Start, dockers: Dockers, what: str) -> None:
+    web = start("--volume", "/data")
+    pid = web.lab.controller.service("web").pid
+    count, _ = web.user.ask("count")
+    point, strike = STRIKES[what]
+    record = disturb(web, point, lambda: strike(web))
+    assert record.outcome in (Outcome.CANCELLED, Outcome.ROLLED_BACK)
+    as_before(web, dockers, count, pid)
+    assert web.migrate(DESTINATION).outcome is Outcome.DONE
+
+
+def test_agent_at_the_destination_killed_after_the_commit(start: Start, dockers: Dockers) -> None:
+    web = start()
+    count, _ = web.user.ask("count")
+    with held_at(web, "receive.fill") as attempt:
+        kill_agent(web.lab, DESTINATION)
+        web.lab.disarm()
+        web.lab.restart_agent(DESTINATION)
+    assert attempt.wait().outcome is Outcome.DONE
+    runs_only_at(web, DESTINATION)
+    goes_on(web, count)
+    assert dockers[DESTINATION].names(all_of_them=False) == ["web"]
+    assert dockers[SOURCE].names() == []
+
+
+def test_agent_at_the_source_killed_after_go(start: Start, dockers: Dockers) -> None:
+    web = start("--restart", "always")
+    count, _ = web.user.ask("count")
+    with held_at(web, "after-go"):
+        kill_agent(web.lab, SOURCE)
+        web.lab.disarm()
+        web.lab.restart_agent(SOURCE)
+    runs_only_at(web, DESTINATION)
+    goes_on(web, count)
+    until(lambda: dockers[SOURCE].names() == [], "docker at the source keeps the container, or has started it again")
+
+
+def test_lost_after_the_commit_it_goes_on_at_the_source(start: Start, dockers: Dockers) -> None:
+    """Pages die with the receiving process: the container there is ended, and the frozen one runs on."""
+    web = start()
+    count, _ = web.user.ask("count")
+    pid = web.lab.controller.service("web").pid
+    record = disturb(web, "receive.fill", lambda: kill_all(receiver_pids(web.lab, DESTINATION)))
+    assert record.outcome is Outcome.FAILED
+    as_before(web, dockers, count, pid)
+
+
+def test_a_container_that_docker_starts_again_is_plugged_in_again(start: Start, dockers: Dockers) -> None:
+    web = start("--restart", "always")
+    assert web.migrate(DESTINATION).outcome is Outcome.DONE
+    before = web.lab.controller.service("web")
+    dockers[DESTINATION]("restart", "--time", "0", "web")
+    until(lambda: web.lab.controller.service("web").pid not in (0, before.pid), "the new process is not seen")
+    user = user_when_ready(web.lab, before.spec.address.split("/")[0])
+    assert user.ask("count")[0] == 1, "it began anew"
+    user.close()
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+REFUSED = {
+    "a terminal": (["--tty"], "has a terminal (-t)"),
+    "a folder of the host": (["--volume", "/srv:/host"], "has /srv of the host at /host"),
+    "the host's processes": (["--pid", "host"], "--pid=host"),
+    "the host's network": (["--network", "host"], "--network=host"),
+    "a device": (["--device", "/dev/zero:/dev/mine"], "has devices of the host"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_move_is_not_adopted(lab: Lab, dockers: Dockers, what: str) -> None:
+    options, reason = REFUSED[what]
+    docker = dockers[SOURCE]
+    network = [] if "--network" in options else ["--network", "none"]
+    try:
+        docker("run", "--detach", "--name", "odd", *network, *options, IMAGE)
+        with pytest.raises(Refused, match=re.escape(reason)) as refusal:
+            lab.controller.adopt_service("odd", "docker", "odd", SOURCE)
+        assert "\n" not in str(refusal.value)
+        assert docker.names(all_of_them=False) == ["odd"], "it is left as it was"
+        assert lab.leftovers(SOURCE, "odd") == []
+    finally:
+        docker("rm", "--force", "odd")
+
+
+def test_bad_input_is_named(lab: Lab, start: Start, dockers: Dockers) -> None:
+    with pytest.raises(BadInput, match="No such container: nobody"):
+        lab.controller.adopt_service("x", "docker", "nobody", SOURCE)
+    with pytest.raises(BadInput, match="knows no engine runc"):
+        lab.controller.adopt_service("x", "runc", "web", SOURCE)
+    dockers[SOURCE]("create", "--name", "still", IMAGE)
+    with pytest.raises(Refused, match="container still is created: only a running one can move"):
+        lab.controller.adopt_service("x", "docker", "still", SOURCE)
+    dockers[SOURCE]("rm", "still")
+    start()
+    with pytest.raises(BadInput, match="is service web already"):
+        lab.controller.adopt_service("x", "docker", "web", SOURCE)
+
+
+def test_the_destination_must_be_able_to_take_it(start: Start, dockers: Dockers) -> None:
+    web, there = start("--volume", "kept:/keep"), dockers[DESTINATION]
+
+    def refusal() -> str:
+        record = web.migrate(DESTINATION)
+        assert record.outcome is not Outcome.DONE
+        assert record.freeze_ms == 0
+        return record.error
+
+    there("create", "--name", "web", IMAGE)
+    assert "has a container web there already" in refusal()
+    there("rm", "web")
+    there("volume", "create", "kept")
+    assert "has a volume kept there already" in refusal()
+    there("volume", "rm", "kept")
+    there("rmi", IMAGE)
+    assert f"has no image {IMAGE}" in refusal()
+    there.load(docker_nodes.archive())
+    web.user.ask("count")
+    dockers[SOURCE]("exec", "--detach", "web", "/usr/bin/python3", "-c", "import time; time.sleep(20)")
+    assert "entered the container from outside" in refusal()

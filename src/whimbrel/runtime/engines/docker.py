@@ -176,15 +176,7 @@ class Docker:
                 self.api.call("POST", f"/containers/{container}/start", timeout_s=None), name=f"start {wanted.name}"
             )
             self._starting[container] = start
-            arrival = asyncio.create_task(room.arrival())
-            try:
-                await asyncio.wait([start, arrival], return_when=asyncio.FIRST_COMPLETED)
-                if not arrival.done():
-                    await start  # its error says why
-                    raise Refused(f"Docker started {wanted.name} without the runtime {RUNTIME!r}")
-                hello, connection = await arrival
-            finally:
-                arrival.cancel()
+            hello, connection = await room.arrival(start)
         try:
             shown = await asyncio.to_thread(clone_mounts, hello.placeholder, wanted.plan.external, clones)
             filled = {point: str(shown[point]) for point in wanted.plan.carried}

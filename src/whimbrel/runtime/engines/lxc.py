@@ -204,14 +204,7 @@ class Lxc:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env=environment, cwd="/", start_new_session=True,
             )  # fmt: skip
-            ended, arrival = asyncio.create_task(restore.wait()), asyncio.create_task(room.arrival())
-            try:
-                await asyncio.wait([ended, arrival], return_when=asyncio.FIRST_COMPLETED)
-                if not arrival.done():
-                    raise Refused(f"LXC does not begin to restore {name}: {_last_error(log)}")
-                hello, connection = await arrival
-            finally:
-                arrival.cancel()
+            hello, connection = await room.arrival(asyncio.create_task(_end_of(restore, name, log)))
         try:
             return connection, _cgroup_root(hello.arguments)
         except BaseException:
@@ -315,6 +308,11 @@ def _cgroup_root(arguments: tuple[str, ...]) -> str:
     if len(paths) != 1:
         raise Refused(f"LXC has made the control groups {', '.join(sorted(paths)) or 'none'}: one path was expected")
     return paths.pop()
+
+
+async def _end_of(restore: asyncio.subprocess.Process, name: str, log: Path) -> None:
+    if await restore.wait():
+        raise Refused(f"LXC does not restore {name}: {_last_error(log)}")
 
 
 def _last_error(log: Path) -> str:
