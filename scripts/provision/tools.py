@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 
 from provision.shell import SEARCH_PATH, CommandError, SetupError, Step, run
@@ -18,9 +19,12 @@ PACKAGE_OF_COMMAND = {
     "rsync": "rsync",
     "runc": "runc",
     "skopeo": "skopeo",
+    "sshfs": "sshfs",
     "tar": "tar",
     "umoci": "umoci",
 }
+# No PATH leads to this one; the lab's storage server runs it. (openssh-server, and with it a daemon, is not needed.)
+SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 LOCK_WAIT_S = 300
 
 
@@ -29,6 +33,8 @@ def missing_packages() -> list[str]:
     missing = [
         package for command, package in PACKAGE_OF_COMMAND.items() if shutil.which(command, path=SEARCH_PATH) is None
     ]
+    if not any(os.access(path, os.X_OK) for path in SFTP_SERVERS):
+        missing.append("openssh-sftp-server")
     # Debian splits the part of `venv` that puts pip into the environment off into a package of its own.
     if importlib.util.find_spec("ensurepip") is None:
         missing.append("python3-venv")
@@ -39,7 +45,7 @@ def ensure(step: Step) -> None:
     """Install what is missing; touches neither the network nor apt's lists when nothing is."""
     packages = missing_packages()
     if not packages:
-        step.outcome = f"all {len(PACKAGE_OF_COMMAND)} tools are here"
+        step.outcome = f"all {len(PACKAGE_OF_COMMAND) + 1} tools are here"
         return
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
         raise SetupError(f"missing: {', '.join(packages)}, and no apt-get to install them", "install them by hand")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from bench_net import Net, Running
 
@@ -181,6 +182,7 @@ def test_noise_has_all_its_figures(probe: Probe) -> None:
     noise = probe.noise(2)
     assert noise.windows == 2
     assert noise.lost == 0
+    assert noise.delay_udp_ms is not None
     assert 0 < noise.delay_udp_ms.p50 <= noise.delay_udp_ms.p99 <= noise.delay_udp_ms.max
     assert 0 < noise.outage_tcp_ms.max < 1000
 
@@ -238,3 +240,48 @@ def test_a_freeze_of_80_ms_is_measured_as_one(net: Net, plain_service: Running) 
 
 
 RECORD = MigrationRecord(id="m-1", service="s", source="a", destination="b", strategy="hybrid", outcome=Outcome.DONE)
+
+
+def test_what_else_the_user_does_is_in_the_report(faulty: FaultyService, tmp_path: Path) -> None:
+    """A side of the client that finds something lost, or ends, makes the whole report say so."""
+    (tmp_path / "client.py").write_text(SIDED)
+    recipe = msgspec.structs.replace(find("memory"), client_file=tmp_path / "client.py")
+    with Probe(recipe, "127.0.0.1", port=faulty.port, settings={"MEMORY_MB": "1", "LOSE": "0"}) as probe:
+        probe.begin()
+        fine = probe.end()
+    assert (fine.lost, fine.stalls, fine.state_ok) == (0, 3, True)
+    assert fine.detail["busy"]["window_ms"] > 0
+    with Probe(recipe, "127.0.0.1", port=faulty.port, settings={"MEMORY_MB": "1", "LOSE": "2"}) as probe:
+        probe.begin()
+        bad = probe.end()
+        assert (bad.lost, bad.state_ok) == (2, False)
+        assert measured(RECORD, bad).lost == 2
+        assert probe._process is not None
+        last = children(probe._process.pid)[-1]
+        os.kill(last, signal.SIGKILL)
+        wait_for(lambda: ") Z " in Path(f"/proc/{last}/stat").read_text())
+        with pytest.raises(Unreachable, match="busy process ended unexpectedly"):
+            probe.begin()
+
+
+SIDED = """
+import time
+from whimbrel.client.contract import Side
+from whimbrel.workloads.memory.client import MemoryUser
+
+class Busy(Side):
+    name = "busy"
+    def __init__(self, lose):
+        self.lose = lose
+    def step(self):
+        time.sleep(0.01)
+    def figures(self, from_ns, to_ns):
+        return {"ok": not self.lose, "lost": self.lose, "stalls": 3, "window_ms": (to_ns - from_ns) / 1e6}
+
+class User(MemoryUser):
+    def sides(self):
+        return (Busy(int(self.place.settings["LOSE"])),)
+
+def user(place):
+    return User(place)
+"""

@@ -136,6 +136,9 @@ name = "migration-tests-{PREFIX}"
 prefix = "{PREFIX}-"
 overlay_subnet = "10.77.0.0/16"
 controller_subnet = "192.168.100.0/24"
+[storage]
+name = "{PREFIX}-nas"
+subnet = "192.168.120.0/24"
 [[edges]]
 name = "{PREFIX}-1"
 subnet = "192.168.101.0/24"

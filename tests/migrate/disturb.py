@@ -15,6 +15,7 @@ from tests.migrate.conftest import EDGES, Lab, Running
 from tests.migrate.test_strategies import state_is_right
 from whimbrel.lab import commands
 from whimbrel.migrate.journal import Journal
+from whimbrel.migrate.receive import AT_WORK
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.network import netns
@@ -26,18 +27,22 @@ SOURCE, DESTINATION = EDGES[0], EDGES[1]
 class Attempt:
     """A migration started in the background, to be disturbed."""
 
-    def __init__(self, running: Running, strategy: str = "hybrid") -> None:
+    def __init__(self, running: Running, strategy: str = "hybrid", bandwidth_bps: float = 0.0) -> None:
         self.record: MigrationRecord | None = None
         self.error: WhimbrelError | None = None
         self.news: list[Progress] = []
-        self._running, self._strategy = running, strategy
+        self._running, self._strategy, self._bandwidth_bps = running, strategy, bandwidth_bps
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self.record = self._running.lab.controller.migrate(
-                self._running.name, DESTINATION, self._strategy, on_progress=self.news.append
+                self._running.name,
+                DESTINATION,
+                self._strategy,
+                bandwidth_bps=self._bandwidth_bps,
+                on_progress=self.news.append,
             )
         except WhimbrelError as error:
             self.error = error
@@ -97,13 +102,13 @@ def _same_device(mountinfo_line: str, directory: Path) -> bool:
 
 
 def receiver_pids(lab: Lab, node: str) -> list[int]:
-    """The receiving processes in a node's namespace, whoever their parent is."""
+    """The receiving processes at work in a node's namespace, whoever their parent is; not the one that waits."""
     inside = commands.node_namespace(node, lab_dir=lab.directory).stat().st_ino
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            if b"whimbrel.migrate.receive" in words and (entry / "ns/net").stat().st_ino == inside:
+            name = (entry / "comm").read_text().strip() if entry.name.isdigit() else ""
+            if name == AT_WORK and (entry / "ns/net").stat().st_ino == inside:
                 found.append(int(entry.name))
     return found
 

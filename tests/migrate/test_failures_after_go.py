@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -27,6 +28,7 @@ from tests.migrate.disturb import (
     until,
 )
 from whimbrel.model.migration import Outcome
+from whimbrel.runtime.cgroups import Cgroup
 
 
 # --- the source's agent ---------------------------------------------------------------------------------------
@@ -120,6 +122,26 @@ def test_receiving_process_and_source_agent_killed_after_the_commit(running: Run
     assert record.outcome is Outcome.FAILED
     assert "as it was at the freeze" in record.error
     source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+def test_destination_rebooted_after_the_commit(running: Running) -> None:
+    """Whoever answers at its address with empty hands says that the service does not run there."""
+    lab = running.lab
+    with held_at(running, "receive.fill") as attempt:
+        until(lambda: journal_step(lab, SOURCE) == "committed", "the source does not hear that it runs")
+        kill_agent(lab, DESTINATION)
+        Cgroup(f"/whimbrel/{DESTINATION}/{running.name}").kill_all()
+        kill_all(receiver_pids(lab, DESTINATION))
+        for words in (lab.state_dir(DESTINATION) / "run").glob("incoming-*"):
+            shutil.rmtree(words)
+        lab.disarm()
+        lab.restart_agent(DESTINATION)
+    record = attempt.wait()
+    assert record.outcome is Outcome.FAILED
+    assert "as it was at the freeze" in record.error
+    runs_only_at(running, SOURCE)
+    assert running.user.echo(b"here") == b"here"
     destination_is_clean(running)
 
 

@@ -21,11 +21,13 @@ SMALL = {
     "memory": {"MEMORY_MB": "24", "CONTENTS": "text", "ZERO_SHARE": "0.3"},
     "redis": {"PRELOAD_MB": "24"},
     "redis-aof": {"PRELOAD_MB": "8"},
+    "face": {"KEEP_MB": "4"},
+    "objects": {"KEEP_MB": "16"},
 }
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["blank", "memory", "redis", "redis-aof", "simple", "video-short"])
+@pytest.mark.parametrize("name", ["blank", "memory", "redis", "redis-aof", "simple", "video-short", "face", "objects"])
 def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: str) -> None:
     folder = VARIANTS / name if (VARIANTS / name).is_dir() else CATALOGUE / name
     workload = Workload(load_recipe(folder, CATALOGUE), SMALL.get(name, {}))
@@ -37,7 +39,6 @@ def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: s
         time.sleep(0.3)
         run = subject.move(EDGES[1], "hybrid")
     record, report = run.record, run.report
-    print(report, record.freeze_ms, record.total_ms, record.rss_bytes, record.error)
     assert (record.outcome, record.error) == (Outcome.DONE, "")
     assert (report.lost, report.resets, report.stalls, report.state_ok) == (0, 0, 0, True), report.detail
     assert report.requests == report.answered > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import subprocess
@@ -19,9 +18,8 @@ from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_t
 from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
 from whimbrel.runtime.runc import process_start_ticks
 from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, build_spec
-from whimbrel.storage.archive import apply, pack
 from whimbrel.storage.layer import mount_overlay, unmount
-from whimbrel.storage.listing import changed, snapshot
+from whimbrel.storage.treecopy import copy_folder
 
 pytestmark = pytest.mark.real
 MakeNode = Callable[[str], Awaitable[Node]]
@@ -80,10 +78,7 @@ async def move(source: Node, target: Node, images: Path) -> int:
          "--network-lock", "skip", "--external", f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}")  # fmt: skip
     here, there = source.layer("svc"), target.layer("svc")
     for old, new in ((here.upper, there.upper), (here.shm, there.shm)):
-        stream = io.BytesIO()
-        pack(old, changed({}, snapshot(old)), stream)
-        stream.seek(0)
-        apply(new, stream)
+        copy_folder(old, new)
     there.mount(target.image.rootfs)
     logs = target.folder / "services/svc/logs"
     output = open_log(logs, target.name)

@@ -17,7 +17,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`host` is where the agent listens and where other agents reach it; `overlay_host` its VXLAN tunnel end.
 
     `bridge_address` (with prefix) is the node's own address on the overlay: gateways need one.
-    `overlay_gateway` is the default route of the services that run here. `docker_socket` is where this node's Docker
+    `overlay_gateway` is the default route of the services that run here. `shared_directory` lies on a file system
+    that other nodes mount too (see docs/shared-storage.md); empty: none. `docker_socket` is where this node's Docker
     listens, `lxc_path` the folder of its LXC containers: services may be adopted from them.
     """
 
@@ -29,8 +30,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     state_dir: str = ""
     bridge_address: str = ""
     overlay_gateway: str = ""
+    shared_directory: str = ""
     docker_socket: str = "/run/docker.sock"
     lxc_path: str = "/var/lib/lxc"
+
+    def __post_init__(self) -> None:
+        if self.shared_directory and not Path(self.shared_directory).is_absolute():
+            raise ValueError(f"shared_directory {self.shared_directory!r} is not an absolute path")
 
     @property
     def endpoint(self) -> Endpoint:

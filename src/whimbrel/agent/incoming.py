@@ -26,6 +26,7 @@ from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.migrate.staging.shared import find_stage, stage_below
 from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of, said, write_word
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
@@ -39,6 +40,7 @@ from whimbrel.wire.rpc import EmitEvent, Handler
 log = structlog.get_logger()
 WORKER_START_S = 20.0
 COMMIT_WORD_S = 5.0
+Ports = tuple[int, int, int]  # of the page channel, of what is staged (0: nothing), of the files
 
 
 class Incoming:
@@ -67,12 +69,11 @@ class Incoming:
         }
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
-        await self._host.offer(call.spec, call.image_digest, call.description)
+        has_image = await self._host.offer(call.spec, call.image_digest, call.description)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),
         )
-        has_image = bool(call.description) or self._host.images.has(call.image_digest)
         return calls.OfferReply(capabilities=capabilities, resources=resources, has_image=has_image)
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
@@ -106,17 +107,21 @@ class Incoming:
             ticket_path(work_dir).write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
             undo.pop_all()
-        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], token=token)
+        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], files_port=ports[2], token=token)
 
     def _work_dir(self, migration: str) -> Path:
         return self._run_dir / f"incoming-{migration}"
 
     async def _start_worker(
         self, call: calls.PrepareIncoming, work_dir: Path, landing: Landing, connection: socket.socket | None
-    ) -> tuple[Arrival, tuple[int, int], str]:
+    ) -> tuple[Arrival, Ports, str]:
         """`connection` becomes the worker's: where nobody else listens to the container, a log of ours does."""
         name = call.service.spec.name
         token = secrets.token_hex(16)
+        stage = work_dir / "stage"
+        if strategy_of(call.strategy).carry is Carry.SHARED:
+            stage = stage_below(self._config.shared_directory, call.id, node=self._config.name)
+            await asyncio.to_thread(find_stage, stage, call.id, node=self._config.name)
         if connection is None:
             logs = self._config.directory / "services" / name / "logs"
             output_fd = await asyncio.to_thread(open_log, logs, self._config.name)
@@ -133,6 +138,7 @@ class Incoming:
                 netns_dir=str(self._config.directory / "netns"),
                 landing=landing,
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
+                stage_dir=str(stage),
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
             )
             waiting = await self._spare.take()
@@ -144,7 +150,7 @@ class Incoming:
         finally:
             os.close(output_fd)
             keeper.theirs.close()
-        ready: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,
             service=call.service,
@@ -165,14 +171,14 @@ class Incoming:
             raise
         return arrival, ports, token
 
-    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[tuple[int, int]]) -> None:
+    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[Ports]) -> None:
         assert arrival.worker.stdout is not None
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
                 kind = event.pop("event")
                 if kind == "listening" and not ready.done():
-                    ready.set_result((event["port"], event["stage_port"]))
+                    ready.set_result((event["port"], event["stage_port"], event["files_port"]))
                 elif kind == "running":
                     arrival.pid = event["pid"]
                 elif kind == "filled":  # not before: another migration must find all pages here

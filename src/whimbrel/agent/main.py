@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from whimbrel.agent.config import AgentConfig, load_config
+from whimbrel.agent.images import Images
 from whimbrel.agent.incoming import Incoming
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.outgoing import Outgoing
@@ -50,6 +51,7 @@ class Agent:
         self.overlay = Overlay(config.endpoint, config.bridge_address or None)
         self.holds: HoldTable | None = None
         self.services: ServiceHost | None = None
+        self.images: Images | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
 
@@ -71,6 +73,8 @@ class Agent:
             self.incoming = Incoming(config, self.services, run_dir)
             self.outgoing = Outgoing(config, self.services, port, run_dir)
             self.incoming.start()
+            self.images = Images(config.name, config.host, self.services.images)
+            await self.images.load()
             await self.services.load()
             await self.incoming.settle_leftovers()
             await self.services.sweep()
@@ -86,9 +90,10 @@ class Agent:
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         table: dict[type[calls.Call], Handler] = {calls.GetNode: self._node, calls.SetPeers: self._set_peers}
-        if self.services is not None and self.outgoing is not None and self.incoming is not None:
-            table.update(self.services.handlers())
-            table.update(self.incoming.handlers())
+        for part in (self.services, self.images, self.incoming):
+            if part is not None:
+                table.update(part.handlers())
+        if self.outgoing is not None:
             table[calls.Migrate] = self.outgoing.migrate
             table[calls.CancelMigration] = self.outgoing.cancel
             table[calls.GetMigration] = self.outgoing.get

@@ -82,6 +82,7 @@ class Outgoing:
                     await asyncio.to_thread(collect_capabilities),
                     self._port,
                     self._journal,
+                    self._config.shared_directory,
                 ),
                 destination=call.destination,
                 gateways=call.gateways,
@@ -111,7 +112,10 @@ class Outgoing:
             departure = await self._host.departure(status.spec.name)
         except Refused as error:
             raise Refused(f"{status.spec.name} cannot be migrated: {error}") from error
-        return Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir))
+        image = None
+        if status.spec.engine is EngineKind.RUNC:
+            image = await in_thread(self._host.images.stored, status.image_digest)
+        return Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir), image=image)
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)

@@ -282,13 +282,16 @@ class ServiceHost:
     async def end_departure(self, name: str) -> None:
         await in_thread(drop_clones, self.place(name).clones)
 
-    async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes) -> None:
-        """Destination: may it come, as far as one can see? Raises BadInput, Refused."""
+    async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes) -> bool:
+        """Destination: may it come, as far as one can see? Returns whether it brings no image, since that is here or
+        can be unpacked here, or is its engine's business. Raises BadInput, Refused."""
         self.refuse_taken(spec)
-        if spec.engine is EngineKind.RUNC:
-            await self.need_image(spec, image_digest)
-        else:
+        if spec.engine is not EngineKind.RUNC:
             await self._guests.engine(spec.engine).offer(description)
+            return True
+        return await in_thread(self.images.has, image_digest) or await in_thread(
+            self.images.can_make, spec.image, image_digest
+        )
 
     async def prepare_incoming(
         self, status: ServiceStatus, description: bytes = b""

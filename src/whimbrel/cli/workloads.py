@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from whimbrel.client.report import Report
     from whimbrel.workloads.recipe import Recipe
 
+HERE = "here"
 workloads = typer.Typer(help="Example services with their images and clients.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A workload (`whimbrel workload ls`).")]
 
@@ -64,7 +65,10 @@ def client(
         typer.Option("--set", metavar="KEY=VALUE", help="What the service was told by --env (repeat)."),
     ] = None,
     place: Annotated[
-        str, typer.Option("--from", metavar="NODE", help="A user of the lab to be; default: the lab's first, or here.")
+        str,
+        typer.Option(
+            "--from", metavar="NODE", help="The lab's node to be at, or `here`; default: the lab's first user, if any."
+        ),
     ] = "",
     json: JsonOption = False,
 ) -> int:
@@ -115,6 +119,8 @@ def _prefix(place: str) -> Sequence[str]:
     from whimbrel.lab import lab_status
     from whimbrel.model.errors import BadInput
 
+    if place == HERE:
+        return ()
     nodes = {node.name: node for node in lab_status().nodes}
     users = [node.name for node in nodes.values() if node.role == "user"]
     if place and place not in nodes:

@@ -78,6 +78,8 @@ def _wait_for_links() -> None:
 
 def _connect_sites(topology: Topology) -> None:
     ends = [(CONTROLLER, topology.controller_subnet), *((site.name, site.subnet) for site in topology.sites)]
+    if topology.storage is not None:
+        ends.append((topology.storage.name, topology.storage.subnet))
 
     def router_side() -> None:
         with IPRoute() as ip:

@@ -9,24 +9,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 
-from whimbrel.lab import processes
+from whimbrel.lab import processes, storage
 from whimbrel.lab.build import remove as remove_namespaces
 from whimbrel.lab.record import MARKER, STATE_FILE, is_marked, recorded
 from whimbrel.lab.topology import Topology
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.storage.mounts import mounts
 
 KILL_TIMEOUT_S = 5.0
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")  # mountinfo writes blanks so
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,9 +71,10 @@ def _stop_processes(lab_dir: Path) -> str:
     # the controller first, or it would report every agent as lost
     controller = [lab_dir / "controller.pid"]
     agents = list(lab_dir.glob("*/agent.pid"))
-    running = [file.name for file in (*controller, *agents) if processes.read_pid(file)]
+    running = [file for file in (*controller, *agents) if processes.read_pid(file)]
     processes.stop(controller)
     processes.stop(agents)
+    running += storage.stop_mounts(lab_dir)  # before the services: one that waits for a hung mount cannot be killed
     return _count(running, "lab process", "lab processes")
 
 
@@ -160,12 +160,8 @@ def _self_and_parents() -> Iterator[int]:
 
 def mounts_under(directory: Path) -> list[Path]:
     """Mount points in or below `directory`, innermost first."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = Path(_ESCAPE.sub(lambda code: chr(int(code[1], 8)), line.split(" ")[4]))
-        if point == directory or directory in point.parents:
-            found.append(point)
-    return found[::-1]
+    points = [mount.point for mount in mounts()]
+    return [point for point in points if point == directory or directory in point.parents][::-1]
 
 
 def _unmount(lab_dir: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from whimbrel.lab import cleanup, processes
+from whimbrel.lab import cleanup, processes, storage
 from whimbrel.lab.build import build
 from whimbrel.lab.config import DEFAULT_LAB_DIR, controller_socket, write_configs
 from whimbrel.lab.record import claim, is_marked, prefix_reserved, recorded
@@ -31,7 +31,7 @@ Report = Callable[[str], None]
 
 
 class LabNode(msgspec.Struct, frozen=True, kw_only=True):
-    """`role` is router, controller, edge, gateway or user; `address` on the underlay (a user's: in the access
+    """`role` is router, controller, storage, edge, gateway or user; `address` on the underlay (a user's: in the access
     network). `pid` 0 and `alive` False: its process does not run; router and users have none and are alive
     when their namespace is there."""
 
@@ -67,6 +67,7 @@ def lab_up(topology: Path | None = None, progress: Report = _quiet, *, lab_dir: 
     plan = load(topology)
     if os.geteuid() != 0:
         raise Refused("a lab needs root for its network namespaces: run it with sudo")
+    storage.require(plan)
     with _locked(lab_dir):
         _make_way(progress, lab_dir)
         with prefix_reserved(plan):
@@ -83,8 +84,10 @@ def _bring_up(plan: Topology, progress: Report, lab_dir: Path) -> None:
     build(plan)
     progress(f"{len(plan.namespaces)} network namespaces linked")
     write_configs(plan, lab_dir)
+    storage.start_storage(plan, lab_dir)
     for process in processes.lab_processes(plan, lab_dir):
         processes.start(process)
+    storage.wait_until_mounted(plan, lab_dir)
     processes.wait_until_ready(plan, lab_dir, progress)
 
 
@@ -147,6 +150,10 @@ def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
     yield node(ROUTER, "router", str(router_address(plan.controller_subnet)))
     address = str(node_address(plan.controller_subnet))
     yield node(CONTROLLER, "controller", address, pid_file=lab_dir / "controller.pid")
+    if plan.storage is not None:
+        address = str(node_address(plan.storage.subnet))
+        pid_file = lab_dir / plan.storage.name / f"{storage.PROCESS}.pid"
+        yield node(plan.storage.name, "storage", address, pid_file=pid_file)
     for site in plan.sites:
         overlay_address = site.overlay_address if isinstance(site, Gateway) else ""
         endpoint = plan.endpoint(site)

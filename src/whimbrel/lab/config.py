@@ -23,6 +23,11 @@ def controller_config(lab_dir: Path) -> Path:
     return lab_dir / "controller.toml"
 
 
+def shared_directory(lab_dir: Path, edge: str) -> Path:
+    """Where an edge mounts the lab's storage."""
+    return lab_dir / edge / "shared"
+
+
 def write_configs(topology: Topology, lab_dir: Path) -> None:
     for site in topology.sites:
         path = agent_config(lab_dir, site.name)
@@ -45,6 +50,8 @@ def _agent_text(topology: Topology, site: Edge | Gateway, state_dir: Path) -> st
         "docker_socket": str(state_dir / "engines/docker.sock"),
         "lxc_path": str(state_dir / "engines/lxc"),
     }
+    if site in topology.storage_edges:
+        values["shared_directory"] = str(shared_directory(state_dir.parent, site.name))
     if isinstance(site, Gateway):
         values["bridge_address"] = topology.bridge_address(site)
     return _lines(values)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def start_time(pid: int) -> int:
     return 0 if state in "ZX" else started
 
 
-def start(process: Process) -> int:
+def start(process: Process, *, pass_fds: Sequence[int] = ()) -> int:
     """Start it detached in its namespace, write its pid file; returns the pid."""
     process.directory.mkdir(parents=True, exist_ok=True)
 
@@ -98,6 +98,7 @@ def start(process: Process) -> int:
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
         # ours to watch by its pid file, not by this object: it may outlive us
         child.returncode = 0
@@ -125,8 +126,17 @@ def read_pid(pid_file: Path) -> int:
 
 def stop(pid_files: Iterable[Path], timeout_s: float = STOP_TIMEOUT_S) -> None:
     """End the processes together: SIGTERM, after `timeout_s` SIGKILL; their pid files go. Safe to repeat."""
+    _stop(pid_files, timeout_s, (signal.SIGTERM, signal.SIGKILL))
+
+
+def stop_at_once(pid_files: Iterable[Path]) -> None:
+    """The same by SIGKILL alone, for processes that have nothing to put in order."""
+    _stop(pid_files, STOP_TIMEOUT_S, (signal.SIGKILL,))
+
+
+def _stop(pid_files: Iterable[Path], timeout_s: float, signals: tuple[signal.Signals, ...]) -> None:
     files = list(pid_files)
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in signals:
         for file in files:
             _signal(file, number)
         deadline = time.monotonic() + timeout_s

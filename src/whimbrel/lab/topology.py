@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib import resources
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +18,7 @@ from whimbrel.model.node import Endpoint, Role
 NAMESPACE_DIR = Path("/run/netns")
 ROUTER, CONTROLLER = "router", "ctl"
 MIN_ADDRESSES = 8
+SHIPPED = "default, shared"
 # interfaces on the router and on gateways are named after the node at the other end: 15 characters at most
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]")
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,6}-")
@@ -43,6 +45,16 @@ class User(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     attached: tuple[str, ...]
 
 
+class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server whose file system the edges mount. `kind` says how, "auto" what works here (see `lab.storage`);
+    `edges`: which of them mount it, none named means all."""
+
+    subnet: str
+    kind: Literal["auto", "nfs", "sshfs"] = "auto"
+    name: str = "store"
+    edges: tuple[str, ...] = ()
+
+
 class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`prefix` stands before every network namespace's name, so that a lab meets nothing else on the host."""
 
@@ -52,6 +64,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     edges: tuple[Edge, ...]
     gateways: tuple[Gateway, ...]
     users: tuple[User, ...] = ()
+    storage: Storage | None = None
     prefix: str = "wl-"
     port: int = 7411
 
@@ -62,8 +75,17 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """Short names of all namespaces: router, controller, sites, users."""
-        return (ROUTER, CONTROLLER, *(site.name for site in self.sites), *(user.name for user in self.users))
+        """Short names of all namespaces: router, controller, storage, sites, users."""
+        storage = (self.storage.name,) if self.storage else ()
+        sites = (site.name for site in self.sites)
+        return (ROUTER, CONTROLLER, *storage, *sites, *(user.name for user in self.users))
+
+    @property
+    def storage_edges(self) -> tuple[Edge, ...]:
+        """The edges that mount the storage server's file system."""
+        if self.storage is None:
+            return ()
+        return tuple(edge for edge in self.edges if not self.storage.edges or edge.name in self.storage.edges)
 
     def namespace_path(self, name: str) -> Path:
         """Raises BadInput for a name that is not in this lab."""
@@ -96,21 +118,24 @@ def node_address(subnet: str) -> IPv4Address:
 
 
 def load(path: Path | None = None) -> Topology:
-    """Read and check a topology file, by default the one shipped. Raises BadInput, naming file and field."""
+    """Read and check a topology: a file, or a shipped one by its name. Raises BadInput, naming file and field."""
     try:
-        if path is None:
-            text = resources.files("whimbrel.lab").joinpath("topologies/default.toml").read_bytes()
-        else:
-            text = path.read_bytes()
+        text = _shipped(path or Path("default")) or (path or Path("default")).read_bytes()
         return check(msgspec.toml.decode(text, type=Topology))
     except FileNotFoundError as error:
-        raise BadInput(f"there is no topology file {path}: check the path, or leave --topology out") from error
+        raise BadInput(f"there is no topology file {path}: check the path, or name a shipped one: {SHIPPED}") from error
     except OSError as error:
         raise BadInput(f"the topology file {path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path or 'the default topology'} is no topology: {error}") from error
     except BadInput as error:
         raise BadInput(f"{path or 'the default topology'}: {error}") from error
+
+
+def _shipped(name: Path) -> bytes | None:
+    """A topology that comes with Whimbrel; None for whatever is not a bare name of one."""
+    file = resources.files("whimbrel.lab").joinpath(f"topologies/{name}.toml")
+    return file.read_bytes() if len(name.parts) == 1 and not name.exists() and file.is_file() else None
 
 
 def check(topology: Topology) -> Topology:
@@ -125,6 +150,7 @@ def check(topology: Topology) -> Topology:
     _check_subnets(topology)
     _check_overlay(topology)
     _check_users(topology)
+    _check_storage(topology)
     return topology
 
 
@@ -141,6 +167,8 @@ def _check_names(topology: Topology) -> None:
 def _subnets(topology: Topology) -> Iterator[tuple[str, str]]:
     yield "overlay_subnet", topology.overlay_subnet
     yield "controller_subnet", topology.controller_subnet
+    if topology.storage is not None:
+        yield f"subnet of {topology.storage.name}", topology.storage.subnet
     for site in topology.sites:
         yield f"subnet of {site.name}", site.subnet
     for gateway in topology.gateways:
@@ -194,3 +222,10 @@ def _check_users(topology: Topology) -> None:
     for gateway in topology.gateways:
         if len(topology.users) > IPv4Network(gateway.access_subnet).num_addresses - 3:
             raise BadInput(f"access_subnet of {gateway.name}: too small for {len(topology.users)} users")
+
+
+def _check_storage(topology: Topology) -> None:
+    known = {edge.name for edge in topology.edges}
+    for name in topology.storage.edges if topology.storage else ():
+        if name not in known:
+            raise BadInput(f"edges of [storage]: there is no edge {name!r}, only {', '.join(sorted(known))}")

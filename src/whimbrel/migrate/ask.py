@@ -32,7 +32,7 @@ async def ask_until_answered(
 def lost_at(destination: str, source: str) -> str:
     """What a user must know when a service was lost after the commit."""
     return (
-        f"the receiving process on {destination} ended before all pages were in place, so the service was stopped "
-        f"there; it runs on at {source} as it was at the freeze: what it did since is lost, and connections that "
-        "carried data since may break"
+        f"the service was lost on {destination} before all of its pages were in place: the receiving process or the "
+        f"machine failed; it runs on at {source} as it was at the freeze: what it did since is lost, and connections "
+        "that carried data since may break"
     )

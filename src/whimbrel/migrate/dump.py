@@ -17,11 +17,13 @@ from pathlib import Path
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.moving import Departure
+from whimbrel.storage.images import StoredImage
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
@@ -30,12 +32,14 @@ _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 @dataclass(frozen=True)
 class Source:
     """One running service as its node sees it; `run_dir` is on the node's tmpfs;
-    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`)."""
+    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from,
+    None for another engine's container."""
 
     status: ServiceStatus
     departure: Departure
     run_dir: Path
     holes: bool
+    image: StoredImage | None
 
     @property
     def pid(self) -> int:
@@ -65,8 +69,7 @@ class Dump:
         self.stage = work_dir
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
-        shutil.rmtree(work_dir, ignore_errors=True)
-        self.images.mkdir(parents=True)
+        self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
         self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
         ours, theirs = socket.socketpair()
         self._page_server = ours
@@ -104,7 +107,7 @@ class Dump:
             log_file="dump.log",
             root=self._source.departure.rootfs,
             config_file=str(self._conf),
-            ghost_limit=1 << 28,
+            ghost_limit=NAMELESS_LIMIT_BYTES,
             external=self._source.departure.external,
         )
         if parent_image:

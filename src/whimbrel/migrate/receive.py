@@ -14,7 +14,6 @@ from __future__ import annotations
 import array
 import contextlib
 import hmac
-import io
 import os
 import socket
 import struct
@@ -32,15 +31,17 @@ from whimbrel.checkpoint.images import forget_masters
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
-from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
-from whimbrel.memory.store import Pages, PageStore, ProcessIndex, pages_of
+from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract
+from whimbrel.memory.store import PageStore, ProcessIndex, pages_of
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.backlog import unpack
+from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.migrate.staging.host import StageHost
+from whimbrel.migrate.takefiles import FileArrival
 from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
@@ -49,10 +50,10 @@ from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
 from whimbrel.runtime.moving import Landing
-from whimbrel.storage.archive import Merged, apply
 
 RESTORE_FINISHED = 0x52535446
 MAX_ORDER_BYTES = 1 << 16
+AT_WORK = "receiving"  # the process's short name from its order on, to tell it from one that waits
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 HANDOVER_S = 10.0
@@ -65,6 +66,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     listen_host: str
     work_dir: str
+    stage_dir: str
     criu_run_dir: str
     netns_dir: str
     landing: Landing
@@ -100,13 +102,14 @@ class Receiver:
         self.landing = order.landing
         self._output_fd = output_fd
         self.work = Path(order.work_dir)
-        self.stage = self.work / "stage"
+        self.stage = Path(order.stage_dir)
         self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(0 if order.staged else order.expected_pages)
+        self.intake = PageIntake(self.store)
         self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
-        self.merged = [Merged() if target.merged else None for target in self.landing.files]
+        self.files = FileArrival(self.landing.files, order.token)
         self.committed = False
         self.eager_pages = 0
         self._aborted = False
@@ -128,12 +131,13 @@ class Receiver:
     # --- before the freeze: pages and files ---------------------------------------------------------------
     def accept(self) -> PageChannel:
         self.listener = socket.create_server((self.order.listen_host, 0))
-        if self.order.staged:
+        if self.order.staged and self.stage.parent == self.work:  # not on storage that both nodes see
             self.host = StageHost(
                 self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
                 complain=lambda error: say("warning", error=error),
             )  # fmt: skip
-        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0)
+        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0,
+            files_port=self.files.listen(self.order.listen_host))  # fmt: skip
         return self.accept_again()
 
     def accept_again(self) -> PageChannel:
@@ -153,7 +157,7 @@ class Receiver:
         while True:
             kind, number, ranges, size = channel.receive_header()
             if kind is Kind.PAGES:
-                self.take_pages(channel, number, ranges, size, recent=round_number > 0)
+                self.intake.take(channel, number, ranges, size, recent=round_number > 0)
                 continue
             payload = channel.receive_payload(size)
             if kind is Kind.ROUND:
@@ -162,8 +166,6 @@ class Receiver:
                 channel.send(Kind.ACK, number)
             elif kind is Kind.PROBE:
                 channel.send(Kind.ACK, number)
-            elif kind is Kind.FILES:
-                self._take_files(number, payload)
             elif kind is Kind.IMAGES:
                 self._take_images(payload)
             elif kind is Kind.RESTORE:
@@ -172,28 +174,6 @@ class Receiver:
                 raise StepFailed(payload.decode(errors="replace"))
             else:
                 raise ProtocolMismatch(f"{kind.name} is not due here")
-
-    def take_pages(
-        self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool
-    ) -> tuple[Pages, int]:
-        """Into the store; returns the pages and where the first of them lies."""
-        raw = bytearray(count * 16)
-        channel.receive_exactly(memoryview(raw))
-        ranges = np.frombuffer(raw, np.uint64).reshape(-1, 2)
-        if bool((ranges[:, 0] >= ranges[:, 1]).any()) or total_bytes(ranges) != size - len(raw):
-            raise ProtocolMismatch("a frame of pages has another length than its ranges")
-        pages = pages_of(ranges)
-        with self.store.room_for(len(pages)) as window:
-            channel.receive_exactly(window)
-        first_slot = self.store.used_pages
-        self.store.commit(ns_pid, pages, recent=recent)
-        return pages, first_slot
-
-    def _take_files(self, number: int, archive: bytes) -> None:
-        """`number` counts the folders that follow the container; 0 is its root's."""
-        if number >= len(self.landing.files):
-            raise ProtocolMismatch(f"there is no place for files number {number}")
-        apply(Path(self.landing.files[number].path), io.BytesIO(archive), self.merged[number])
 
     def _take_images(self, payload: bytes) -> None:
         for name, content in msgspec.msgpack.decode(payload, type=dict[str, bytes]).items():
@@ -231,6 +211,8 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
+        self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
+        laps.lap("files")
         later: list[LazyPages] = []
         if not order.staged:
             later, self.eager_pages = settle(
@@ -383,6 +365,7 @@ class Receiver:
         write_word(self.work, WHOLE)
         if self.late is not None:
             self.late.stop()
+        self._forward(self.files.settle)  # before the source removes its own
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
         self.kept.whole()
@@ -441,6 +424,7 @@ def main() -> int:
     if not message:
         return 0  # the agent had no use for this process
     order = msgspec.json.decode(message, type=ReceiveOrder)
+    Path("/proc/self/comm").write_text(AT_WORK)
     receiver = Receiver(order, *fds)
 
     def watch_agent() -> None:

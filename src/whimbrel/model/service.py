@@ -76,3 +76,12 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int
     stdout: str
     stderr: str
+
+
+class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An image unpacked on a node; `reference`: how it was asked for first, `size_bytes`: what it takes on disk."""
+
+    digest: str
+    node: str
+    reference: str
+    size_bytes: int

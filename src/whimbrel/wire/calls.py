@@ -9,7 +9,7 @@ import msgspec
 
 from whimbrel.model.migration import MigrationRecord, MigrationRequest
 from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources
-from whimbrel.model.service import ExecResult, ServiceSpec, ServiceStatus
+from whimbrel.model.service import ExecResult, ImageInfo, ServiceSpec, ServiceStatus
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, tag_field="call"):
@@ -113,6 +113,8 @@ class OfferMigration(Call, tag="incoming.offer", frozen=True):
 
 
 class OfferReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`has_image`: it is there, or can be unpacked there; else the source brings it."""
+
     capabilities: Capabilities
     resources: Resources
     has_image: bool
@@ -131,10 +133,11 @@ class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
 
 class IncomingReady(msgspec.Struct, frozen=True, kw_only=True):
     """`page_port`: TCP port of the page channel; `stage_port`: where rsync and layers for the page server go (0 when
-    the strategy stages nothing); `token`: what the source must say first at either."""
+    the strategy stages nothing); `files_port`: where files go; `token`: what the source must say first at each."""
 
     page_port: int
     stage_port: int = 0
+    files_port: int
     token: str
 
 
@@ -168,6 +171,37 @@ class FinishIncoming(Call, tag="incoming.finish", frozen=True):
     reply: ClassVar[Any] = ServiceStatus
 
 
+# --- images -----------------------------------------------------------------------------------------------
+class ListImages(Call, tag="image.list", frozen=True):
+    reply: ClassVar[Any] = tuple[ImageInfo, ...]
+
+
+class PushImage(Call, tag="image.push", frozen=True):
+    """Bring an image from the node that is asked to `destination`. Answers with the bytes sent; 0: it was there."""
+
+    digest: str
+    destination: Endpoint
+    reply: ClassVar[Any] = int
+
+
+class TakeImage(Call, tag="image.take", frozen=True):
+    """May this image come? Answered when it is there, or when a place for it is ready; while another node is bringing
+    it, that is waited for. Raises Refused when there is no room."""
+
+    digest: str
+    tree: str
+    reference: str
+    size_bytes: int
+    reply: ClassVar[Any] = "ImageSlot"
+
+
+class ImageSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to bring an image, and what to say first there. `port` 0: it is there already."""
+
+    port: int = 0
+    token: str = ""
+
+
 # --- holding packets at a gateway -------------------------------------------------------------------------
 class PrepareHold(Call, tag="hold.prepare", frozen=True):
     """Make room for the packets of one address: queue size and retry times; changes no traffic."""
@@ -190,6 +224,7 @@ class Release(Call, tag="hold.off", frozen=True):
 
 OfferMigration.reply = OfferReply
 PrepareIncoming.reply = IncomingReady
+TakeImage.reply = ImageSlot
 
 AnyCall = (
     GetNode
@@ -210,6 +245,9 @@ AnyCall = (
     | AbortIncoming
     | AwaitIncoming
     | FinishIncoming
+    | ListImages
+    | PushImage
+    | TakeImage
     | PrepareHold
     | Hold
     | Release

@@ -20,7 +20,8 @@ WIDTH, HEIGHT = 608, 800  # the size that the model sees, so that nothing is sca
 LEFT, RIGHT = 60, 548
 PAGES = 24
 PHOTOGRAPHS = ("obama.jpg", "obama2.jpg", "biden.jpg")
-WORDS = ["the", "of", "migration", "container", "edge", "server", "users", "base", "station", "handover", "delay", "memory", "pages", "network", "service", "node", "packets", "between", "while", "running", "state", "then", "source"]  # fmt: skip
+WORDS = """the of migration container edge server users base station handover delay memory pages network service node
+packets between while running state then source"""
 
 
 class Page:
@@ -28,6 +29,7 @@ class Page:
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
+        self.words = WORDS.split()
         self.image = Image.new("RGB", (WIDTH, HEIGHT), "white")
         self.draw = ImageDraw.Draw(self.image)
         self.font = ImageFont.load_default(13)
@@ -40,14 +42,14 @@ class Page:
 
     def title(self) -> None:
         """Not among the objects: the model takes some for headers."""
-        words = " ".join(self.chance.choice(WORDS) for _ in range(4)).title()
+        words = " ".join(self.chance.choice(self.words) for _ in range(4)).title()
         self.draw.text((LEFT, self.y), words, "black", ImageFont.load_default(26))
         self.y += 60
 
     def line(self) -> str:
         words: list[str] = []
         while self.draw.textlength(" ".join(words), self.font) < RIGHT - LEFT - 30:
-            words.append(self.chance.choice(WORDS))
+            words.append(self.chance.choice(self.words))
         return " ".join(words)
 
     def text(self) -> None:
@@ -69,7 +71,7 @@ class Page:
         for row in range(rows):
             for column in range(columns):
                 head = row == 0 or column == 0
-                entry = self.chance.choice(WORDS) if head else f"{self.chance.random() * 100:.2f}"
+                entry = self.chance.choice(self.words) if head else f"{self.chance.random() * 100:.2f}"
                 self.draw.text((LEFT + column * wide + 8, self.y + row * step + 3), entry, "black", self.font)
         for row in range(rows + 1):
             self.draw.line((LEFT, self.y + row * step, RIGHT, self.y + row * step), "black", 1)

@@ -2,8 +2,8 @@
 (PicoDet: one pass over the picture, boxes and classes at four scales) finds the parts of a document's page. Runs inside
 the container.
 
-Output of the network, for each scale: scores (cells x classes), and for each cell the distances to the four edges of its
-box, each as a distribution over 0…7 strides whose mean is the distance (Li et al., Generalized Focal Loss, 2020).
+Output of the network, for each scale: scores (cells x classes), and for each cell the distances to the four edges of
+its box, each as a distribution over 0…7 strides whose mean is the distance (Li et al., Generalized Focal Loss, 2020).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def overlap(one: Any, other: Any) -> float:
     across = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
     down = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return across * down / (sum(areas) - across * down)
+    return float(across * down / (sum(areas) - across * down))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Offloading(Talk):
 
     def __init__(self, place: Place, judge: Judge) -> None:
         listed = json.loads(place.file("pictures.json").read_text())
-        self.judge = judge
+        self.place, self.judge = place, judge
         self.session = os.urandom(4).hex()
         self.pictures: list[dict[str, Any]] = listed["pictures"]
         self.bodies = [place.file(picture["file"]).read_bytes() for picture in self.pictures]

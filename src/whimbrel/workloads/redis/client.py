@@ -112,7 +112,7 @@ class Writer(Side):
         self.batches: list[Batch] = []
         self.resets_ns: list[int] = []
         self.numbers = 0
-        self.refused: list[str] = []
+        self.refused: dict[int, str] = {}
         self.due = 0.0
         self.turn = 0
 
@@ -192,7 +192,7 @@ class Writer(Side):
         for answer in answers:
             batch = line.sent[0]
             if answer != b"+OK":
-                self.refused.append(answer.decode(errors="replace"))
+                self.refused[batch.first + batch.acked] = answer.decode(errors="replace")
             batch.acked += 1
             if batch.acked == batch.count:
                 line.sent.popleft().acked_ns = now_ns
@@ -213,22 +213,24 @@ class Writer(Side):
         window = [batch for batch in self.batches if from_ns <= batch.sent_ns < to_ns]
         waits_ns = [(batch.acked_ns or now_ns) - batch.sent_ns for batch in window]
         lost = self._lost()
+        refused, self.refused = self.refused, {}
         waiting = {id(batch) for line in self.lines for batch in line.sent}
         self.batches = [batch for batch in self.batches if id(batch) in waiting]
-        refused, self.refused = self.refused, []
         return {
             "ok": not lost and not refused,
             "requests": sum(batch.count for batch in window),
             "answered": sum(batch.acked for batch in window),
+            "refused": len(refused),
             "lost": lost,
             "resets": sum(1 for when in self.resets_ns if from_ns <= when < now_ns),
             "worst_write_ms": max(waits_ns, default=0) / 1e6,
-            **({"refused": refused[0]} if refused else {}),
+            **({"refusal": next(iter(refused.values()))} if refused else {}),
         }
 
     def _lost(self) -> int:
         """How many of the acknowledged writes are not there, or not as they were written."""
-        numbers = [batch.first + index for batch in self.batches for index in range(batch.acked)]
+        answered = (batch.first + index for batch in self.batches for index in range(batch.acked))
+        numbers = [number for number in answered if number not in self.refused]
         lost = 0
         with self.place.connect() as conn:
             answers = Answers(conn)

@@ -1,0 +1,100 @@
+"""The lab's storage node and the edges' mounts of it: one file system that all of them see, over the lab's links.
+
+Chosen by measurement (docs/shared-storage.md): kernel NFS where the kernel has it; else sshfs on a bare `sftp-server`.
+All nodes of a lab share the host's mount namespace, so every edge mounts at a place of its own in its state directory.
+Nothing is cached on the way but pages of open files: what one edge has written and closed, the next look of another
+sees.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from whimbrel.lab import sftp_server
+from whimbrel.lab.config import shared_directory
+from whimbrel.lab.processes import Process, read_pid, start, stop_at_once
+from whimbrel.lab.topology import Edge, Topology, node_address
+from whimbrel.model.errors import Refused, StepFailed
+from whimbrel.network import netns
+from whimbrel.storage.mounts import mount_at
+
+PORT = 2222
+PROCESS = "storage"  # also the name of its pid file and log
+MOUNT_TIMEOUT_S = 10.0
+POLL_S = 0.005
+# Names, attributes and folders are asked for at every look. `default_permissions` lets the kernel check them,
+# `allow_other` lets the services in, whose users are not root.
+SSHFS_OPTIONS = (
+    "dir_cache=no,attr_timeout=0,entry_timeout=0,negative_timeout=0,allow_other,default_permissions,noauto_cache"
+)
+
+
+def exported(topology: Topology, lab_dir: Path) -> Path:
+    """The folder on the storage node whose contents all edges see."""
+    assert topology.storage is not None
+    return lab_dir / topology.storage.name / "data"
+
+
+def require(topology: Topology) -> None:
+    """Raises Refused when the topology asks for storage that this machine cannot give."""
+    if topology.storage is None:
+        return
+    if shutil.which("sshfs") is None or sftp_server.program() is None:
+        raise Refused("the lab's storage needs sshfs and sftp-server: run scripts/setup, or leave [storage] out")
+
+
+def start_storage(topology: Topology, lab_dir: Path) -> None:
+    """Start the server and the edges' mounts; `wait_until_mounted` must follow."""
+    if topology.storage is None:
+        return
+    data = exported(topology, lab_dir)
+    data.mkdir(parents=True)
+    data.parent.chmod(0o700)
+    host = str(node_address(topology.storage.subnet))
+    where = topology.namespace_path(topology.storage.name)
+    # Made here and handed on: whoever connects may do so before the server has come up.
+    with netns.call(where, lambda: socket.create_server((host, PORT))) as listener:
+        allowed = [str(node_address(edge.subnet)) for edge in topology.storage_edges]
+        # As a plain file: it imports none of ours, and is up in a moment.
+        argv = (sys.executable, "-I", "-S", sftp_server.__file__, str(listener.fileno()), str(data), *allowed)
+        start(Process(PROCESS, argv, where, data.parent), pass_fds=[listener.fileno()])
+    options = f"directport={PORT},{SSHFS_OPTIONS}"
+    if "no_contain_symlinks" in subprocess.run(["sshfs", "--help"], capture_output=True, text=True, check=False).stdout:
+        options += ",no_contain_symlinks"  # newer ones refuse absolute links otherwise
+    for edge in topology.storage_edges:
+        target = shared_directory(lab_dir, edge.name)
+        target.mkdir(parents=True, mode=0o700)
+        argv = ("sshfs", "-f", f"{host}:{sftp_server.EXPORT}", str(target), "-o", options)
+        start(_client(topology, lab_dir, edge, argv))
+
+
+def _client(topology: Topology, lab_dir: Path, edge: Edge, argv: tuple[str, ...]) -> Process:
+    return Process(PROCESS, argv, topology.namespace_path(edge.name), lab_dir / edge.name)
+
+
+def wait_until_mounted(topology: Topology, lab_dir: Path) -> None:
+    """Raises StepFailed with the last line that a mount's process wrote, when one ended or is too slow."""
+    deadline = time.monotonic() + MOUNT_TIMEOUT_S
+    for edge in topology.storage_edges:
+        process = _client(topology, lab_dir, edge, ())
+        while mount_at(shared_directory(lab_dir, edge.name).resolve()) is None:
+            if not read_pid(process.pid_file) or time.monotonic() > deadline:
+                lines = process.log.read_text(errors="replace").strip().splitlines() or ["it wrote nothing"]
+                raise StepFailed(f"{edge.name} cannot mount the lab's storage: {lines[-1].strip()}")
+            time.sleep(POLL_S)
+
+
+def stop_mounts(lab_dir: Path) -> Iterable[Path]:
+    """End the mounts' processes and the server, however they are: whoever waits for a file there then gets an error.
+
+    Returns the pid files of those that ran."""
+    files = sorted(lab_dir.glob(f"*/{PROCESS}.pid"))
+    running = [file for file in files if read_pid(file)]
+    stop_at_once(files)
+    return running
