@@ -94,8 +94,9 @@ class DockerNode:
         return self("inspect", "--format", what, container)
 
     def stop(self) -> None:
-        for name in self.names():
-            self("rm", "--force", "--volumes", name)
+        if self.process.poll() is None:
+            for name in self.names():
+                self("rm", "--force", "--volumes", name)
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(30)

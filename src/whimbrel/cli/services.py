@@ -85,9 +85,7 @@ def run(
 @services.command("adopt")
 def adopt(
     name: Name,
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="ENGINE", help="Whose container it is: docker or lxc.")
-    ],
+    engine: Annotated[str, typer.Option("--engine", metavar="ENGINE", help="Whose container it is: docker or lxc.")],
     container: Annotated[str, typer.Option("--container", metavar="ID", help="Its name or id there.")],
     node: Annotated[str, typer.Option("--node", metavar="NODE", help="The edge node where it runs.")],
     port: Annotated[
