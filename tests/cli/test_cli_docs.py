@@ -33,7 +33,7 @@ def test_there_are_the_commands_of_the_design() -> None:
             "service run", "service ls", "service inspect", "service logs", "service exec", "service rm",
             "migrate",
             "migration ls", "migration show", "migration cancel", "bench", "experiment ls", "experiment run",
-            "workload ls", "workload build", "workload client", "service adopt",
+            "workload ls", "workload build", "workload client", "service adopt", "service release",
         )
     }  # fmt: skip
 

@@ -41,10 +41,11 @@ def archive() -> Path:
 
 
 class DockerNode:
-    """One daemon. It runs in the node's network namespace, with its own folders and without a bridge."""
+    """One daemon. It runs in the node's network namespace, with its own folders. `network`: its bridge's address."""
 
-    def __init__(self, lab: Lab, node: str, driver: str) -> None:
+    def __init__(self, lab: Lab, node: str, driver: str, network: str = "") -> None:
         self.node, self.driver = node, driver
+        self._bridge = ["--bip", network] if network else ["--bridge", "none"]
         self.folder = lab.state_dir(node) / "engines"
         self.socket = self.folder / "docker.sock"
         self.folder.mkdir(exist_ok=True)
@@ -58,7 +59,7 @@ class DockerNode:
                 lambda: subprocess.Popen(
                     ["dockerd", "--host", f"unix://{self.socket}", "--data-root", self.folder / "data",
                      "--exec-root", self.folder / "exec", "--pidfile", self.folder / "docker.pid",
-                     "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver", self.driver,
+                     *self._bridge, "--iptables=false", "--ip6tables=false", "--storage-driver", self.driver,
                      "--add-runtime", f"whimbrel={WRAPPER}"],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 ),

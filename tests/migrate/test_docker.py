@@ -40,11 +40,12 @@ pytestmark = [
 ]
 Dockers = dict[str, DockerNode]
 DRIVERS = dict(zip(EDGES, ("overlay2", "overlay2", "vfs"), strict=True))
+BRIDGES = {SOURCE: "172.31.77.1/24"}
 
 
 @pytest.fixture(scope="module")
 def dockers(lab: Lab) -> Iterator[Dockers]:
-    nodes = {node: DockerNode(lab, node, driver) for node, driver in DRIVERS.items()}
+    nodes = {node: DockerNode(lab, node, driver, BRIDGES.get(node, "")) for node, driver in DRIVERS.items()}
     try:
         image = docker_nodes.archive()
         for node in nodes.values():
@@ -173,6 +174,35 @@ def test_files_follow(start: Start, dockers: Dockers) -> None:
     web.lab.controller.remove_service("web")
     assert dockers[EDGES[0]]("volume", "ls", "--quiet").split() == ["kept"], "a named volume outlives its container"
     dockers[EDGES[0]]("volume", "rm", "kept")
+
+
+def test_a_container_with_dockers_own_network(start: Start, dockers: Dockers) -> None:
+    """Its eth0 stays as it is and stays behind; the overlay is a second interface, which keeps its name."""
+    web = start("--publish", "8000:7000", network="bridge")
+    interfaces = "import socket; print(*sorted(name for _, name in socket.if_nameindex()))"
+    assert sh(web, interfaces) == "eth0 lo whimbrel0\n"
+    count, _ = web.user.ask("count")
+    sh(web, "import socket, os; s = socket.create_server(('172.31.77.2', 0)) if os.fork() == 0 else None\n"
+            "if s: __import__('time').sleep(8)")  # fmt: skip
+    record = web.migrate(DESTINATION)
+    assert "has a TCP socket on 172.31.77.2" in record.error
+    until(lambda: web.migrate(DESTINATION).outcome is Outcome.DONE, "the listener does not end", 30)
+    assert sh(web, interfaces) == "lo whimbrel0\n"
+    goes_on(web, count)
+
+
+def test_a_container_is_given_back(start: Start, dockers: Dockers) -> None:
+    web = start()
+    pid = web.lab.controller.service("web").pid
+    web.lab.controller.release_service("web")
+    assert web.lab.leftovers(SOURCE, "web") == []
+    assert "web" not in [status.spec.name for status in web.lab.controller.services()]
+    docker = dockers[SOURCE]
+    assert int(docker.inspect("web", "{{.State.Pid}}")) == pid
+    assert (
+        docker("exec", "web", "/usr/bin/python3", "-c", "import socket; print(socket.if_nameindex())") == "[(1, 'lo')]"
+    )
+    web.lab.controller.adopt_service("web", "docker", "web", SOURCE)
 
 
 # --- failures -------------------------------------------------------------------------------------------------

@@ -53,6 +53,12 @@ class RemoveService(Call, tag="service.remove", frozen=True):
     name: str
 
 
+class ReleaseService(Call, tag="service.release", frozen=True):
+    """Forget a container of another engine, which runs on there without the overlay."""
+
+    name: str
+
+
 class ServiceLogs(Call, tag="service.logs", frozen=True):
     """The last `tail_bytes` of the service's output, from all nodes it ran on."""
 
@@ -234,6 +240,7 @@ AnyCall = (
     | ListServices
     | InspectService
     | RemoveService
+    | ReleaseService
     | ServiceLogs
     | AddLogs
     | ExecInService

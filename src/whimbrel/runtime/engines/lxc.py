@@ -92,7 +92,14 @@ class Lxc:
 
     async def _refuse(self, name: str) -> None:
         facts = await self._settings(
-            name, "lxc.rootfs.path", "lxc.console.path", "lxc.tty.max", "lxc.idmap", "lxc.mount.fstab", "lxc.net"
+            name,
+            "lxc.rootfs.path",
+            "lxc.console.path",
+            "lxc.tty.max",
+            "lxc.idmap",
+            "lxc.mount.fstab",
+            "lxc.net",
+            "lxc.mount.entry",
         )
         root = facts.get("lxc.rootfs.path", [""])[0]
         folder = root.removeprefix("dir:")
@@ -106,6 +113,7 @@ class Lxc:
         ):
             if found:
                 raise Refused(f"container {name} {reason}")
+        _provided(facts.get("lxc.mount.entry", []))
 
     async def leave(self, guest: Guest, clones: Path) -> Departure:
         name = guest.container
