@@ -33,6 +33,7 @@ from whimbrel.runtime.runc import process_start_ticks
 
 SETTLE_S = 20.0
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAMED = re.compile(r"(State|PID|lxc\.[a-z0-9._]+)(?::| =)(.*)")
 _OURS = re.compile(r"\s*lxc\.(rootfs\.path|net|network|log)\b")  # of its settings, what another node decides
 _OF_THE_HOST = ("/sys/", "/proc/", "/dev/")  # the same on every node
 _TMPFS_OPTIONS = re.compile(r"(?:size|mode|uid|gid|nr_inodes)=[0-9a-z]+")
@@ -66,12 +67,7 @@ class Lxc:
     async def _settings(self, name: str, *keys: str) -> dict[str, list[str]]:
         """What LXC says of a container, a list for each key; `State` and `PID` too."""
         queries = [word for key in keys for word in ("-c", key)]
-        found: dict[str, list[str]] = {}
-        for line in (await self._call("lxc-info", name, "-s", "-p", "-H", *queries)).splitlines():
-            key, separator, value = line.partition("=" if "=" in line else ":")
-            if separator and value.strip():
-                found.setdefault(key.strip(), []).append(value.strip())
-        return found
+        return _lists(await self._call("lxc-info", name, "-s", "-p", "-H", *queries))
 
     # --- source -------------------------------------------------------------------------------------------
     async def look(self, container: str) -> Guest:
@@ -248,6 +244,18 @@ class Lxc:
 
     async def output(self, container: str, tail_bytes: int) -> bytes:
         return b""
+
+
+def _lists(answer: str) -> dict[str, list[str]]:
+    """``lxc-info``'s answer: a setting with several values goes on over lines without its name."""
+    found: dict[str, list[str]] = {}
+    key = ""
+    for line in answer.splitlines():
+        named = _NAMED.fullmatch(line)
+        key, value = (named[1], named[2]) if named else (key, line)
+        if value.strip():
+            found.setdefault(key, []).append(value.strip())
+    return found
 
 
 def _decoded(description: bytes) -> Description:
