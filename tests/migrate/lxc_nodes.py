@@ -24,6 +24,7 @@ lxc.rootfs.path = dir:{rootfs}
 lxc.net.0.type = empty
 lxc.console.path = none
 lxc.tty.max = 0
+lxc.cgroup.pids.max = 321
 """
 
 

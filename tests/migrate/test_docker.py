@@ -127,8 +127,9 @@ def test_the_container_moves_and_is_dockers_own(start: Start, dockers: Dockers) 
 
 
 def test_output_follows_and_goes_on_in_dockers_own_log(start: Start, dockers: Dockers) -> None:
-    web = start()
+    web = start("--rm", "--cgroupns", "private")
     assert web.migrate(EDGES[1]).outcome is Outcome.DONE
+    assert all(line.endswith(":/") for line in sh(web, "print(open('/proc/self/cgroup').read(), end='')").splitlines())
     sh(web, "open('/proc/1/fd/1', 'w').write('after the move\\n')")
     until(lambda: dockers[EDGES[1]]("logs", "web") == "after the move", "docker does not hear the container")
     assert "serving on port" in web.lab.controller.logs("web"), "what it wrote on its first node follows it"

@@ -24,6 +24,9 @@ from tests.migrate.disturb import (
 from tests.migrate.lxc_nodes import LxcNode
 from whimbrel.model.errors import BadInput, Refused
 from whimbrel.model.migration import Outcome
+from whimbrel.runtime.cgroups import Cgroup
+from whimbrel.runtime.engines.base import cgroup_of
+from whimbrel.runtime.limits import read_limits
 
 pytestmark = [
     pytest.mark.real,
@@ -57,6 +60,9 @@ def system(lab: Lab, nodes: dict[str, LxcNode]) -> Iterator[Running]:
 def test_a_system_container_moves(system: Running, nodes: dict[str, LxcNode]) -> None:
     count, _ = system.user.ask("count")
     processes = nodes[EDGES[0]].processes("sys")
+    limits = limits_of(system)
+    assert limits["pids.max"] == "321"
+    assert limits["devices.list"] != "a *:* rwm"
     in_container(nodes[EDGES[0]], "echo kept > /root/file; rm /etc/issue; mkfifo /run/fifo; ln /root/file /root/again")
     in_container(nodes[EDGES[0]], "logger -t test before the move; echo mine > /dev/shm/mine")
     for source, target in ((EDGES[0], EDGES[1]), (EDGES[1], EDGES[0])):
@@ -74,6 +80,7 @@ def test_a_system_container_moves(system: Running, nodes: dict[str, LxcNode]) ->
         until(lambda: f"at {target}" in in_container(node, "cat /var/log/messages"), "syslogd does not log any more")  # noqa: B023
         executed = system.lab.controller.exec("sys", ["cat", "/proc/1/comm"])
         assert (executed.exit_code, executed.stdout) == (0, "init\n")
+        assert limits_of(system) == limits
         assert nodes[source].names() == []
         assert system.lab.leftovers(source, "sys") == []
     assert "before the move" in in_container(nodes[EDGES[0]], "cat /var/log/messages")
@@ -81,6 +88,11 @@ def test_a_system_container_moves(system: Running, nodes: dict[str, LxcNode]) ->
     in_container(nodes[EDGES[0]], f"kill {service}")
     until(lambda: in_container(nodes[EDGES[0]], "busybox pidof python3 || true") not in ("", str(service)),
           "init does not respawn what has died")  # fmt: skip
+
+
+def limits_of(system: Running) -> dict[str, str]:
+    pid = system.lab.controller.service("sys").pid
+    return read_limits(Cgroup(cgroup_of(pid)))
 
 
 def in_container(node: LxcNode, script: str) -> str:

@@ -132,7 +132,11 @@ class Guests:
                 f"and be reached at {address}"
             )
         await in_thread(drop_clones, place.clones)
-        return await self.engine(record.status.spec.engine).leave(record.guest, place.clones)
+        try:
+            return await self.engine(record.status.spec.engine).leave(record.guest, place.clones)
+        except BaseException:
+            await in_thread(drop_clones, place.clones)
+            raise
 
     async def _refuse_visitors(self, guest: Guest) -> None:
         """Processes that entered the container from outside are nobody's children in there: CRIU refuses them."""

@@ -18,7 +18,7 @@ import msgspec
 
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
-from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of
+from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of, has_own_cgroupns
 from whimbrel.runtime.engines.docker_api import DockerApi
 from whimbrel.runtime.engines.docker_rules import refuse_container, refuse_settings, settings_there
 from whimbrel.runtime.engines.handover import WaitingRoom
@@ -214,6 +214,7 @@ class Docker:
             ),
             external=tuple(f"mnt[{point}]:{shown[point]}" for point in wanted.plan.external),
             cgroup=cgroup_of(hello.placeholder),
+            own_cgroupns=has_own_cgroupns(hello.placeholder),
             runc_root=hello.root,
             runc_id=container,
             pid_file=hello.pid_file,
@@ -247,10 +248,22 @@ class Docker:
             if with_volumes:
                 facts = await self._inspect(container)
                 volumes = [mount["Name"] for mount in facts["Mounts"] if mount["Type"] == "volume"]
-            await self.api.call("DELETE", f"/containers/{container}", {"force": 1, "v": 1})
+            await self._delete(container)
         for name in volumes:
             with contextlib.suppress(BadInput):
                 await self.api.call("DELETE", f"/volumes/{name}")
+
+    async def _delete(self, container: str) -> None:
+        """Raises BadInput as soon as there is no such container; one that removes itself (``--rm``) is waited for."""
+        try:
+            await self.api.call("DELETE", f"/containers/{container}", {"force": 1, "v": 1})
+        except Refused as error:
+            if "already in progress" not in str(error):
+                raise
+            async with asyncio.timeout(SETTLE_S):
+                while True:
+                    await self._inspect(container)
+                    await asyncio.sleep(0.05)
 
     async def exec(self, container: str, argv: tuple[str, ...]) -> ExecResult:
         return await self.api.exec(container, argv, timeout_s=EXEC_S, max_bytes=MAX_OUTPUT_BYTES)

@@ -1,7 +1,7 @@
 """System containers of LXC: read through its commands, taken in by `lxc-checkpoint -r` with our wrapper as its CRIU.
 
-There is no image: the whole root file system crosses. LXC makes the control groups and the monitor; mounts that CRIU
-does not carry are made here, since LXC starts no container that could have them.
+There is no image: the whole root file system crosses. LXC makes the control groups and the monitor. Their limits, which
+LXC leaves to CRIU in a restore, and mounts that CRIU does not carry are made here.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ import msgspec
 
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
+from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines import commands
-from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of
+from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of, has_own_cgroupns
 from whimbrel.runtime.engines.handover import WaitingRoom
 from whimbrel.runtime.engines.wrapper import ARRIVAL, REAL_CRIU
+from whimbrel.runtime.limits import apply_limits, read_limits
 from whimbrel.runtime.mounts import MountPlan, clone_mounts, drop_clones, plan_mounts, read_mounts
 from whimbrel.runtime.moving import Departure, FileRoot, FileTarget, Landing
 from whimbrel.runtime.runc import process_start_ticks
 
 SETTLE_S = 20.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NAMED = re.compile(r"(State|PID|lxc\.[a-z0-9._]+)(?::| =)(.*)")
 _OURS = re.compile(r"\s*lxc\.(rootfs\.path|net|network|log)\b")  # of its settings, what another node decides
@@ -49,6 +52,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     tmpfs: dict[str, str]
     provided: dict[str, str]
     own_cgroupns: bool
+    limits: dict[str, str]
 
 
 class Lxc:
@@ -134,7 +138,8 @@ class Lxc:
                 point: _mount_options(by_point[point].options, by_point[point].super_options) for point in plan.carried
             },
             provided={point: source for point, source in provided.items() if point in plan.provided},
-            own_cgroupns=os.stat(f"/proc/{guest.pid}/ns/cgroup").st_ino != os.stat("/proc/self/ns/cgroup").st_ino,
+            own_cgroupns=has_own_cgroupns(guest.pid),
+            limits=read_limits(Cgroup(guest.cgroup)),
         )
         return Departure(
             rootfs=rootfs,
@@ -176,6 +181,11 @@ class Lxc:
         (self.path / wanted.name / "config").write_text(settings)
         shown = await asyncio.to_thread(_make_mounts, wanted, clones)
         connection, cgroup = await self._start(wanted.name)
+        try:
+            await asyncio.to_thread(apply_limits, Cgroup(cgroup), wanted.limits)
+        except BaseException:
+            connection.close()
+            raise
         landing = Landing(
             rootfs=str(rootfs),
             files=(
@@ -240,7 +250,8 @@ class Lxc:
         shutil.rmtree(self._scratch / container, ignore_errors=True)
 
     async def exec(self, container: str, argv: tuple[str, ...]) -> ExecResult:
-        return await commands.run(["lxc-attach", "-P", str(self.path), "-n", container, "--", *argv])
+        ours = ["--clear-env", "--set-var", f"PATH={_PATH}"]  # nothing of the agent's environment gets in
+        return await commands.run(["lxc-attach", "-P", str(self.path), "-n", container, *ours, "--", *argv])
 
     async def output(self, container: str, tail_bytes: int) -> bytes:
         return b""
