@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 from tests.migrate.conftest import Lab
 from tests.migrate.docker_nodes import WRAPPER
 from whimbrel.lab import commands
+from whimbrel.lab.cleanup import mounts_under
 from whimbrel.network import netns
+from whimbrel.storage.layer import unmount
 
 # a host may forbid what podman would set by itself
 LIMITS = ("--ulimit", "nofile=1024:16384", "--ulimit", "nproc=4096:8192")
@@ -29,6 +32,7 @@ class PodmanNode:
         self.folder = lab.state_dir(node) / "engines/podman"
         self.socket = lab.state_dir(node) / "engines/podman.sock"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._run = tempfile.mkdtemp(prefix="pod")  # podman takes no path longer than 50 characters here
         self._namespace = commands.node_namespace(node, lab_dir=lab.directory)
         with (self.folder / "service.log").open("ab") as log:
             self._service = netns.call(
@@ -40,8 +44,7 @@ class PodmanNode:
             )  # fmt: skip
 
     def _argv(self, *arguments: str) -> list[str]:
-        places = ("--root", "root", "--runroot", "run", "--tmpdir", "tmp")
-        folders = [word if word.startswith("--") else str(self.folder / word) for word in places]
+        folders = ["--root", str(self.folder / "root"), "--runroot", f"{self._run}/run", "--tmpdir", f"{self._run}/tmp"]
         chosen = ["--runtime", str(WRAPPER), "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
         return ["podman", *folders, *chosen, *arguments]
 
@@ -69,4 +72,6 @@ class PodmanNode:
             self("rm", "--force", "--time", "0", "--volumes", name)
         self._service.terminate()
         self._service.wait(30)
-        subprocess.run(self._argv("system", "renumber"), capture_output=True, check=False)
+        for mount in reversed(mounts_under(Path(self._run))):
+            unmount(mount)
+        shutil.rmtree(self._run)

@@ -248,12 +248,12 @@ class Docker:
             if with_volumes:
                 facts = await self._inspect(container)
                 volumes = [mount["Name"] for mount in facts["Mounts"] if mount["Type"] == "volume"]
-            await self._delete(container)
+            await self.delete(container)
         for name in volumes:
             with contextlib.suppress(BadInput):
                 await self.api.call("DELETE", f"/volumes/{name}")
 
-    async def _delete(self, container: str) -> None:
+    async def delete(self, container: str) -> None:
         """Raises BadInput as soon as there is no such container; one that removes itself (``--rm``) is waited for."""
         try:
             await self.api.call("DELETE", f"/containers/{container}", {"force": 1, "v": 1})

@@ -6,6 +6,7 @@ Podman has no daemon that could be told a runtime for one container: the service
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from whimbrel.model.errors import Refused
@@ -37,6 +38,11 @@ class Podman(Docker):
             {**limit, "Name": str(limit["Name"]).removeprefix("RLIMIT_").lower()} for limit in host.get("Ulimits") or ()
         ]
         return {**settings_there(host), "Ulimits": limits}
+
+    async def delete(self, container: str) -> None:
+        with contextlib.suppress(Refused):  # it does not run; else the deletion would wait for it to stop by itself
+            await self.api.call("POST", f"/containers/{container}/kill", {"signal": "KILL"})
+        await super().delete(container)
 
     def refuse_daemon(self, info: dict[str, Any]) -> None:
         """It does not say which runtime it uses; a start without the wrapper is refused before anything stops."""
