@@ -41,32 +41,42 @@ def archive() -> Path:
 
 
 class DockerNode:
-    """One daemon. It runs in the node's network namespace, with its own folders and without a bridge."""
+    """One daemon. It runs in the node's network namespace, with its own folders. `network`: its bridge's address."""
 
-    def __init__(self, lab: Lab, node: str, driver: str) -> None:
+    def __init__(self, lab: Lab, node: str, driver: str, network: str = "") -> None:
         self.node, self.driver = node, driver
+        self._bridge = ["--bip", network] if network else ["--bridge", "none"]
         self.folder = lab.state_dir(node) / "engines"
         self.socket = self.folder / "docker.sock"
         self.folder.mkdir(exist_ok=True)
-        namespace = commands.node_namespace(node, lab_dir=lab.directory)
-        with (self.folder / "docker.log").open("wb") as log:
+        self._namespace = commands.node_namespace(node, lab_dir=lab.directory)
+        self.start()
+
+    def start(self) -> None:
+        with (self.folder / "docker.log").open("ab") as log:
             self.process = netns.call(
-                namespace,
+                self._namespace,
                 lambda: subprocess.Popen(
                     ["dockerd", "--host", f"unix://{self.socket}", "--data-root", self.folder / "data",
                      "--exec-root", self.folder / "exec", "--pidfile", self.folder / "docker.pid",
-                     "--bridge=none", "--iptables=false", "--ip6tables=false", "--storage-driver", driver,
+                     *self._bridge, "--iptables=false", "--ip6tables=false", "--storage-driver", self.driver,
                      "--add-runtime", f"whimbrel={WRAPPER}"],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 ),
             )  # fmt: skip
 
-    def load(self, image: Path) -> None:
+    def log(self) -> str:
+        return (self.folder / "docker.log").read_text()[-3000:]
+
+    def wait_up(self) -> None:
         deadline = time.monotonic() + 60
         while subprocess.run(self._argv("version"), capture_output=True, check=False).returncode:
-            assert self.process.poll() is None, (self.folder / "docker.log").read_text()[-2000:]
+            assert self.process.poll() is None, self.log()
             assert time.monotonic() < deadline, "dockerd does not answer"
             time.sleep(0.1)
+
+    def load(self, image: Path) -> None:
+        self.wait_up()
         self("load", "--quiet", "--input", str(image))
 
     def _argv(self, *arguments: str) -> list[str]:
@@ -75,7 +85,7 @@ class DockerNode:
     def __call__(self, *arguments: str) -> str:
         """Run a command of docker's."""
         done = subprocess.run(self._argv(*arguments), capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
+        assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}\n{self.log()}"
         return done.stdout.strip()
 
     def names(self, *, all_of_them: bool = True) -> list[str]:
@@ -85,8 +95,9 @@ class DockerNode:
         return self("inspect", "--format", what, container)
 
     def stop(self) -> None:
-        for name in self.names():
-            self("rm", "--force", "--volumes", name)
+        if self.process.poll() is None:
+            for name in self.names():
+                self("rm", "--force", "--volumes", name)
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(30)

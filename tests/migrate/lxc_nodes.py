@@ -24,6 +24,7 @@ lxc.rootfs.path = dir:{rootfs}
 lxc.net.0.type = empty
 lxc.console.path = none
 lxc.tty.max = 0
+lxc.cgroup.pids.max = 321
 """
 
 
@@ -66,12 +67,19 @@ class LxcNode:
         self.path.mkdir(parents=True, exist_ok=True)
         self._namespace = commands.node_namespace(node, lab_dir=lab.directory)
 
-    def run(self, name: str, *, memory_mb: int) -> None:
-        """Make a container of its own and start it."""
+    def make(self, name: str, *, replace: tuple[str, str] = ("", "")) -> Path:
+        """A container of its own, not started; `replace`: a line of its settings by another. Returns its root."""
         rootfs = self.path / name / "rootfs"
         rootfs.parent.mkdir()
         subprocess.run(["cp", "-a", str(debian()), str(rootfs)], check=True)
-        (rootfs.parent / "config").write_text(SETTINGS.format(name=name, rootfs=rootfs))
+        settings = SETTINGS.format(name=name, rootfs=rootfs)
+        old, new = replace
+        (rootfs.parent / "config").write_text(settings.replace(old, new) if old else f"{settings}{new}\n")
+        return rootfs
+
+    def run(self, name: str, *, memory_mb: int) -> None:
+        """Make one and start it."""
+        rootfs = self.make(name)
         service_line = "/usr/bin/python3 /srv/service.py"
         inittab = rootfs / "etc/inittab"
         inittab.write_text(inittab.read_text().replace(service_line, f"{service_line} --memory-mb {memory_mb}"))

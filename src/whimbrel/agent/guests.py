@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from whimbrel.agent.place import Place, Record
 from whimbrel.agent.threads import in_thread
-from whimbrel.memory.processes import tree_of
-from whimbrel.model.errors import BadInput, Refused
+from whimbrel.memory.processes import ns_pid_of, tree_of
+from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import EngineKind, ExecResult, ServiceSpec, ServiceState, ServiceStatus
 from whimbrel.network.names import interface
 from whimbrel.network.port import PortInfo, ServicePort
@@ -26,7 +27,9 @@ from whimbrel.runtime.engines.base import Arrival, Engine, Guest
 from whimbrel.runtime.logger import add_log_segments, tail
 from whimbrel.runtime.mounts import drop_clones
 from whimbrel.runtime.moving import Departure
+from whimbrel.runtime.runc import process_start_ticks
 
+log = structlog.get_logger()
 VISITORS_S = 5.0  # how long a `docker exec` or a health check may take to end by itself
 
 
@@ -129,7 +132,11 @@ class Guests:
                 f"and be reached at {address}"
             )
         await in_thread(drop_clones, place.clones)
-        return await self.engine(record.status.spec.engine).leave(record.guest, place.clones)
+        try:
+            return await self.engine(record.status.spec.engine).leave(record.guest, place.clones)
+        except BaseException:
+            await in_thread(drop_clones, place.clones)
+            raise
 
     async def _refuse_visitors(self, guest: Guest) -> None:
         """Processes that entered the container from outside are nobody's children in there: CRIU refuses them."""
@@ -183,7 +190,14 @@ class Guests:
             # the receiving process died before it came to this
             pids = await in_thread(Cgroup(record.guest.cgroup).pids)
             await in_thread(adopt, root, status.container, find_restored(root, status.container, pids))
-        guest = await self.engine(status.spec.engine).settled(status.container)
+        try:
+            guest = await self.engine(status.spec.engine).settled(status.container)
+        except WhimbrelError as error:  # it runs all the same, and nobody else has it any more
+            found = await in_thread(_unheard, record)
+            if found is None:
+                raise
+            guest = found
+            log.error("the engine does not know the restored container", service=place.name, error=str(error))
         await in_thread(drop_clones, place.clones)
         status = msgspec.structs.replace(
             status, state=ServiceState.RUNNING, pid=guest.pid, migrations=status.migrations + 1
@@ -191,3 +205,16 @@ class Guests:
         record = Record(status=status, guest=guest, since_ns=time.time_ns())
         await in_thread(place.save, record)
         return record
+
+
+def _unheard(record: Record) -> Guest | None:
+    """The restored container, found without its engine."""
+    guest = record.guest
+    if guest is None:
+        return None
+    for pid in Cgroup(guest.cgroup).pids():
+        with contextlib.suppress(ProcessLookupError):
+            start_ticks = process_start_ticks(pid)
+            if ns_pid_of(pid) == 1 and start_ticks is not None:
+                return msgspec.structs.replace(guest, pid=pid, start_ticks=start_ticks)
+    return None

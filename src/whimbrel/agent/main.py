@@ -28,6 +28,7 @@ from whimbrel.network.port import ServicePort
 from whimbrel.runtime.engines.base import Engine
 from whimbrel.runtime.engines.docker import Docker
 from whimbrel.runtime.engines.lxc import Lxc
+from whimbrel.runtime.engines.podman import Podman
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler, RpcServer
 
@@ -67,6 +68,7 @@ class Agent:
             port = ServicePort(config.directory / "netns")
             engines: dict[EngineKind, Engine] = {
                 EngineKind.DOCKER: Docker(Path(config.docker_socket)),
+                EngineKind.PODMAN: Podman(Path(config.podman_socket)),
                 EngineKind.LXC: Lxc(Path(config.lxc_path), run_dir / "lxc", criu_path()),
             }
             self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway, engines)

@@ -71,6 +71,7 @@ class ServiceHost:
             calls.ListServices: self._on_list,
             calls.InspectService: self._on_inspect,
             calls.RemoveService: self._on_remove,
+            calls.ReleaseService: self._on_release,
             calls.ServiceLogs: self._on_logs,
             calls.AddLogs: self._on_add_logs,
             calls.ExecInService: self._on_exec,
@@ -251,6 +252,14 @@ class ServiceHost:
             if keep_volumes:
                 await in_thread(self.volumes.keep, name)
             await self.discard(name, with_volumes=False)
+
+    async def release(self, name: str) -> None:
+        """Forget a container of another engine, which goes on there. Raises BadInput, Conflict."""
+        if self._known(name).guest is None:
+            raise BadInput(f"{name} is Whimbrel's own, and no engine's: remove it (`whimbrel service rm {name}`)")
+        with self._doing(name, "released"):
+            await self._guests.release(self.place(name))
+            self._records.pop(name, None)
 
     async def discard(self, name: str, *, with_volumes: bool = True) -> None:
         """Remove whatever exists of a service here, dead or alive; each step is tried even when one fails.
@@ -449,6 +458,9 @@ class ServiceHost:
 
     async def _on_remove(self, call: calls.RemoveService, _: EmitEvent) -> None:
         await self.remove(call.name, keep_volumes=call.keep_volumes)
+
+    async def _on_release(self, call: calls.ReleaseService, _: EmitEvent) -> None:
+        await self.release(call.name)
 
     async def _on_logs(self, call: calls.ServiceLogs, _: EmitEvent) -> str:
         record, place = self._known(call.name), self.place(call.name)

@@ -190,6 +190,18 @@ def execute(
     return 0
 
 
+@services.command("release")
+def release(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Services of other engines.")],
+    controller: ControllerOption = None,
+) -> None:
+    """Give containers back to their engines: they run on there, without an address on the overlay."""
+    with connect(controller) as client:
+        for name in names:
+            client.release_service(name)
+            print(f"released {name}")
+
+
 @services.command("rm")
 def remove(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Services to stop and remove.")],

@@ -190,6 +190,13 @@ def _service_routes(controller: Controller) -> APIRouter:
         await services.remove(name, keep_volumes=keep_volumes)
         return Response(status_code=204)
 
+    @router.post("/{name}/release")
+    async def release_service(name: str) -> Response:
+        """Give a container back to its engine."""
+        controller.migrations.refuse_if_moving(name)
+        await services.release(name)
+        return Response(status_code=204)
+
     @router.get("/{name}/logs")
     async def service_logs(name: str, tail_bytes: Annotated[int, Query(gt=0, le=MAX_LOG_BYTES)] = 65536) -> Response:
         return _json(Logs(name=name, text=await services.logs(name, tail_bytes)))

@@ -131,6 +131,10 @@ class ControllerClient:
         query = "?keep_volumes=true" if keep_volumes else ""
         self._call("DELETE", f"/v1/services/{_part(name)}{query}", None, timeout_s=90.0)
 
+    def release_service(self, name: str) -> None:
+        """Give a container back to its engine, where it runs on."""
+        self._call("POST", f"/v1/services/{_part(name)}/release", None, {}, timeout_s=90.0)
+
     def logs(self, name: str, tail_bytes: int = 65536) -> str:
         return self._call("GET", f"/v1/services/{_part(name)}/logs?tail_bytes={tail_bytes}", Logs).text
 

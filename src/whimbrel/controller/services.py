@@ -21,6 +21,7 @@ from whimbrel.wire.calls import (
     ExecInService,
     InspectService,
     ListServices,
+    ReleaseService,
     RemoveService,
     RunService,
     ServiceLogs,
@@ -88,8 +89,14 @@ class Services:
         return result
 
     async def remove(self, name: str, *, keep_volumes: bool = False) -> None:
+        await self._forget(name, RemoveService(name=name, keep_volumes=keep_volumes))
+
+    async def release(self, name: str) -> None:
+        """Another engine's container is a service no longer; it runs on there. Raises BadInput for one of ours."""
+        await self._forget(name, ReleaseService(name=name))
+
+    async def _forget(self, name: str, call: Call) -> None:
         home = await self.find(name)
-        call = RemoveService(name=name, keep_volumes=keep_volumes)
         await self._region.peer(home.node).call(call, timeout_s=60.0)
         self._last_seen[home.node] = tuple(
             status for status in self._last_seen.get(home.node, ()) if status.spec.name != name

@@ -55,6 +55,12 @@ class RemoveService(Call, tag="service.remove", frozen=True):
     keep_volumes: bool = False
 
 
+class ReleaseService(Call, tag="service.release", frozen=True):
+    """Forget a container of another engine, which runs on there without the overlay."""
+
+    name: str
+
+
 class ServiceLogs(Call, tag="service.logs", frozen=True):
     """The last `tail_bytes` of the service's output, from all nodes it ran on."""
 
@@ -248,6 +254,7 @@ AnyCall = (
     | ListServices
     | InspectService
     | RemoveService
+    | ReleaseService
     | ServiceLogs
     | AddLogs
     | ExecInService

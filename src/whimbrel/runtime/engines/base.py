@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class Engine(Protocol):
 
     async def output(self, container: str, tail_bytes: int) -> bytes:
         """The last of what it wrote, as far as the engine keeps it."""
+
+
+def has_own_cgroupns(pid: int) -> bool:
+    """Whether a process sees its control group as the root of all."""
+    return os.stat(f"/proc/{pid}/ns/cgroup").st_ino != os.stat("/proc/self/ns/cgroup").st_ino
 
 
 def cgroup_of(pid: int) -> str:

@@ -18,16 +18,15 @@ import msgspec
 
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
-from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of
+from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of, has_own_cgroupns
 from whimbrel.runtime.engines.docker_api import DockerApi
+from whimbrel.runtime.engines.docker_rules import refuse_container, refuse_settings, settings_there
 from whimbrel.runtime.engines.handover import WaitingRoom
 from whimbrel.runtime.mounts import MountPlan, clone_mounts, plan_mounts, read_mounts
 from whimbrel.runtime.moving import Departure, FileRoot, FileTarget, Landing
 from whimbrel.runtime.runc import process_start_ticks
 
 RUNTIME = "whimbrel"  # our wrapper's name among the daemon's runtimes
-TEXTS = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
-DRIVERS = ("overlay2", "vfs")
 SETTLE_S = 30.0
 EXEC_S = 60.0
 MAX_OUTPUT_BYTES = 1 << 20
@@ -49,25 +48,48 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Docker:
-    """The daemon behind one socket."""
+    """The daemon behind one socket. What other engines with the same API do differently stands above the methods."""
+
+    title = "Docker"
+    setting = "docker_socket"
+    texts: tuple[str, ...] = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+    provided: tuple[str, ...] = ("/sbin/docker-init",)
+    drivers: tuple[str, ...] = ("overlay2", "vfs")
 
     def __init__(self, socket: Path) -> None:
-        self.api = DockerApi(socket)
+        self.api = DockerApi(socket, self.title, self.setting)
         self._starting: dict[str, asyncio.Task[Any]] = {}
+
+    def refuse(self, facts: dict[str, Any]) -> None:
+        """Raises Refused for a container that could never move."""
+        refuse_container(facts, self.drivers)
+
+    def host_settings(self, host: dict[str, Any]) -> dict[str, Any]:
+        """How it is made at the destination."""
+        return {**settings_there(host), "Runtime": RUNTIME}
+
+    def refuse_daemon(self, info: dict[str, Any]) -> None:
+        """Raises Refused for a destination's daemon that has no place for our wrapper."""
+        if RUNTIME not in info["Runtimes"]:
+            raise Refused(
+                f"Docker at {self.api.socket} has no runtime {RUNTIME!r}: add it to its daemon.json (docs/engines.md)"
+            )
 
     # --- source -------------------------------------------------------------------------------------------
     async def look(self, container: str) -> Guest:
         facts = await self._inspect(container)
-        _refuse(facts)
-        await self._refuse_daemon(facts)
+        self.refuse(facts)
+        info = await self.api.get("/info")
+        if any("userns" in option or "rootless" in option for option in info.get("SecurityOptions") or ()):
+            raise Refused(f"{self.title} maps user ids here (userns-remap or rootless), which CRIU cannot follow")
         return _guest(facts)
 
     async def leave(self, guest: Guest, clones: Path) -> Departure:
         facts = await self._inspect(guest.container)
-        _refuse(facts)
+        self.refuse(facts)
         volumes = await self._volumes(facts)
         mounts = await asyncio.to_thread(read_mounts, guest.pid)
-        plan = plan_mounts(mounts, provided=("/sbin/docker-init",), volumes=volumes, texts=TEXTS)
+        plan = plan_mounts(mounts, provided=self.provided, volumes=volumes, texts=self.texts)
         rootfs, files = await self._root(facts, mounts[0].super_options)
         shown = await asyncio.to_thread(clone_mounts, guest.pid, (*plan.carried, *plan.texts), clones)
         description = Description(
@@ -90,7 +112,7 @@ class Docker:
 
     async def _root(self, facts: dict[str, Any], mount_options: str) -> tuple[str, FileRoot]:
         """Where the container's files are, and which of them are its own."""
-        if facts["Driver"] == "overlay2":
+        if facts["Driver"] != "vfs":
             foreign = [option for option in _FOREIGN_OVERLAY if option in mount_options.split(",")]
             if foreign:
                 raise Refused(f"its layer is mounted with {foreign[0]}, whose files mean nothing on another node")
@@ -134,17 +156,13 @@ class Docker:
     # --- destination --------------------------------------------------------------------------------------
     async def offer(self, description: bytes) -> None:
         wanted = msgspec.msgpack.decode(description, type=Description)
-        _refuse_settings(wanted.config, wanted.host_config)
-        info = await self.api.get("/info")
-        if RUNTIME not in info["Runtimes"]:
-            raise Refused(
-                f"Docker at {self.api.socket} has no runtime {RUNTIME!r}: add it to its daemon.json (docs/engines.md)"
-            )
+        refuse_settings(wanted.config, wanted.host_config)
+        self.refuse_daemon(await self.api.get("/info"))
         if await self._exists(f"/containers/{wanted.name}/json"):
-            raise Refused(f"Docker has a container {wanted.name} there already: remove or rename it")
+            raise Refused(f"{self.title} has a container {wanted.name} there already: remove or rename it")
         for name in _named(wanted):
             if await self._exists(f"/volumes/{name}"):
-                raise Refused(f"Docker has a volume {name} there already: remove it (`docker volume rm {name}`)")
+                raise Refused(f"{self.title} has a volume {name} there already: remove it (`volume rm {name}`)")
         await self._image(wanted)
 
     async def _image(self, wanted: Description) -> str:
@@ -154,14 +172,15 @@ class Docker:
                 if (await self.api.get(f"/images/{reference}/json"))["Id"] == wanted.image_id:
                     return reference
         raise Refused(
-            f"Docker has no image {wanted.image} ({wanted.image_id[:19]}) there: `docker pull` it, or carry it with "
-            "`docker save` and `docker load`"
+            f"{self.title} has no image {wanted.image} ({wanted.image_id[:19]}) there: pull it, or carry it with "
+            "`save` and `load`"
         )
 
     async def prepare(self, description: bytes, clones: Path, made: Callable[[str], None]) -> Arrival:
         await self.offer(description)
         wanted = msgspec.msgpack.decode(description, type=Description)
-        body = _create_body(wanted, await self._image(wanted))
+        config = {key: value for key, value in wanted.config.items() if key != "MacAddress"}
+        body = {**config, "Image": await self._image(wanted), "HostConfig": self.host_settings(wanted.host_config)}
         answer = await self.api.call("POST", "/containers/create", {"name": wanted.name}, body)
         container = str(answer["Id"])
         made(container)
@@ -176,15 +195,7 @@ class Docker:
                 self.api.call("POST", f"/containers/{container}/start", timeout_s=None), name=f"start {wanted.name}"
             )
             self._starting[container] = start
-            arrival = asyncio.create_task(room.arrival())
-            try:
-                await asyncio.wait([start, arrival], return_when=asyncio.FIRST_COMPLETED)
-                if not arrival.done():
-                    await start  # its error says why
-                    raise Refused(f"Docker started {wanted.name} without the runtime {RUNTIME!r}")
-                hello, connection = await arrival
-            finally:
-                arrival.cancel()
+            hello, connection = await room.arrival(start)
         try:
             shown = await asyncio.to_thread(clone_mounts, hello.placeholder, wanted.plan.external, clones)
             filled = {point: str(shown[point]) for point in wanted.plan.carried}
@@ -203,6 +214,7 @@ class Docker:
             ),
             external=tuple(f"mnt[{point}]:{shown[point]}" for point in wanted.plan.external),
             cgroup=cgroup_of(hello.placeholder),
+            own_cgroupns=has_own_cgroupns(hello.placeholder),
             runc_root=hello.root,
             runc_id=container,
             pid_file=hello.pid_file,
@@ -219,7 +231,9 @@ class Docker:
                         return _guest(facts)
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise WhimbrelError(f"Docker did not take the restored container {container[:12]} for running") from None
+            raise WhimbrelError(
+                f"{self.title} did not take the restored container {container[:12]} for running"
+            ) from None
         finally:
             self._starting.pop(container, None)
 
@@ -234,10 +248,22 @@ class Docker:
             if with_volumes:
                 facts = await self._inspect(container)
                 volumes = [mount["Name"] for mount in facts["Mounts"] if mount["Type"] == "volume"]
-            await self.api.call("DELETE", f"/containers/{container}", {"force": 1, "v": 1})
+            await self.delete(container)
         for name in volumes:
             with contextlib.suppress(BadInput):
                 await self.api.call("DELETE", f"/volumes/{name}")
+
+    async def delete(self, container: str) -> None:
+        """Raises BadInput as soon as there is no such container; one that removes itself (``--rm``) is waited for."""
+        try:
+            await self.api.call("DELETE", f"/containers/{container}", {"force": 1, "v": 1})
+        except Refused as error:
+            if "already in progress" not in str(error):
+                raise
+            async with asyncio.timeout(SETTLE_S):
+                while True:
+                    await self._inspect(container)
+                    await asyncio.sleep(0.05)
 
     async def exec(self, container: str, argv: tuple[str, ...]) -> ExecResult:
         return await self.api.exec(container, argv, timeout_s=EXEC_S, max_bytes=MAX_OUTPUT_BYTES)
@@ -258,13 +284,6 @@ class Docker:
             return False
         return True
 
-    async def _refuse_daemon(self, facts: dict[str, Any]) -> None:
-        info = await self.api.get("/info")
-        if any("userns" in option or "rootless" in option for option in info.get("SecurityOptions") or ()):
-            raise Refused(
-                "Docker maps user ids here (userns-remap or rootless), which CRIU cannot follow: switch it off"
-            )
-
 
 def _guest(facts: dict[str, Any]) -> Guest:
     pid = int(facts["State"]["Pid"])
@@ -279,57 +298,6 @@ def _guest(facts: dict[str, Any]) -> Guest:
         image=facts["Config"]["Image"],
         image_digest=facts["Image"],
     )
-
-
-def _refuse(facts: dict[str, Any]) -> None:
-    name, state = facts["Name"].lstrip("/"), facts["State"]
-    if not state["Running"] or state["Paused"] or state["Restarting"]:
-        raise Refused(f"container {name} is {state['Status']}: only a running one can move")
-    if facts["Driver"] not in DRIVERS:
-        raise Refused(f"Docker keeps {name} with the storage driver {facts['Driver']}: use {' or '.join(DRIVERS)}")
-    for mount in facts["Mounts"]:
-        if mount["Type"] not in ("volume", "tmpfs"):
-            raise Refused(
-                f"container {name} has {mount['Source']} of the host at {mount['Destination']}, which stays behind: "
-                "use a volume, or put the files into the image"
-            )
-    try:
-        _refuse_settings(facts["Config"], facts["HostConfig"])
-    except Refused as error:
-        raise Refused(f"container {name} {error}") from error
-
-
-def _refuse_settings(config: dict[str, Any], host: dict[str, Any]) -> None:
-    """What a container may not have, to leave one node and to be let into another."""
-    for found, reason in (
-        (config.get("Tty"), "has a terminal (-t): run it without"),
-        (host.get("Privileged"), "is privileged: run it without --privileged"),
-        (host.get("Devices") or host.get("DeviceRequests"), "has devices of the host: run it without --device"),
-        (host.get("DeviceCgroupRules"), "may open devices of the host: run it without --device-cgroup-rule"),
-        (host.get("VolumesFrom"), "uses the volumes of another container: give it its own"),
-        (host.get("UsernsMode"), "has a user namespace setting: run it without --userns"),
-    ):
-        if found:
-            raise Refused(reason)
-    for setting, option in (("PidMode", "pid"), ("IpcMode", "ipc"), ("UTSMode", "uts"), ("NetworkMode", "network")):
-        mode = str(host.get(setting) or "")
-        if mode == "host" or mode.startswith("container:"):
-            whose = "the host" if mode == "host" else f"container {mode.partition(':')[2][:12]}"
-            raise Refused(f"shares a namespace with {whose}: run it without --{option}={mode}")
-
-
-def _create_body(wanted: Description, image: str) -> dict[str, Any]:
-    config = {key: value for key, value in wanted.config.items() if key != "MacAddress"}
-    host = {
-        **wanted.host_config,
-        "Runtime": RUNTIME,
-        "NetworkMode": "none",
-        "PortBindings": {},
-        "PublishAllPorts": False,
-        "Links": None,
-        "ContainerIDFile": "",
-    }
-    return {**config, "Image": image, "HostConfig": host}
 
 
 def _named(wanted: Description) -> list[str]:

@@ -18,10 +18,11 @@ _FRAME = struct.Struct(">B3xI")
 
 
 class DockerApi:
-    """One request at a time is a connection of its own: nothing is kept open."""
+    """Each request has a connection of its own: nothing is kept open. `title` is the engine's name, `setting` the one
+    of its socket in agent.toml, for whoever reads an error."""
 
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
+    def __init__(self, socket: Path, title: str = "Docker", setting: str = "docker_socket") -> None:
+        self.socket, self._title, self._setting = socket, title, setting
 
     async def get(self, path: str, **query: str | int) -> Any:
         return await self.call("GET", path, query)
@@ -52,11 +53,11 @@ class DockerApi:
                 )
         except (httpx.TransportError, OSError) as error:
             raise Refused(
-                f"Docker does not answer at {self.socket} ({error or type(error).__name__}): start it, or name its "
-                "socket as `docker_socket` in agent.toml"
+                f"{self._title} does not answer at {self.socket} ({error or type(error).__name__}): start it, or name "
+                f"its socket as `{self._setting}` in agent.toml"
             ) from error
         if answer.is_error:
-            raise _error(answer.status_code, answer.content)
+            raise _error(self._title, answer.status_code, answer.content)
         return answer.content
 
     async def exec(self, container: str, argv: tuple[str, ...], *, timeout_s: float, max_bytes: int) -> ExecResult:
@@ -99,10 +100,10 @@ def _frames(stream: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-def _error(status: int, content: bytes) -> WhimbrelError:
+def _error(title: str, status: int, content: bytes) -> WhimbrelError:
     try:
         cause = str(msgspec.json.decode(content)["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
         cause = content.decode(errors="replace")
     cause = " ".join(cause.split()) or f"status {status}"
-    return BadInput(f"Docker: {cause}") if status == 404 else Refused(f"Docker: {cause}")
+    return BadInput(f"{title}: {cause}") if status == 404 else Refused(f"{title}: {cause}")

@@ -13,10 +13,11 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
-from whimbrel.model.errors import StepFailed
+from whimbrel.model.errors import Refused, StepFailed
 from whimbrel.runtime.engines.wrapper import ARRIVALS, STDIO_BASE
 
 __all__ = ["STDIO_BASE", "Handover", "Hello", "WaitingRoom"]
@@ -56,8 +57,33 @@ class WaitingRoom:
         self._listener.close()
         self.path.unlink(missing_ok=True)
 
-    async def arrival(self) -> tuple[Hello, socket.socket]:
-        """The wrapper's word and the connection to it; the caller closes it, which makes the wrapper fail."""
+    async def arrival(self, start: asyncio.Future[Any]) -> tuple[Hello, socket.socket]:
+        """The wrapper's word and the connection to it; the caller closes it, which makes the wrapper fail.
+
+        `start`: the engine's own start of the container. When it ends before the wrapper has come, its error is raised;
+        should the engine give it up later, whoever waits or restores for it is ended too.
+        """
+        waiting = asyncio.create_task(self._accept())
+        try:
+            await asyncio.wait([start, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                await start
+                raise Refused("the engine started the container without our wrapper in place of its runtime")
+            hello, connection = await waiting
+        finally:
+            waiting.cancel()
+        wrapper = os.pidfd_open(_peer_of(connection))
+
+        def ended(done: asyncio.Future[Any]) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                if done.cancelled() or done.exception() is not None:
+                    signal.pidfd_send_signal(wrapper, signal.SIGKILL)
+            os.close(wrapper)
+
+        start.add_done_callback(ended)
+        return hello, connection
+
+    async def _accept(self) -> tuple[Hello, socket.socket]:
         loop = asyncio.get_running_loop()
         connection, _ = await loop.sock_accept(self._listener)
         try:
@@ -66,6 +92,11 @@ class WaitingRoom:
         except BaseException:
             connection.close()
             raise
+
+
+def _peer_of(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
 
 
 class _Elsewhere:
@@ -99,8 +130,7 @@ class Handover:
         """Make the wrapper execute `argv` in our mount namespace (a `checkpoint.swrk.Launcher`)."""
         if not all(2 < number < STDIO_BASE for number in fds):
             raise StepFailed(f"descriptors {list(fds)} do not fit below {STDIO_BASE}: too many are open")
-        credentials = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        process = _Elsewhere(struct.unpack("3i", credentials)[0])
+        process = _Elsewhere(_peer_of(self._connection))
         here = ["nsenter", f"--mount=/proc/{os.getpid()}/ns/mnt", "--"]
         order = json.dumps({"argv": [*here, *argv], "fds": list(fds), "stderr": stderr}).encode()
         try:

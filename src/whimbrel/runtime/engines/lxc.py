@@ -1,7 +1,7 @@
 """System containers of LXC: read through its commands, taken in by `lxc-checkpoint -r` with our wrapper as its CRIU.
 
-There is no image: the whole root file system crosses. LXC makes the control groups and the monitor; mounts that CRIU
-does not carry are made here, since LXC starts no container that could have them.
+There is no image: the whole root file system crosses. LXC makes the control groups and the monitor. Their limits, which
+LXC leaves to CRIU in a restore, and mounts that CRIU does not carry are made here.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ import msgspec
 
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
+from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines import commands
-from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of
+from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of, has_own_cgroupns
 from whimbrel.runtime.engines.handover import WaitingRoom
 from whimbrel.runtime.engines.wrapper import ARRIVAL, REAL_CRIU
+from whimbrel.runtime.limits import apply_limits, read_limits
 from whimbrel.runtime.mounts import MountPlan, clone_mounts, drop_clones, plan_mounts, read_mounts
 from whimbrel.runtime.moving import Departure, FileRoot, FileTarget, Landing
 from whimbrel.runtime.runc import process_start_ticks
 
 SETTLE_S = 20.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAMED = re.compile(r"(State|PID|lxc\.[a-z0-9._]+)(?::| =)(.*)")
 _OURS = re.compile(r"\s*lxc\.(rootfs\.path|net|network|log)\b")  # of its settings, what another node decides
 _OF_THE_HOST = ("/sys/", "/proc/", "/dev/")  # the same on every node
 _TMPFS_OPTIONS = re.compile(r"(?:size|mode|uid|gid|nr_inodes)=[0-9a-z]+")
@@ -48,6 +52,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     tmpfs: dict[str, str]
     provided: dict[str, str]
     own_cgroupns: bool
+    limits: dict[str, str]
 
 
 class Lxc:
@@ -66,12 +71,7 @@ class Lxc:
     async def _settings(self, name: str, *keys: str) -> dict[str, list[str]]:
         """What LXC says of a container, a list for each key; `State` and `PID` too."""
         queries = [word for key in keys for word in ("-c", key)]
-        found: dict[str, list[str]] = {}
-        for line in (await self._call("lxc-info", name, "-s", "-p", "-H", *queries)).splitlines():
-            key, separator, value = line.partition("=" if "=" in line else ":")
-            if separator and value.strip():
-                found.setdefault(key.strip(), []).append(value.strip())
-        return found
+        return _lists(await self._call("lxc-info", name, "-s", "-p", "-H", *queries))
 
     # --- source -------------------------------------------------------------------------------------------
     async def look(self, container: str) -> Guest:
@@ -92,7 +92,14 @@ class Lxc:
 
     async def _refuse(self, name: str) -> None:
         facts = await self._settings(
-            name, "lxc.rootfs.path", "lxc.console.path", "lxc.tty.max", "lxc.idmap", "lxc.mount.fstab", "lxc.net"
+            name,
+            "lxc.rootfs.path",
+            "lxc.console.path",
+            "lxc.tty.max",
+            "lxc.idmap",
+            "lxc.mount.fstab",
+            "lxc.net",
+            "lxc.mount.entry",
         )
         root = facts.get("lxc.rootfs.path", [""])[0]
         folder = root.removeprefix("dir:")
@@ -106,6 +113,7 @@ class Lxc:
         ):
             if found:
                 raise Refused(f"container {name} {reason}")
+        _provided(facts.get("lxc.mount.entry", []))
 
     async def leave(self, guest: Guest, clones: Path) -> Departure:
         name = guest.container
@@ -130,7 +138,8 @@ class Lxc:
                 point: _mount_options(by_point[point].options, by_point[point].super_options) for point in plan.carried
             },
             provided={point: source for point, source in provided.items() if point in plan.provided},
-            own_cgroupns=os.stat(f"/proc/{guest.pid}/ns/cgroup").st_ino != os.stat("/proc/self/ns/cgroup").st_ino,
+            own_cgroupns=has_own_cgroupns(guest.pid),
+            limits=read_limits(Cgroup(guest.cgroup)),
         )
         return Departure(
             rootfs=rootfs,
@@ -172,6 +181,11 @@ class Lxc:
         (self.path / wanted.name / "config").write_text(settings)
         shown = await asyncio.to_thread(_make_mounts, wanted, clones)
         connection, cgroup = await self._start(wanted.name)
+        try:
+            await asyncio.to_thread(apply_limits, Cgroup(cgroup), wanted.limits)
+        except BaseException:
+            connection.close()
+            raise
         landing = Landing(
             rootfs=str(rootfs),
             files=(
@@ -204,14 +218,7 @@ class Lxc:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 env=environment, cwd="/", start_new_session=True,
             )  # fmt: skip
-            ended, arrival = asyncio.create_task(restore.wait()), asyncio.create_task(room.arrival())
-            try:
-                await asyncio.wait([ended, arrival], return_when=asyncio.FIRST_COMPLETED)
-                if not arrival.done():
-                    raise Refused(f"LXC does not begin to restore {name}: {_last_error(log)}")
-                hello, connection = await arrival
-            finally:
-                arrival.cancel()
+            hello, connection = await room.arrival(asyncio.create_task(_end_of(restore, name, log)))
         try:
             return connection, _cgroup_root(hello.arguments)
         except BaseException:
@@ -243,10 +250,23 @@ class Lxc:
         shutil.rmtree(self._scratch / container, ignore_errors=True)
 
     async def exec(self, container: str, argv: tuple[str, ...]) -> ExecResult:
-        return await commands.run(["lxc-attach", "-P", str(self.path), "-n", container, "--", *argv])
+        ours = ["--clear-env", "--set-var", f"PATH={_PATH}"]  # nothing of the agent's environment gets in
+        return await commands.run(["lxc-attach", "-P", str(self.path), "-n", container, *ours, "--", *argv])
 
     async def output(self, container: str, tail_bytes: int) -> bytes:
         return b""
+
+
+def _lists(answer: str) -> dict[str, list[str]]:
+    """``lxc-info``'s answer: a setting with several values goes on over lines without its name."""
+    found: dict[str, list[str]] = {}
+    key = ""
+    for line in answer.splitlines():
+        named = _NAMED.fullmatch(line)
+        key, value = (named[1], named[2]) if named else (key, line)
+        if value.strip():
+            found.setdefault(key, []).append(value.strip())
+    return found
 
 
 def _decoded(description: bytes) -> Description:
@@ -315,6 +335,11 @@ def _cgroup_root(arguments: tuple[str, ...]) -> str:
     if len(paths) != 1:
         raise Refused(f"LXC has made the control groups {', '.join(sorted(paths)) or 'none'}: one path was expected")
     return paths.pop()
+
+
+async def _end_of(restore: asyncio.subprocess.Process, name: str, log: Path) -> None:
+    if await restore.wait():
+        raise Refused(f"LXC does not restore {name}: {_last_error(log)}")
 
 
 def _last_error(log: Path) -> str:
