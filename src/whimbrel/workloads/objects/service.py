@@ -16,7 +16,7 @@ from PIL import Image  # type: ignore[import-not-found,unused-ignore]
 from server import serve  # type: ignore[import-not-found]
 
 MODEL = "/srv/models/layout_cdla.onnx"
-HEIGHT, WIDTH = 800, 608
+HEIGHT, WIDTH = 416, 320
 STRIDES = (8, 16, 32, 64)
 MEAN, DEVIATION = (np.array(values, np.float32) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 SURE = 0.5  # the least score of what is reported
