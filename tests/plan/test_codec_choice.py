@@ -7,8 +7,9 @@ import itertools
 import pytest
 
 from whimbrel.plan.codec_choice import (
-    COPIES_BELOW_BYTES_PER_S,
     FIRST_TRIAL_S,
+    PEAK_BYTES,
+    RAW_ABOVE_BYTES_PER_S,
     SATURATED,
     TRIAL_LOOKS,
     Choice,
@@ -136,15 +137,17 @@ def test_where_packing_holds_everything_up_raw_is_tried_ever_more_rarely() -> No
     assert choose(Codec.AUTO, costs, GIGABYTE, BATCH, before=choice, now_s=10.0 + FIRST_TRIAL_S / 2).pack
     trial = choose(Codec.AUTO, costs, GIGABYTE, BATCH, before=choice, now_s=10.0 + FIRST_TRIAL_S)
     assert (trial.pack, trial.trial_looks) == (False, 3 + TRIAL_LOOKS)
-    assert choose(Codec.AUTO, costs, GIGABYTE, BATCH, before=trial, now_s=11.5) == trial, "it goes on"
+    assert choose(Codec.AUTO, costs, GIGABYTE, BATCH, before=trial, now_s=10 + 1.5 * FIRST_TRIAL_S) == trial, (
+        "it goes on"
+    )
     # the link is as slow as it was thought to be: back, and the next trial is twice as far away
     seen = Costs(Link(GBIT_1, certain=True, saturated=True, looks=5), READ, PROGRAM)
-    after = choose(Codec.AUTO, seen, GIGABYTE, BATCH, before=trial, now_s=11.6)
+    after = choose(Codec.AUTO, seen, GIGABYTE, BATCH, before=trial, now_s=10 + 1.6 * FIRST_TRIAL_S)
     assert (after.pack, after.pause_s) == (True, 2 * FIRST_TRIAL_S)
-    assert choose(Codec.AUTO, costs, GIGABYTE, BATCH, before=after, now_s=11.6 + FIRST_TRIAL_S).pack is True
+    assert choose(Codec.AUTO, costs, GIGABYTE, BATCH, before=after, now_s=10 + 2.6 * FIRST_TRIAL_S).pack is True
     # it is a fast one: raw it stays
     fast = Costs(Link(GBIT_10, certain=True, saturated=True, looks=5), READ, PROGRAM)
-    assert not choose(Codec.AUTO, fast, GIGABYTE, BATCH, before=trial, now_s=11.6).pack
+    assert not choose(Codec.AUTO, fast, GIGABYTE, BATCH, before=trial, now_s=10 + 1.6 * FIRST_TRIAL_S).pack
 
 
 def test_no_trial_where_the_link_holds_everything_up() -> None:
@@ -156,7 +159,7 @@ def test_no_trial_where_the_link_holds_everything_up() -> None:
 
 
 def test_copies_are_kept_where_differences_could_pay() -> None:
-    slow, fast = COPIES_BELOW_BYTES_PER_S * 0.9, COPIES_BELOW_BYTES_PER_S * 1.1
+    slow, fast = RAW_ABOVE_BYTES_PER_S * 0.9, RAW_ABOVE_BYTES_PER_S * 1.1
     assert keeps_copies(Codec.AUTO, Link())
     assert keeps_copies(Codec.AUTO, saturated(slow))
     assert not keeps_copies(Codec.AUTO, saturated(fast))
@@ -166,3 +169,25 @@ def test_copies_are_kept_where_differences_could_pay() -> None:
         assert keeps_copies(Codec.DELTA, link)
         assert not keeps_copies(Codec.ZSTD, link)
         assert not keeps_copies(Codec.RAW, link)
+
+
+def test_a_link_that_once_was_fast_gets_raw_pages_however_slow_it_looks_now() -> None:
+    fast = Link().after(RAW_ABOVE_BYTES_PER_S * 0.02, 0.02, waiting=1.0)
+    choice = Choice(pack=True)
+    for turn in range(1, 20):
+        now_slow = fast.after(MBIT_100 * 0.02, 0.02, waiting=1.0)
+        choice = choose(Codec.AUTO, Costs(now_slow, READ, PROGRAM), GIGABYTE, BATCH, before=choice, now_s=float(turn))
+        assert not choice.pack
+        assert not keeps_copies(Codec.AUTO, now_slow)
+        fast = now_slow
+
+
+def test_a_few_bytes_that_were_quick_make_no_fast_link() -> None:
+    burst = Link().after(PEAK_BYTES / 2, 0.0001, waiting=1.0)
+    assert not burst.is_fast
+
+
+def test_a_limit_makes_a_fast_link_slow() -> None:
+    fast = Link(limit_bytes_per_s=MBIT_100).after(RAW_ABOVE_BYTES_PER_S * 0.02, 0.02, waiting=1.0)
+    assert not fast.is_fast
+    assert choose(Codec.AUTO, Costs(fast, READ, PROGRAM), GIGABYTE, BATCH, before=Choice(pack=False), now_s=1.0).pack

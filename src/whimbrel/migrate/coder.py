@@ -91,7 +91,7 @@ class Coder:
     def _may_sample(self) -> bool:
         """Once the link is known, the first batch of a round may be sampled, then whatever keeps below `SAMPLE_SHARE`
         of the time. Where few pages cross a fast link, in a freeze, what is known already must do."""
-        if self._watch.link.bytes_per_s <= 0:
+        if self._watch.link.bytes_per_s <= 0 or self._watch.link.is_fast:
             return False
         if self._packing is not None and not self._copies.kept and self._size_bytes < FEW_BYTES:
             return False

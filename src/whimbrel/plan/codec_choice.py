@@ -21,9 +21,13 @@ NEWEST = 0.3
 """Weight of the newest measurement."""
 SATURATED = 0.5
 """From this share of its time on that a sender waits for the link, what crosses is what the link carries."""
-COPIES_BELOW_BYTES_PER_S = 250e6
-"""Above this a copy of every page at the source costs more than the differences could save (2 Gbit/s)."""
-FIRST_TRIAL_S = 1.0
+RAW_ABOVE_BYTES_PER_S = 250e6
+"""A link that ever carried so much (2 Gbit/s) is not what a migration waits for: packing, and a copy of every page for
+differences, would take the processor from the service and gain nothing. Without this rule a receiver that waited for a
+processor looks like a slow link, and packing then makes all of it slower."""
+PEAK_BYTES = 1 << 20
+"""The least that must arrive during a look for its rate to count for the rule above."""
+FIRST_TRIAL_S = 0.1
 TRIAL_LOOKS = 2
 
 
@@ -44,13 +48,21 @@ class Packing:
 @dataclass(frozen=True)
 class Link:
     """What the link was seen to carry, bytes per second (`seen`: at least that; exactly, when `certain`), and what it
-    may (`limit`, 0: no limit). `saturated`: whether everything waited for it at the last of `looks` looks."""
+    may (`limit`, 0: no limit). `saturated`: whether everything waited for it at the last of `looks` looks; `peak`: the
+    most that it carried during one of them."""
 
     seen_bytes_per_s: float = 0.0
     certain: bool = False
     limit_bytes_per_s: float = 0.0
     saturated: bool = False
     looks: int = 0
+    peak_bytes_per_s: float = 0.0
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether packing cannot pay, whatever the present rate is."""
+        peak, limit = self.peak_bytes_per_s, self.limit_bytes_per_s
+        return peak >= RAW_ABOVE_BYTES_PER_S and (limit <= 0 or limit >= RAW_ABOVE_BYTES_PER_S)
 
     @property
     def bytes_per_s(self) -> float:
@@ -68,6 +80,7 @@ class Link:
         """After another look: so much arrived in `took_s`, of which the sender spent the share `waiting` in waiting
         for the link."""
         rate, before = delivered_bytes / took_s, self.seen_bytes_per_s
+        peak = max(self.peak_bytes_per_s, rate if delivered_bytes >= PEAK_BYTES else 0.0)
         saturated = waiting >= SATURATED
         if not saturated:
             rate = max(before, rate)
@@ -79,6 +92,7 @@ class Link:
             certain=self.certain or saturated,
             saturated=saturated,
             looks=self.looks + 1,
+            peak_bytes_per_s=peak,
         )
 
 
@@ -119,6 +133,8 @@ def choose(codec: Codec, costs: Costs, size_bytes: int, batch_bytes: int, *, bef
     """What is done to the next batch, with `size_bytes` still to go; `now_s`: on a clock that only goes forward."""
     if codec is not Codec.AUTO:
         return replace(before, pack=codec is not Codec.RAW)
+    if costs.link.is_fast:
+        return replace(before, pack=False, trial_looks=0)
     if before.trial_looks > costs.link.looks:
         return before
     pack = _packing_is_shorter(costs, size_bytes, batch_bytes, packing_now=before.pack or before.trial_looks > 0)
@@ -150,7 +166,7 @@ def keeps_copies(codec: Codec, link: Link) -> bool:
     """Whether the source keeps a copy of what crosses, for differences later. While nothing is known it does."""
     if codec is not Codec.AUTO:
         return codec is Codec.DELTA
-    return link.at_least_bytes_per_s < COPIES_BELOW_BYTES_PER_S
+    return not link.is_fast and link.at_least_bytes_per_s < RAW_ABOVE_BYTES_PER_S
 
 
 def blend(before: float, newer: float, weight: float = NEWEST) -> float:
