@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
+from whimbrel.memory.lazy import LazyServer, address_of
+from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.model.errors import StepFailed

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from whimbrel.memory.lazy import LazySpace, address_of
+from whimbrel.memory.lazy import address_of
+from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.supply import Supply
 from whimbrel.model.units import PAGE_BYTES
 

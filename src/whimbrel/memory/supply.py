@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +12,45 @@ import numpy.typing as npt
 from whimbrel.memory.store import UNKNOWN, Pages
 
 MISSING = UNKNOWN
+Indices = npt.NDArray[np.int64]
 
 
 class Supply:
     """`slots[i]` is where page number `pages[i]` (ascending; as the source numbers them) lies in the store, or
-    `MISSING`; `ask` is called once for each missing page that somebody waits for."""
+    `MISSING`; `ask` is called once for each missing page that somebody waits for. `written`: page numbers, in any order
+    and often, that are wanted before the others."""
 
-    def __init__(self, pages: Pages, slots: npt.NDArray[np.int64], ask: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        slots: npt.NDArray[np.int64],
+        ask: Callable[[int], None] | None = None,
+        *,
+        written: Sequence[Pages] = (),
+    ) -> None:
         self.pages = pages
         self.slots = slots
+        self._written = written
         self.changed = threading.Event()
         self.lost = False
         self._ask = ask
         self._asked: set[int] = set()
+
+    @cached_property
+    def first(self) -> npt.NDArray[np.bool_]:
+        """Which ones are wanted before the others. Made when first asked for, which is after the freeze's worst."""
+        first = np.zeros(len(self.pages), bool)
+        for pages in self._written:
+            first[self._known(pages)[0]] = True
+        return first
+
+    def _known(self, pages: Pages) -> tuple[Indices, npt.NDArray[np.bool_]]:
+        """Which ones `pages` are here, and which of them are here at all."""
+        at = np.searchsorted(self.pages, pages)
+        known = np.zeros(len(pages), bool)
+        inside = at < len(self.pages)
+        known[inside] = self.pages[at[inside]] == pages[inside]
+        return at[known], known
 
     def request(self, index: int) -> None:
         """Somebody waits for page `index` of `pages`."""
@@ -31,14 +58,12 @@ class Supply:
             self._asked.add(index)
             self._ask(int(self.pages[index]))
 
-    def arrived(self, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
-        """`pages` (ascending) now lie in `slots` of the store."""
-        at = np.searchsorted(self.pages, pages)
-        inside = at < len(self.pages)
-        known = np.zeros(len(pages), bool)
-        known[inside] = self.pages[at[inside]] == pages[inside]
-        self.slots[at[known]] = slots[known]
+    def arrived(self, pages: Pages, slots: npt.NDArray[np.int64]) -> Indices:
+        """`pages` (ascending) now lie in `slots` of the store. Returns which ones they are here."""
+        found, known = self._known(pages)
+        self.slots[found] = slots[known]
         self.changed.set()
+        return found
 
     def missing(self) -> int:
         return int((self.slots == MISSING).sum())

@@ -30,7 +30,8 @@ from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import forget_masters
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
-from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
+from whimbrel.memory.lazy import LazyServer, address_of
+from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract
 from whimbrel.memory.store import PageStore, ProcessIndex, pages_of
 from whimbrel.memory.supply import MISSING, Supply
@@ -249,6 +250,8 @@ class Receiver:
             self.criu.advance(point)
             failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
+            if point == "post-restore" and not failpoints.armed("receive.fill"):
+                self.lazy.begin_fill()  # the memory is laid out: every page from here on is one less to wait for
         if handover is not None:
             handover.join(HANDOVER_S)
             if not self._handed_over:
@@ -340,25 +343,26 @@ class Receiver:
         """Where the lazy pages of a process are: in the store, or behind (whatever older copy the store has)."""
         index = self.store.index.get(part.ns_pid, ProcessIndex())
         pages, slots = index.select(subtract(part.ranges, behind))
+        written = self.store.recent.get(part.ns_pid, [])
         if not len(behind):
-            return Supply(pages, slots)
+            return Supply(pages, slots, written=written)
         late = self.late
         assert late is not None
         missing = pages_of(intersect(part.ranges, behind))
         slots = np.concatenate((slots, np.full(len(missing), MISSING)))
         pages = np.concatenate((pages, missing))
         order = np.argsort(pages, kind="stable")
-        return Supply(pages[order], slots[order], lambda page: late.ask(part.ns_pid, page))
+        return Supply(pages[order], slots[order], lambda page: late.ask(part.ns_pid, page), written=written)
 
     # --- after the commit: the rest -----------------------------------------------------------------------
     def fill(self, channel: PageChannel) -> FillReport:
         failpoints.wait_at("receive.fill")
-        started = time.monotonic()
-        placed = self.lazy.fill_all()
+        self.lazy.begin_fill()
+        placed, fill_ms = self.lazy.filled()
         report = FillReport(
             faults=self.lazy.faults,
             faults_before_resume=self.faults_before,
-            fill_ms=(time.monotonic() - started) * 1e3,
+            fill_ms=fill_ms,
             filled_bytes=placed,
             eager_pages=self.eager_pages,
         )
