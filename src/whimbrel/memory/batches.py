@@ -37,14 +37,46 @@ class Pages(NamedTuple):
 def read_ahead(dirty: list[ProcessPages]) -> Iterator[Pages]:
     """Per process in order of address. Contents are good until the next batch is asked for; pages that vanish
     meanwhile are left out."""
-    return made_ahead(dirty, lambda pages: pages, lambda: BATCH_BYTES)
+    return made_ahead(Pieces(dirty, lambda: BATCH_BYTES), lambda pages: pages)
 
 
-def made_ahead(dirty: list[ProcessPages], make: Callable[[Pages], T], size_bytes: Callable[[], int]) -> Iterator[T]:
-    """The same, with each batch as `make` returns it; `make` runs in the reading thread. `size_bytes` is asked for
-    the most that the next batch may hold (at most `BATCH_BYTES`)."""
+class Pieces:
+    """The pages of a tree in pieces of at most `size_bytes()` (at most `BATCH_BYTES`) each, until it says 0."""
+
+    def __init__(self, dirty: list[ProcessPages], size_bytes: Callable[[], int]) -> None:
+        self._dirty = dirty
+        self._size_bytes = size_bytes
+        self._turn = self._done = 0
+        self._ends = _ends(dirty[0]) if dirty else np.empty(0, np.int64)
+
+    def __iter__(self) -> Iterator[ProcessPages]:
+        return self
+
+    def __next__(self) -> ProcessPages:
+        while self._turn < len(self._dirty) and self._done >= self._dirty[self._turn].size_bytes:
+            self._turn, self._done = self._turn + 1, 0
+            if self._turn < len(self._dirty):
+                self._ends = _ends(self._dirty[self._turn])
+        if self._turn == len(self._dirty) or (limit_bytes := self._size_bytes()) <= 0:
+            raise StopIteration
+        start, process = self._done, self._dirty[self._turn]
+        self._done = min(start + limit_bytes, process.size_bytes)
+        return self._cut(process, start, self._done)
+
+    def left(self) -> list[ProcessPages]:
+        """What was in no piece so far."""
+        rest = self._dirty[self._turn :]
+        if rest and self._done >= rest[0].size_bytes:
+            return rest[1:]
+        return [self._cut(rest[0], self._done, rest[0].size_bytes), *rest[1:]] if rest else []
+
+    def _cut(self, process: ProcessPages, start: int, stop: int) -> ProcessPages:
+        return ProcessPages(process.pid, process.ns_pid, _cut(process.ranges, self._ends, start, stop))
+
+
+def made_ahead(pieces: Iterator[ProcessPages], make: Callable[[Pages], T]) -> Iterator[T]:
+    """Each piece read, and as `make` returns it; `make` runs in the reading thread."""
     buffers = [bytearray(BATCH_BYTES) for _ in range(2)]
-    pieces = _pieces(dirty, size_bytes)
 
     def read(buffer: bytearray) -> tuple[T | None, bool]:
         """The next batch (None when all of it has vanished), and whether there was one."""
@@ -78,16 +110,9 @@ def merged(*parts: list[ProcessPages]) -> list[ProcessPages]:
     return list(by_pid.values())
 
 
-def _pieces(dirty: list[ProcessPages], size_bytes: Callable[[], int]) -> Iterator[ProcessPages]:
-    """The same pages in pieces of at most `size_bytes()` each."""
-    for process in dirty:
-        ranges = process.ranges
-        ends = np.cumsum((ranges[:, 1] - ranges[:, 0]).astype(np.int64))
-        done, size = 0, process.size_bytes
-        while done < size:
-            until = min(done + size_bytes(), size)
-            yield ProcessPages(process.pid, process.ns_pid, _cut(ranges, ends, done, until))
-            done = until
+def _ends(process: ProcessPages) -> NDArray[np.int64]:
+    """Where in the contents of all its ranges each one ends."""
+    return np.cumsum((process.ranges[:, 1] - process.ranges[:, 0]).astype(np.int64))
 
 
 def _cut(ranges: Ranges, ends: NDArray[np.int64], start: int, stop: int) -> Ranges:

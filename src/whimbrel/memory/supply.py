@@ -9,7 +9,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from whimbrel.memory.ranges import Ranges, intersect, ranges_of, total_bytes
 from whimbrel.memory.store import UNKNOWN, Pages
+from whimbrel.model.units import PAGE_BYTES
 
 MISSING = UNKNOWN
 Indices = npt.NDArray[np.int64]
@@ -65,8 +67,10 @@ class Supply:
         self.changed.set()
         return found
 
-    def missing(self) -> int:
-        return int((self.slots == MISSING).sum())
+    def missing(self, ranges: Ranges | None = None) -> int:
+        """How many pages, of all or of these byte ranges, are still on their way."""
+        missing = self.pages[self.slots == MISSING]
+        return len(missing) if ranges is None else total_bytes(intersect(ranges_of(missing), ranges)) // PAGE_BYTES
 
     def ask_again(self) -> None:
         """The link was cut: whatever was asked for and has not come is asked for anew."""

@@ -82,13 +82,15 @@ class Kind(IntEnum):
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
     `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
-    after the resume, by the pid in the container; `file_passes` of files must have arrived, whole and checked."""
+    after the resume, by the pid in the container; `beside`: those that come during the restore, before GO;
+    `file_passes` of files must have arrived, whole and checked."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
     staged: bool = False
     behind: dict[int, bytes] = {}
+    beside: dict[int, bytes] = {}
     file_passes: int = 0
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import numpy as np
 
-from whimbrel.memory.batches import made_ahead
+from whimbrel.memory.batches import Pieces, made_ahead
 from whimbrel.memory.codecs import Coded, Coding
 from whimbrel.memory.processes import ns_pid_of, tree_of
 from whimbrel.memory.ranges import as_ranges, total_bytes
@@ -33,17 +34,22 @@ class PageSender:
 
     def send(self, dirty: list[ProcessPages]) -> Carried:
         """Send all pages. Pages that vanish meanwhile are left out."""
+        return self.send_until(dirty, lambda: False)[0]
+
+    def send_until(self, dirty: list[ProcessPages], enough: Callable[[], bool]) -> tuple[Carried, list[ProcessPages]]:
+        """Send pages until it is `enough`; returns those that were not sent, too."""
         before = self._channel.sent_bytes
         carried = Carried()
         self._watch.limit(self._channel.limit_bytes_per_s)
         self._watch.begin()
         self._coder.begin(sum(process.size_bytes for process in dirty))
-        for batch in made_ahead(dirty, self._coder, self._coder.batch_bytes):
+        pieces = Pieces(dirty, lambda: 0 if enough() else self._coder.batch_bytes())
+        for batch in made_ahead(pieces, self._coder):
             with self._watch.sending(packed=batch.packed):
                 self._channel.send_pages(batch.ns_pid, batch.coded)
             carried += carried_of(batch.coded)
         sent_bytes = self._channel.sent_bytes - before
-        return carried + Carried(sent_bytes=sent_bytes, remark=self._coder.remark)
+        return carried + Carried(sent_bytes=sent_bytes, remark=self._coder.remark), pieces.left()
 
     def close(self) -> None:
         """Free the copies of what crossed."""

@@ -32,7 +32,7 @@ from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, address_of
 from whimbrel.memory.lazyspace import LazySpace
-from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract
+from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, union
 from whimbrel.memory.store import PageStore, ProcessIndex, pages_of
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
@@ -73,6 +73,14 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     landing: Landing
     expected_pages: int
     staged: bool
+
+
+def later_than_restore(order: RestoreOrder) -> dict[int, Ranges]:
+    """Byte ranges that are not here when the restore begins, by the pid in the container."""
+    behind, beside = unpack(order.behind), unpack(order.beside)
+    return {
+        ns_pid: union(behind.get(ns_pid, EMPTY), beside.get(ns_pid, EMPTY)) for ns_pid in behind.keys() | beside.keys()
+    }
 
 
 def say(event: str, **fields: object) -> None:
@@ -215,9 +223,10 @@ class Receiver:
         self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
         laps.lap("files")
         later: list[LazyPages] = []
+        lacking = later_than_restore(order)
         if not order.staged:
             later, self.eager_pages = settle(
-                self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=unpack(order.behind)
+                self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=lacking
             )
         if self.landing.foreign:
             forget_masters(self.images)
@@ -242,9 +251,9 @@ class Receiver:
         for name, stream in order.stdio.items():
             if stream in self.stdio:
                 opts.inherit_fd.add(key=name, fd=self.stdio[stream])
-        if order.behind:
+        if order.behind or order.beside:
             self.late = LatePages(self, channel)
-        handover = self._listen_for_faults(later, unpack(order.behind)) if order.lazy else None
+        handover = self._listen_for_faults(later, lacking) if order.lazy else None
         self.criu.begin_restore(opts)
         for point in ("setup-namespaces", "post-restore", "pre-resume"):
             self.criu.advance(point)
@@ -269,6 +278,8 @@ class Receiver:
             self.late.wait_for_go()
         else:
             channel.expect(Kind.GO)
+        if order.beside:
+            self._check_beside(unpack(order.beside))
         # ------------------------------- the point of no return: the source has committed -----------------
         self.commit()
         failpoints.wait_at("receive.committed")
@@ -286,6 +297,13 @@ class Receiver:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
+
+    def _check_beside(self, beside: Mapping[int, Ranges]) -> None:
+        """What was to cross beside the restore did so before GO, on the same connection."""
+        for ns_pid, ranges in beside.items():
+            lacking = self.supplies[ns_pid].missing(ranges)
+            if lacking:
+                raise StepFailed(f"{lacking} pages of process {ns_pid} never arrived at the destination")
 
     @staticmethod
     def _forward(step: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -196,7 +197,8 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         parts.files.begin_last()
     async with job.step("freeze.dump"):
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
-        _, early = await asyncio.gather(hands.do(dump.finish), hands.do(carrier.while_dumping))
+        dumped = threading.Event()
+        early, _ = await asyncio.gather(hands.do(carrier.while_dumping, dumped.is_set), hands.do(_dump, dump, dumped))
     async with job.step("freeze.pages"):
         late = await hands.do(carrier.last, dump.images)
     async with job.step("freeze.files"):
@@ -204,8 +206,6 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     channel.limit(0)
     async with job.step("freeze.copy"):
         delivered = await hands.do(carrier.deliver, dump.images)
-    took_ms = (time.monotonic() - job.frozen_s) * 1e3
-    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered, took_ms, file_bytes))
     async with job.step("freeze.restore"):
         order = RestoreOrder(
             lazy=parts.strategy.lazy,
@@ -213,10 +213,20 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             eager_hot_pages=EAGER_HOT_PAGES,
             staged=parts.strategy.carry is not Carry.STREAM,
             behind=carrier.ranges_behind(),
+            beside=carrier.ranges_beside(),
             file_passes=parts.files.passes,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
-        await hands.do(_expect_ready, parts)
+        beside, _ = await asyncio.gather(hands.do(carrier.beside_restore), hands.do(_expect_ready, parts))
+    took_ms = (time.monotonic() - job.frozen_s) * 1e3
+    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered + beside, took_ms, file_bytes))
+
+
+def _dump(dump: Dump, dumped: threading.Event) -> None:
+    try:
+        dump.finish()
+    finally:
+        dumped.set()
 
 
 def _expect_ready(parts: Parts) -> None:

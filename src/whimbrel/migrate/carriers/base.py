@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -65,16 +66,20 @@ class Carrier(Protocol):
         arrived when this returns."""
         ...
 
-    def while_dumping(self) -> Carried:
-        """The service stands still and CRIU writes its images: what may cross already."""
+    def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
+        """The service stands still and CRIU writes its images: what may cross already, until it is `dumped`."""
         ...
 
     def last(self, images: Path) -> Carried:
-        """CRIU's images are written, to `images`: everything that has not crossed by now does."""
+        """CRIU's images are written, to `images`: what the restore cannot begin without crosses."""
         ...
 
     def deliver(self, images: Path) -> Carried:
         """CRIU's images cross, and with them whatever `last` staged."""
+        ...
+
+    def beside_restore(self) -> Carried:
+        """The destination restores: the pages of `ranges_beside` cross."""
         ...
 
     def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
@@ -87,6 +92,10 @@ class Carrier(Protocol):
 
     def ranges_behind(self) -> dict[int, bytes]:
         """What `last` left for after the commit, as `RestoreOrder.behind`."""
+        ...
+
+    def ranges_beside(self) -> dict[int, bytes]:
+        """What `last` left for the time of the restore, as `RestoreOrder.beside`."""
         ...
 
     def send_behind(self) -> None:

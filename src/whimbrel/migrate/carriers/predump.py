@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from whimbrel.checkpoint import criu_pb2 as pb
@@ -45,7 +46,7 @@ class PreDumpCarrier:
         parts = (("dump", (dumped_s - start) * 1e3), ("copy", (time.monotonic() - dumped_s) * 1e3))
         return Carried(pages=pages, sent_bytes=sent, parts_ms=parts)
 
-    def while_dumping(self) -> Carried:
+    def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         return Carried()
 
     def last(self, images: Path) -> Carried:
@@ -59,6 +60,12 @@ class PreDumpCarrier:
 
     def leave_behind(self) -> None:
         """CRIU restores from files, so all of it must be there."""
+
+    def beside_restore(self) -> Carried:
+        return Carried()
+
+    def ranges_beside(self) -> dict[int, bytes]:
+        return {}
 
     def ranges_behind(self) -> dict[int, bytes]:
         return {}

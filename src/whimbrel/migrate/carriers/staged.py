@@ -83,7 +83,7 @@ class StagedCarrier:
         written = self._write(self._tracker.scan())
         return written + self._ship_folders([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])
 
-    def while_dumping(self) -> Carried:
+    def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         return Carried()
 
     def last(self, images: Path) -> Carried:
@@ -99,6 +99,12 @@ class StagedCarrier:
 
     def leave_behind(self) -> None:
         """CRIU restores from files, so all of it must be there."""
+
+    def beside_restore(self) -> Carried:
+        return Carried()
+
+    def ranges_beside(self) -> dict[int, bytes]:
+        return {}
 
     def ranges_behind(self) -> dict[int, bytes]:
         return {}

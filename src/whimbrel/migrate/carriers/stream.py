@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import PageSender, vdso_of
 from whimbrel.plan.strategies import Strategy
 
+BESIDE_BYTES = 2 << 20
+"""From so much on, pages that are left when the dump is written cross while the destination restores."""
+
 
 class StreamCarrier:
     """`holes`: CRIU's dump writes no pages, so ours may cross while it is at work."""
@@ -28,6 +32,8 @@ class StreamCarrier:
         self._early = holes and strategy.rounds.limit > 0
         self._behind = strategy.behind
         self._backlog = Backlog([])
+        self._unsent: list[ProcessPages] = []
+        self._beside: list[ProcessPages] = []
         self._sender = PageSender(channel, strategy.codec)
         self._tracker = TreeTracker(root_pid)
 
@@ -48,21 +54,30 @@ class StreamCarrier:
     def leave_behind(self) -> None:
         self._behind = True
 
-    def while_dumping(self) -> Carried:
+    def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         """Re-armed, so that `last` finds only what CRIU's own work in the processes touched."""
         if not self._early or self._behind:
             return Carried()
-        return self._send(self._tracker.scan(final=True, rearm=True))
+        dirty = self._tracker.scan(final=True, rearm=True)
+        carried, self._unsent = self._sender.send_until(dirty, dumped if self._strategy.lazy else lambda: False)
+        return carried
 
     def last(self, images: Path) -> Carried:
-        dirty = merged(self._tracker.scan(final=True), vdso_of(self._root_pid))
-        if not self._behind:
+        dirty = merged(self._unsent, self._tracker.scan(final=True), vdso_of(self._root_pid))
+        beside = self._strategy.lazy and sum(part.size_bytes for part in dirty) >= BESIDE_BYTES
+        if not self._behind and not beside:
             return self._send(dirty)
         lazy = {ns_pid: lazy_ranges(images, ns_pid) for ns_pid in pagemap_pids(images)}
         late = [replace(part, ranges=intersect(part.ranges, lazy.get(part.ns_pid, EMPTY))) for part in dirty]
         now = [replace(part, ranges=subtract(part.ranges, rest.ranges)) for part, rest in zip(dirty, late, strict=True)]
-        self._backlog = Backlog(late)
+        if self._behind:
+            self._backlog = Backlog(late)
+        else:
+            self._beside = late
         return self._send(now)
+
+    def beside_restore(self) -> Carried:
+        return self._send(self._beside)
 
     def deliver(self, images: Path) -> Carried:
         files = {
@@ -76,6 +91,9 @@ class StreamCarrier:
 
     def ranges_behind(self) -> dict[int, bytes]:
         return self._backlog.ranges()
+
+    def ranges_beside(self) -> dict[int, bytes]:
+        return {part.ns_pid: part.ranges.tobytes() for part in self._beside if len(part.ranges)}
 
     def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
         if kind is not Kind.REQUEST or len(payload) != 8:

@@ -1,27 +1,28 @@
-"""Migrations over a limited link: pages cross coded, and the service finds every byte of its memory as it left it."""
+"""Memory that is hard to carry: over a limited link pages cross coded, a large dirty set crosses beside the
+restore. The service finds every byte of its memory as it left it."""
 
 from __future__ import annotations
 
 import socket
 import time
 from collections.abc import Iterator
-
-import pytest
+from contextlib import contextmanager
 
 from tests.migrate.conftest import EDGES, Lab, Running
 from whimbrel.lab import commands
+from whimbrel.migrate.carriers.stream import BESIDE_BYTES
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.network import netns
 from whimbrel.workloads.memory.service import expected_digest
 
 SERVICE_PORT = 7301
-ZERO_MB, OTHER_MB = 24, 12
+ZERO_MB, OTHER_MB, BUSY_MB = 24, 12, 32
 BANDWIDTH_BPS = 400e6
 
 # Memory that was set aside and is all zeros, and noise. Two threads change single bytes, empty pages and fill empty
 # ones, and know what must be where; asked, it compares everything.
-PROGRAM = f"""
+SPARSE = f"""
 import mmap, os, random, socket, threading, time
 size = {ZERO_MB + OTHER_MB} << 20
 area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -45,6 +46,23 @@ def churn():
                 at = {ZERO_MB << 20} + at % {OTHER_MB << 20}
                 area[at] = copy[at] = turns[0] % 251
         time.sleep(0.0005)
+"""
+# Every page is rewritten all the time, with what only its number and the turn can tell.
+BUSY = f"""
+import mmap, random, socket, threading, time
+size = {BUSY_MB} << 20
+area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+copy = bytearray(size)
+rng, lock, turns = random.Random(5), threading.Lock(), [0]
+def churn():
+    while True:
+        with lock:
+            turns[0] += 1
+            at = rng.randrange({BUSY_MB}) << 20
+            area[at : at + (1 << 20)] = copy[at : at + (1 << 20)] = rng.randbytes(4096) * 256
+        time.sleep(0.001)
+"""
+SERVE = f"""
 for _ in range(2):
     threading.Thread(target=churn, daemon=True).start()
 server = socket.create_server(("0.0.0.0", {SERVICE_PORT}))
@@ -56,10 +74,11 @@ while True:
 """
 
 
-@pytest.fixture
-def sparse(lab: Lab) -> Iterator[socket.socket]:
+@contextmanager
+def serving(lab: Lab, name: str, program: str) -> Iterator[socket.socket]:
     """A user's connection to the service, which runs on the first edge."""
-    status = lab.controller.run_service("sparse", lab.image, EDGES[0], args=["/usr/bin/python3", "-c", PROGRAM])
+    argv = ["/usr/bin/python3", "-c", program + SERVE]
+    status = lab.controller.run_service(name, lab.image, EDGES[0], args=argv)
     where = commands.node_namespace("ue-1", lab_dir=lab.directory)
     address = status.spec.address.split("/")[0]
     deadline = time.monotonic() + 15
@@ -74,8 +93,8 @@ def sparse(lab: Lab) -> Iterator[socket.socket]:
         yield user
     finally:
         user.close()
-        print(lab.controller.logs("sparse"))  # shown by pytest when the test has failed
-        lab.controller.remove_service("sparse")
+        print(lab.controller.logs(name))  # shown by pytest when the test has failed
+        lab.controller.remove_service(name)
 
 
 def ask(user: socket.socket) -> tuple[bool, int]:
@@ -84,17 +103,22 @@ def ask(user: socket.socket) -> tuple[bool, int]:
     return good == b"1", int(turns)
 
 
-def migrate(lab: Lab, service: str, to: str, strategy: str) -> MigrationRecord:
-    started = lab.controller.start_migration(service, to, strategy, bandwidth_bps=BANDWIDTH_BPS)
+def migrate(lab: Lab, service: str, to: str, strategy: str, bandwidth_bps: float) -> MigrationRecord:
+    started = lab.controller.start_migration(service, to, strategy, bandwidth_bps=bandwidth_bps)
     record = lab.controller.follow(started.id)
     assert (record.outcome, record.error) == (Outcome.DONE, "")
     return record
 
 
-def test_memory_of_zeros_and_of_small_changes_arrives_whole(lab: Lab, sparse: socket.socket) -> None:
+def test_memory_of_zeros_and_of_small_changes_arrives_whole(lab: Lab) -> None:
+    with serving(lab, "sparse", SPARSE) as sparse:
+        cross_and_compare(lab, sparse)
+
+
+def cross_and_compare(lab: Lab, sparse: socket.socket) -> None:
     turns = 0
     for target, strategy in ((EDGES[1], "hybrid"), (EDGES[2], "pre-copy"), (EDGES[1], "stop-and-copy")):
-        record = migrate(lab, "sparse", target, strategy)
+        record = migrate(lab, "sparse", target, strategy, BANDWIDTH_BPS)
         good, now = ask(sparse)
         assert good, "a byte is not what the program wrote"
         assert now > turns
@@ -110,8 +134,22 @@ def test_memory_of_zeros_and_of_small_changes_arrives_whole(lab: Lab, sparse: so
             assert "unchanged" in later
 
 
+def test_a_large_dirty_set_crosses_beside_the_restore_and_arrives_whole(lab: Lab) -> None:
+    turns = 0
+    with serving(lab, "busy", BUSY) as busy:
+        for target in (EDGES[1], EDGES[2], EDGES[0]):
+            record = migrate(lab, "busy", target, "hybrid", 0.0)
+            assert record.rounds[-1].dirty_pages * PAGE_BYTES >= BESIDE_BYTES, "too little was dirty to try it"
+            for _ in range(3):
+                good, now = ask(busy)
+                assert good, "a byte is not what the program wrote"
+                time.sleep(0.05)
+            assert now > turns
+            turns = now
+
+
 def test_pages_of_a_pattern_shrink_on_a_slow_link(running: Running) -> None:
-    record = migrate(running.lab, running.name, EDGES[1], "hybrid")
+    record = migrate(running.lab, running.name, EDGES[1], "hybrid", BANDWIDTH_BPS)
     first = record.rounds[0]
     assert "zstd" in first.codec
     assert first.bytes_sent < first.raw_bytes / 4
