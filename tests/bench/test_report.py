@@ -92,7 +92,7 @@ def test_not_a_terminal_gets_plain_text_and_a_terminal_a_table() -> None:
 
 
 def test_markdown() -> None:
-    lines = table.migrations_markdown([record()]).splitlines()
+    lines = table.markdown(table.HEADINGS, [table.cells(record())]).splitlines()
     assert lines[1] == "|---|---|---:|---:|---:|---:|---:|---:|---:|---|"
     assert lines[2].startswith("| edge-1 → edge-2 | hybrid | 1.23 s |")
 

@@ -184,7 +184,6 @@ class LazyServer:
         self._poll = select.epoll()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
-        self._new: list[LazySpace] = []
 
     def add(self, space: LazySpace) -> None:
         self._keep(space.uffd)

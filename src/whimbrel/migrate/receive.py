@@ -115,7 +115,6 @@ class Receiver:
         self._aborted = False
         self._handed_over = False
         self._handover_error = ""
-        self.faults_before = 0
         self._gate = threading.Lock()
         self._undo_gate = threading.Lock()
         self._undone = False
@@ -270,7 +269,6 @@ class Receiver:
         self.commit()
         failpoints.wait_at("receive.committed")
         laps.lap("agreement")
-        self.faults_before = self.lazy.faults
         # Whatever fails from here on must not end this process: it holds the pages of a running service.
         self._forward(lambda: self.port.open(self.order.service))
         self._let_run()
@@ -357,7 +355,6 @@ class Receiver:
         placed = self.lazy.fill_all()
         report = FillReport(
             faults=self.lazy.faults,
-            faults_before_resume=self.faults_before,
             fill_ms=(time.monotonic() - started) * 1e3,
             filled_bytes=placed,
             eager_pages=self.eager_pages,

@@ -141,7 +141,6 @@ async def _prepare(
             id=job.request.id,
             service=source.status,
             strategy=strategy.name,
-            source_host=job.node.endpoint.host,
             description=source.departure.description,
         ),
         timeout_s=120,

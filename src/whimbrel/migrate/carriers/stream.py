@@ -24,7 +24,6 @@ class StreamCarrier:
     def __init__(self, root_pid: int, channel: PageChannel, strategy: Strategy, *, holes: bool) -> None:
         self._root_pid = root_pid
         self._channel = channel
-        self._strategy = strategy
         self._early = holes and strategy.rounds.limit > 0
         self._behind = strategy.behind
         self._backlog = Backlog([])
