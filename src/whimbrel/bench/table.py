@@ -23,7 +23,7 @@ HEADINGS = (
     "sent",
     "state",
 )
-LEFT = frozenset({"migration", "strategy", "state", "service", "phase", "what"})
+LEFT = frozenset({"migration", "strategy", "state", "service", "phase", "what", "promised"})
 
 
 def ms(value: float | None) -> str:
