@@ -86,7 +86,7 @@ class FakeAgent:
             ),
             resources=Resources(
                 cpus=2, load_1min=0.5, memory_total_bytes=8 << 30, memory_available_bytes=4 << 30,
-                disk_available_bytes=100 << 30,
+                disk_available_bytes=100 << 30, stage_available_bytes=4 << 30,
             ),
             services=tuple(sorted(self.services)),
         )  # fmt: skip

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from whimbrel.lab import session
 from whimbrel.lab.commands import LabStatus
-from whimbrel.lab.demo import demo
+from whimbrel.lab.demo import demo, what_was_wrong
 from whimbrel.model.errors import BadInput
+from whimbrel.model.migration import MigrationRecord, Outcome
 
 UP = LabStatus(up=True, present=True, directory="")
 DOWN = LabStatus(up=False, present=False, directory="")
@@ -79,3 +81,29 @@ def test_a_lab_that_is_up_can_be_used_and_stays(calls: list[str], monkeypatch: p
     with session.lab_session(lambda _: None, reuse=True) as status:
         assert status is UP
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "load", "line"),
+    [
+        ({}, 9.0, ""),
+        ({"lost": 3}, 0.5, "not as it should be: edge-1 -> edge-2: 3 requests lost"),
+        (
+            {"lost": 3, "resets": 1},
+            4.0,
+            "not as it should be: edge-1 -> edge-2: 3 requests lost, 1 connections reset; this machine is busy (load "
+            "4.0 on 2 processors), try again when it is not",
+        ),
+        ({"state_ok": False}, 0.5, "not as it should be: edge-1 -> edge-2: DAMAGED"),
+        (
+            {"outcome": Outcome.ROLLED_BACK, "error": "no room"},
+            0.5,
+            "not as it should be: edge-1 -> edge-2: rolled-back: no room",
+        ),
+    ],
+)
+def test_a_demo_that_ends_with_1_says_why(changes: dict[str, object], load: float, line: str) -> None:
+    good = MigrationRecord(
+        id="m", service="demo", source="edge-1", destination="edge-2", strategy="hybrid", outcome=Outcome.DONE
+    )
+    assert what_was_wrong([good, msgspec.structs.replace(good, **changes)], load, 2) == line

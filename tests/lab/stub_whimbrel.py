@@ -42,7 +42,14 @@ async def _agent(config: dict) -> None:  # type: ignore[type-arg]
         overlay_host=config["overlay_host"],
     )  # fmt: skip
     capabilities = Capabilities(whimbrel="0", machine="", kernel="", criu="", runc="")
-    resources = Resources(cpus=1, load_1min=0, memory_total_bytes=1, memory_available_bytes=1, disk_available_bytes=1)
+    resources = Resources(
+        cpus=1,
+        load_1min=0,
+        memory_total_bytes=1,
+        memory_available_bytes=1,
+        disk_available_bytes=1,
+        stage_available_bytes=1,
+    )
 
     async def node(_: GetNode, __: object) -> NodeStatus:
         return NodeStatus(endpoint=endpoint, capabilities=capabilities, resources=resources)

@@ -58,12 +58,13 @@ def right(memory: mmap.mmap, count: int) -> bool:
     return all(memory[page * P] == memory[page * P + P - 1] == page % 251 + 1 for page in range(count))
 
 
-def test_pages_of_mappings_that_touch_are_all_placed() -> None:
+@pytest.mark.parametrize("borders", [(), (1,), (7, 130, 131, 290), (50, 51, 60), (299,)])
+def test_pages_of_mappings_that_touch_are_all_placed(borders: tuple[int, ...]) -> None:
     """One copy must stay within one mapping; where two touch, the pages before the border must not be left out."""
     count, store = 300, PageStore(0)
     stored(store, count)
     with lacking(count) as (uffd, address, memory):
-        for border in (7, 130, 131, 290):
+        for border in borders:
             assert libc.mprotect(ctypes.c_void_p(address + border * P), P, mmap.PROT_READ) == 0
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
         server = LazyServer()

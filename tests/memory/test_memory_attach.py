@@ -289,7 +289,6 @@ def test_the_memory_is_as_before_when_tracking_ends() -> None:
             for _ in range(3):
                 tracker.scan()
             assert " uw" in Path(f"/proc/{child.pid}/smaps").read_text()
-            assert 1000 * 4096 < tracker.resident_bytes() < 100 << 20
             children = set(tree_of(os.getpid()))
         assert maps.read_text() == before
         assert " uw" not in Path(f"/proc/{child.pid}/smaps").read_text()

@@ -22,6 +22,9 @@ from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
 
 SOURCE, DESTINATION = EDGES[0], EDGES[1]
+# as /proc/net/tcp writes them: the state, an address with its first byte last, a port
+ESTABLISHED, AGENT_PORT = "01", f":{7411:04X}"
+EDGE_ENDS = {bytes((subnet, 168, 192)).hex().upper() for subnet in (101, 102)}
 
 
 class Attempt:
@@ -160,6 +163,33 @@ def link_of(lab: Lab) -> Iterator[Link]:
         yield link
     finally:
         link.mend()
+
+
+# --- what can be seen from outside ---------------------------------------------------------------------------
+def received_bytes(lab: Lab, node: str) -> int:
+    """All that has come in on the links of a node's namespace."""
+
+    def count() -> int:
+        lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
+        fields = (line.partition(":") for line in lines)
+        return sum(int(rest.split()[0]) for name, _, rest in fields if name.strip() != "lo")
+
+    return netns.call(commands.node_namespace(node, lab_dir=lab.directory), count)
+
+
+def open_streams(lab: Lab, node: str) -> list[str]:
+    """The established TCP connections of a node that carry pages or files between the first two edges: all between
+    these two but the agents' calls."""
+
+    def found() -> list[str]:
+        rows = [line.split() for line in Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]]
+        return [
+            f"{local} {remote}"
+            for _, local, remote, state, *_ in rows
+            if state == ESTABLISHED and {local[2:8], remote[2:8]} == EDGE_ENDS and AGENT_PORT not in local + remote
+        ]
+
+    return netns.call(commands.node_namespace(node, lab_dir=lab.directory), found)
 
 
 # --- what must be true afterwards -----------------------------------------------------------------------------

@@ -27,6 +27,7 @@ ROOM = Resources(
     memory_total_bytes=8 << 30,
     memory_available_bytes=1 << 30,
     disk_available_bytes=1 << 30,
+    stage_available_bytes=1 << 30,
 )
 
 

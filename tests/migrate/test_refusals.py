@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from tests.migrate.conftest import EDGES, Lab, Running
+from whimbrel.model.errors import Refused
 from whimbrel.model.migration import Outcome
 
+USERFAULTFD = "fd = ctypes.CDLL(None).syscall(323, 1)"
+IO_URING = "fd = ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120))"
+# Children share their parent's memory, yet each of them would cross with a copy of its own.
+CHILDREN = "memory = bytearray(b'x') * (64 << 20); fd = [os.fork() or time.sleep(3600) for _ in range({count})][0]"
 HOLD = """
-import ctypes, time
-fd = ctypes.CDLL(None).syscall(323, 1)
-print('holds', fd, flush=True)
+import ctypes, os, time
+{what}
+assert fd >= 0
+print('holds', flush=True)
 time.sleep(3600)
 """
 
@@ -27,25 +36,69 @@ def in_mounts_of(pid: int, call: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.fixture
-def holder(lab: Lab) -> Iterator[str]:
-    lab.controller.run_service("holder", lab.image, EDGES[0], args=["/usr/bin/python3", "-c", HOLD])
-    deadline = time.monotonic() + 10
-    while "holds" not in lab.controller.logs("holder"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    yield "holder"
-    lab.controller.remove_service("holder")
+@contextmanager
+def holder(lab: Lab, what: str) -> Iterator[str]:
+    """A service that has done `what`, a line of Python that leaves a number in `fd`."""
+    lab.controller.run_service("holder", lab.image, EDGES[0], args=["/usr/bin/python3", "-c", HOLD.format(what=what)])
+    try:
+        deadline = time.monotonic() + 20
+        while "holds" not in lab.controller.logs("holder"):
+            assert time.monotonic() < deadline, lab.controller.logs("holder")
+            time.sleep(0.05)
+        yield "holder"
+    finally:
+        lab.controller.remove_service("holder")
 
 
-def test_a_held_userfaultfd_is_refused(lab: Lab, holder: str) -> None:
-    pid = lab.controller.service(holder).pid
-    record = lab.controller.migrate(holder, EDGES[1])
-    assert record.outcome is not Outcome.DONE
-    assert "userfaultfd" in record.error
+def is_refused(lab: Lab, service: str, words: str, strategy: str = "auto") -> None:
+    """In one line, before anything is prepared; the service runs on as it is."""
+    pid = lab.controller.service(service).pid
+    record = lab.controller.migrate(service, EDGES[1], strategy)
+    assert record.error_code == Refused.code
+    assert words in record.error
     assert "\n" not in record.error
-    assert lab.controller.service(holder).pid == pid
-    assert lab.leftovers(EDGES[1], holder) == []
+    assert {phase.name for phase in record.phases} <= {"preflight"}
+    assert lab.controller.service(service).pid == pid
+    assert lab.leftovers(EDGES[1], service) == []
+
+
+@pytest.mark.parametrize(("what", "words"), [(USERFAULTFD, "userfaultfd"), (IO_URING, "io_uring")])
+def test_what_criu_cannot_dump_is_refused(lab: Lab, what: str, words: str) -> None:
+    with holder(lab, what) as service:
+        is_refused(lab, service, words)
+
+
+def test_too_little_memory_there_is_refused(lab: Lab) -> None:
+    count = psutil.virtual_memory().available // (2 * (64 << 20)) + 1
+    with holder(lab, CHILDREN.format(count=count)) as service:
+        is_refused(lab, service, "of memory free, the migration needs")
+
+
+def test_too_little_disk_there_is_refused(running: Running) -> None:
+    state = running.lab.state_dir(EDGES[0])
+    file = state / "services" / running.name / "layer/upper/large"
+    assert file.parent.is_dir()
+    try:
+        subprocess.run(["fallocate", "-l", str(shutil.disk_usage(state).free * 55 // 100), file], check=True)
+        is_refused(running.lab, running.name, "of disk free, the migration needs")
+    finally:
+        file.unlink(missing_ok=True)
+    assert running.user.ask("count")[0] == 1
+
+
+def test_a_strategy_without_room_to_stage_is_refused_with_one_that_needs_none(running: Running) -> None:
+    run = running.lab.state_dir(EDGES[0]) / "run"
+    usage = shutil.disk_usage(run)
+    try:
+        subprocess.run(["mount", "-o", f"remount,size={usage.used + (16 << 20)}", run], check=True)
+        is_refused(running.lab, running.name, "tmpfs cannot work here: it stages", "tmpfs")
+        record = running.migrate(EDGES[1], "tmpfs")
+        assert record.error.endswith("; use --strategy diskless")
+        assert running.user.ask("count")[0] == 1
+        record = running.migrate(EDGES[1], "diskless")
+        assert record.outcome is Outcome.DONE, record.error
+    finally:
+        subprocess.run(["mount", "-o", f"remount,size={usage.total}", run], check=True)
 
 
 def test_a_mount_from_outside_is_refused(running: Running) -> None:

@@ -6,16 +6,26 @@ import os
 from pathlib import Path
 
 import msgspec
+from pyroute2 import IPRoute
 
 from whimbrel.lab import build, topology
-from whimbrel.network import netns
+from whimbrel.network import netlink, netns
 from whimbrel.network.hold import HoldTable
-from whimbrel.network.overlay import Overlay
+from whimbrel.network.names import port_name
+from whimbrel.network.overlay import Overlay, find_link
 from whimbrel.network.port import ServicePort
 
 TOPOLOGY = msgspec.structs.replace(topology.load(), prefix=f"n{os.getpid() % 100000}-")
 GATEWAY = "10.77.0.1"
 SERVICE, ADDRESS = "echo", "10.77.1.1/16"
+
+
+def is_open(service: str) -> bool:
+    """Do frames pass the service's port? To be called in its node's namespace."""
+    with IPRoute() as ip:
+        link = find_link(ip, port_name(service))
+        data = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA") if link is not None else None
+        return data is not None and data.get_attr("IFLA_BRPORT_STATE") == netlink.BR_STATE_FORWARDING
 
 
 class Region:

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from network_region import ADDRESS, SERVICE
+from network_region import ADDRESS, SERVICE, is_open
 from network_talk import PORT, Echo, Talk
 
 from whimbrel.network import netns
@@ -34,7 +34,7 @@ def test_a_port_is_shut_until_it_is_opened_and_stays_so(region) -> None:
     ports = region.ports["edge-1"]
     # longer than the kernel takes to act on a carrier change, which would enable the port
     time.sleep(1.3)
-    assert not region.run("edge-1", ports.is_open, SERVICE)
+    assert not region.run("edge-1", is_open, SERVICE)
     assert not _ping(region, timeout_s=0.3)
     ports.open(SERVICE)
     assert _ping(region)
@@ -87,7 +87,6 @@ def test_nothing_is_lost_when_the_service_moves(region) -> None:
     connecting.settimeout(0.5)
     connecting.sendall(b"hello\n")
     assert connecting.recv(16) == b"hello\n"
-    assert destination.established(SERVICE) == 1
     time.sleep(0.4)
     for talk in talks:
         talk.finish()

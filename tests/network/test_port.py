@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from network_region import ADDRESS, GATEWAY, SERVICE
+from network_region import ADDRESS, GATEWAY, SERVICE, is_open
 from pyroute2 import IPRoute
 
 from whimbrel.model.errors import BadInput, Conflict, Refused
@@ -45,7 +45,7 @@ def test_a_second_port_of_the_same_service_is_refused_and_the_first_lives(region
     region.ports["edge-1"].open(SERVICE)
     with pytest.raises((Refused, Conflict), match="already"):
         region.create("edge-1")
-    assert region.run("edge-1", region.ports["edge-1"].is_open, SERVICE)
+    assert region.run("edge-1", is_open, SERVICE)
 
 
 @pytest.mark.parametrize(("address", "gateway"), [("10.77.1", GATEWAY), (ADDRESS, "gw-1")])
@@ -64,7 +64,7 @@ def test_a_failure_half_way_leaves_nothing(region) -> None:
 
 
 def test_a_service_without_a_port_is_named(region) -> None:
-    for step in ("open", "close", "announce", "receive_queue_bytes", "established", "info"):
+    for step in ("open", "close", "announce", "receive_queue_bytes", "info"):
         with pytest.raises(Refused, match="nobody has no network port on this node"):
             getattr(region.ports["edge-1"], step)("nobody")
 
@@ -75,7 +75,7 @@ def test_a_restarted_agent_finds_its_ports_again(region, tmp_path) -> None:
     assert region.run("edge-1", again.info, SERVICE) == before
     region.run("edge-1", again.open, SERVICE)
     again.announce(SERVICE)
-    assert region.run("edge-1", again.is_open, SERVICE)
+    assert region.run("edge-1", is_open, SERVICE)
     region.run("edge-1", again.remove, SERVICE)
 
 
@@ -96,20 +96,6 @@ def test_the_receive_queue_is_seen_from_outside(region) -> None:
     assert ports.receive_queue_bytes(SERVICE) == 0
     receiver.close()
     sender.close()
-
-
-def test_established_connections_are_counted(region) -> None:
-    info = region.create("edge-1")
-
-    def connected() -> list[socket.socket]:
-        server = socket.create_server(("127.0.0.1", 9000))
-        client = socket.create_connection(("127.0.0.1", 9000))
-        return [server, client, server.accept()[0]]
-
-    sockets = netns.call(info.netns_path, connected)
-    assert region.ports["edge-1"].established(SERVICE) == 2, "both ends are in this namespace"
-    for sock in sockets:
-        sock.close()
 
 
 def test_announcing_repeats_stop_with_the_port(region) -> None:

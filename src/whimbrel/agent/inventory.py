@@ -14,7 +14,9 @@ import psutil
 
 from whimbrel import __version__
 from whimbrel.checkpoint.swrk import criu_path
+from whimbrel.memory.softdirty import has_soft_dirty
 from whimbrel.memory.uffd import missing_support
+from whimbrel.migrate.preflight import stage_room_bytes
 from whimbrel.model.node import Capabilities, Resources
 
 
@@ -47,6 +49,7 @@ def collect_capabilities() -> Capabilities:
         runc=_version("runc", "--version"),
         cpu_features=_cpu_features(),
         write_protect_tracking=missing_support() is None,
+        soft_dirty=has_soft_dirty(),
         lazy_pages=Path("/proc/sys/vm/unprivileged_userfaultfd").exists(),
     )
 
@@ -54,10 +57,12 @@ def collect_capabilities() -> Capabilities:
 def collect_resources(state_dir: Path) -> Resources:
     memory = psutil.virtual_memory()
     directory = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    run_dir = state_dir / "run"
     return Resources(
         cpus=os.cpu_count() or 1,
         load_1min=os.getloadavg()[0],
         memory_total_bytes=memory.total,
         memory_available_bytes=memory.available,
         disk_available_bytes=shutil.disk_usage(directory).free,
+        stage_available_bytes=stage_room_bytes(run_dir if run_dir.exists() else directory),
     )

@@ -34,20 +34,17 @@ BASELINE_ADDRESS = "10.77.250.250/16"  # above the addresses that the controller
 SERVICE = "bench"
 NOISE_WINDOWS = 10
 SIZED = "memory"  # the workload that comes in sizes
-LARGE_MB = 1024  # from here on the baseline takes seconds
 
 
 @dataclass(frozen=True)
 class Options:
-    """`sizes_mb` and `dirty_pages_per_s` are for the workload `memory`. `baseline_runs`: None means as many as
-    `migrations`, but 3 from 1 GB on, where each takes seconds."""
+    """`sizes_mb` and `dirty_pages_per_s` are for the workload `memory`. The baseline runs as often as each strategy."""
 
     workload_names: tuple[str, ...] = (SIZED,)
     sizes_mb: tuple[int, ...] = (20, 200, 1024)
     strategies: tuple[str, ...] = (DEFAULT,)
     migrations: int = 10
     baseline: bool = True
-    baseline_runs: int | None = None
     dirty_pages_per_s: int = 500
     quiet_s: float = 1.5
     topology: Path | None = None
@@ -67,18 +64,10 @@ class Options:
             found += [sized(size, self.dirty_pages_per_s) for size in self.sizes_mb] if name == SIZED else [named(name)]
         return found
 
-    def baselines(self, workload: Workload) -> int:
-        if not self.baseline:
-            return 0
-        if self.baseline_runs is not None:
-            return self.baseline_runs
-        large = int(workload.settings.get("MEMORY_MB", "0")) >= LARGE_MB
-        return min(3, self.migrations) if large else self.migrations
-
     @property
     def total(self) -> int:
-        ours = len(self.workloads()) * len(self.strategies) * self.migrations
-        return ours + sum(self.baselines(workload) for workload in self.workloads())
+        """All migrations that there will be."""
+        return len(self.workloads()) * (len(self.strategies) + self.baseline) * self.migrations
 
 
 @dataclass
@@ -105,7 +94,7 @@ class Benchmark:
             for workload in self.options.workloads():
                 for strategy in self.options.strategies:
                     self.ours(controller, workload, strategy)
-                if self.options.baselines(workload):
+                if self.options.baseline:
                     self.plain(workload)
 
     def note(self, run: Run) -> None:
@@ -145,7 +134,7 @@ class Benchmark:
         with Baseline(places, program, BASELINE_ADDRESS, gateway) as baseline:
             baseline.start(self.edges[0])
             with workload.probe(BASELINE_ADDRESS.split("/")[0], image, self.user) as probe:
-                for _ in range(self.options.baselines(workload)):
+                for _ in range(self.options.migrations):
                     probe.quiet()
                     time.sleep(self.options.quiet_s)
                     probe.begin()
@@ -177,7 +166,10 @@ def document(options: Options, runs: Sequence[Run], noise: dict[str, Any]) -> di
 def show(console: Console, result: dict[str, Any]) -> None:
     """The summary, and where the time goes."""
     rows = [report.summary_cells(entry) for entry in result["summary"]]
-    bad = [entry["failed"] or not entry["state_ok"] for entry in result["summary"]]
+    bad = [
+        entry["failed"] or not entry["state_ok"] or entry["promised"].startswith(report.FAIL)
+        for entry in result["summary"]
+    ]
     table.show(console, report.HEADINGS, rows, ["bold red" if one else "" for one in bad])
     phases = [
         (entry["workload"], entry["strategy"], indented(phase), table.ms(duration))

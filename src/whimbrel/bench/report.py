@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,33 @@ from whimbrel import __version__
 from whimbrel.bench.table import ms
 from whimbrel.client.outage import median, quantile
 from whimbrel.model.migration import MigrationRecord, Outcome
+from whimbrel.plan.choice import HYBRID
+from whimbrel.plan.strategies import AUTO
 
 BASELINE = "baseline"
 FIGURES = ("outage_udp_ms", "outage_tcp_ms", "freeze_ms", "total_ms", "bytes_sent")
 HEADINGS = ("service", "strategy", "n", "outage UDP p50", "p95", "outage TCP p50", "p95", "freeze", "total",
-            "lost", "resets", "state", "UDP vs baseline", "TCP")  # fmt: skip
+            "lost", "resets", "state", "UDP vs baseline", "TCP", "p95 <= 2 x p50", "promised")  # fmt: skip
+PASS, FAIL = "PASS", "FAIL"
+ENOUGH = 10
+SPREAD = 2.0
+
+
+@dataclass(frozen=True)
+class Promise:
+    """SPECIFICATION's figures for a service: medians of at least `ENOUGH` migrations, of UDP and of TCP alike; `ratio`
+    is to the baseline's median."""
+
+    outage_ms: float
+    ratio: float
+
+
+PROMISES = {
+    "20 MB, 500 pages/s": Promise(100, 1 / 3),
+    "200 MB, 500 pages/s": Promise(100, 1 / 5),
+    "1 GB, 500 pages/s": Promise(120, 1 / 15),
+}
+PROMISED_OF = frozenset({AUTO, HYBRID})
 
 
 def machine() -> dict[str, Any]:
@@ -54,20 +78,22 @@ def spread(values: Iterable[float | int | None]) -> dict[str, float] | None:
 
 
 def groups(records: Iterable[MigrationRecord]) -> dict[tuple[str, str], list[MigrationRecord]]:
-    """Records by (workload, strategy), in the order of their first appearance."""
+    """Records by (workload, strategy that was asked for), in the order of their first appearance."""
     found: dict[tuple[str, str], list[MigrationRecord]] = {}
     for record in records:
-        found.setdefault((record.workload, record.strategy), []).append(record)
+        found.setdefault((record.workload, record.asked or record.strategy), []).append(record)
     return found
 
 
 def summary(records: Iterable[MigrationRecord]) -> list[dict[str, Any]]:
-    """One entry per workload and strategy. `ratio_*` = median over the baseline's median of that workload;
-    only runs that came to their end count, `failed` tells how many did not."""
+    """One entry per workload and strategy asked for, and how often each strategy was what it `came_to`. `ratio_*` =
+    median over the baseline's median of that workload; only runs that came to their end count, `failed` tells how many
+    did not. `spread_ok`: no 95th percentile is over twice its median. `promised`: see there."""
     entries: list[dict[str, Any]] = []
     for (workload, strategy), all_runs in groups(records).items():
         runs = [run for run in all_runs if run.outcome is Outcome.DONE]
-        entry: dict[str, Any] = {"strategy": strategy, "workload": workload, "n": len(runs)}
+        came_to = dict(Counter(run.strategy for run in runs))
+        entry: dict[str, Any] = {"strategy": strategy, "came_to": came_to, "workload": workload, "n": len(runs)}
         entry |= {figure: spread(getattr(run, figure) for run in runs) for figure in FIGURES}
         entry["lost"] = sum(run.lost or 0 for run in runs)
         entry["resets"] = sum(run.resets or 0 for run in runs)
@@ -82,7 +108,35 @@ def summary(records: Iterable[MigrationRecord]) -> list[dict[str, Any]]:
             ours, theirs = entry[f"outage_{protocol}_ms"], base and base[f"outage_{protocol}_ms"]
             if entry is not base and ours and theirs and theirs["p50"] > 0:
                 entry[f"ratio_{protocol}"] = ours["p50"] / theirs["p50"]
+    for entry in entries:
+        measured = [entry[f"outage_{protocol}_ms"] for protocol in ("udp", "tcp") if entry[f"outage_{protocol}_ms"]]
+        entry["spread_ok"] = all(one["p95"] <= SPREAD * one["p50"] for one in measured) if measured else None
+        entry["promised"] = promised(entry)
     return entries
+
+
+def promised(entry: dict[str, Any]) -> str:
+    """Do SPECIFICATION's figures hold for a row of the summary? `PASS`, `FAIL` with what does not, or what is missing
+    to say so; empty where it has none."""
+    promise = PROMISES.get(entry["workload"])
+    if promise is None or entry["strategy"] not in PROMISED_OF:
+        return ""
+    wrong, unknown = [], []
+    for protocol in ("udp", "tcp"):
+        outage, ratio, name = entry[f"outage_{protocol}_ms"], entry.get(f"ratio_{protocol}"), protocol.upper()
+        if outage is not None and outage["p50"] > promise.outage_ms:
+            wrong.append(f"{name} > {promise.outage_ms:.0f} ms")
+        if ratio is None:
+            unknown.append(f"{name} without baseline")
+        elif ratio > promise.ratio:
+            wrong.append(f"{name} > 1/{1 / promise.ratio:.0f}")
+    wrong += [name for name in ("lost", "resets", "failed") if entry[name]]
+    wrong += [] if entry["state_ok"] else ["state"]
+    if wrong:
+        return f"{FAIL}: {', '.join(wrong)}"
+    if entry["n"] < ENOUGH:
+        unknown.insert(0, f"n < {ENOUGH}")
+    return f"unproved: {', '.join(unknown)}" if unknown else PASS
 
 
 def phase_medians(records: Sequence[MigrationRecord]) -> dict[str, float]:
@@ -106,9 +160,10 @@ def summary_cells(entry: dict[str, Any]) -> tuple[str, ...]:
         value = entry.get(f"ratio_{protocol}")
         return "-" if not value else f"1/{1 / value:.1f}"
 
+    others = [name for name in entry["came_to"] if name != entry["strategy"]]
     return (
         entry["workload"],
-        entry["strategy"],
+        entry["strategy"] + (f" ({', '.join(others)})" if others else ""),
         str(entry["n"]) + (f" (+{entry['failed']} failed)" if entry["failed"] else ""),
         figure("outage_udp_ms"),
         figure("outage_udp_ms", "p95"),
@@ -121,6 +176,8 @@ def summary_cells(entry: dict[str, Any]) -> tuple[str, ...]:
         "ok" if entry["state_ok"] else "DAMAGED",
         ratio("udp"),
         ratio("tcp"),
+        {True: PASS, False: FAIL, None: "-"}[entry["spread_ok"]],
+        entry["promised"] or "-",
     )
 
 

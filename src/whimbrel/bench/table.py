@@ -23,7 +23,7 @@ HEADINGS = (
     "sent",
     "state",
 )
-LEFT = frozenset({"migration", "strategy", "state", "service", "phase", "what"})
+LEFT = frozenset({"migration", "strategy", "state", "service", "phase", "what", "promised"})
 
 
 def ms(value: float | None) -> str:
@@ -108,7 +108,3 @@ def show(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]
 def show_migrations(console: Console, records: Sequence[MigrationRecord]) -> None:
     styles = ["" if is_good(record) else "bold red" for record in records]
     show(console, HEADINGS, [cells(record) for record in records], styles)
-
-
-def migrations_markdown(records: Sequence[MigrationRecord]) -> str:
-    return markdown(HEADINGS, [cells(record) for record in records])

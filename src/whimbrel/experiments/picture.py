@@ -21,7 +21,6 @@ from whimbrel.experiments.model import By, Drawing, Experiment, Figure, Row
 BLUE, SKY, GREEN, YELLOW, VERMILION, GREY = "#0072B2", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#999999"
 PART_COLOURS = (SKY, YELLOW, GREEN, VERMILION)
 DPI = 110
-FONT = {"size": 9}
 INK = "#333333"
 SCALES = {"bytes": (1e6, "MB"), "ms": (1.0, "ms")}
 PANELS_IN_A_ROW = 3

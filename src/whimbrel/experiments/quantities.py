@@ -60,7 +60,6 @@ def counted(key: str, label: str, read: Callable[[MigrationRecord], float | None
 
 
 OUTAGE_TCP = of_record("outage", "downtime seen by the client", MS, lambda record: record.outage_tcp_ms)
-OUTAGE_UDP = of_record("outage_udp", "outage, UDP", MS, lambda record: record.outage_udp_ms)
 FREEZE = of_record("freeze", "freeze", MS, lambda record: record.freeze_ms)
 TOTAL = of_record("total", "total, until it runs there", MS, _available_ms)
 TOTAL_LESS_ROOT = of_record("total_less_root", "the same without the copy of the root", MS, _available_less_root_ms)

@@ -25,7 +25,6 @@ from whimbrel.workloads.builder import CACHE as IMAGES
 from whimbrel.workloads.builder import Image, build, image_key
 
 CACHE = IMAGES.parent / "systems"
-KINDS = ("debian", "busybox")
 PROGRAMS = ("lxc-start", "lxc-stop", "lxc-destroy", "lxc-checkpoint", "mmdebstrap", "rsync", "umoci")
 PACKAGES = "sysvinit-core,busybox-syslogd,cron"
 SLIM = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]

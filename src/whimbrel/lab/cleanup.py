@@ -39,12 +39,19 @@ def sweep(lab_dir: Path) -> list[str]:
     plan = recorded(lab_dir)
     nodes = [site.name for site in plan.sites] if plan else []
     inodes = _inodes(lab_dir, plan)
+
+    def known() -> set[int]:
+        """Also what an agent made while it was being stopped: a service that was just starting."""
+        inodes.update(_inodes(lab_dir, plan))
+        return inodes
+
     done: list[str] = []
     problems: list[str] = []
     steps: tuple[Callable[[], str], ...] = (
         lambda: _stop_processes(lab_dir),
-        lambda: _empty_cgroups(nodes, inodes),
-        lambda: _kill_inhabitants(inodes),
+        lambda: _empty_cgroups(nodes, known()),
+        lambda: _kill_inhabitants(known()),
+        lambda: _empty_cgroups(nodes, known()),  # what a runc still made after its agent, until it was killed above
         lambda: _unmount(lab_dir),
         lambda: _count(remove_namespaces(plan) if plan else [], "network namespace"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ import msgspec
 from rich.console import Console
 
 from whimbrel.bench.probe import Probe
-from whimbrel.bench.table import is_good, ms, show_migrations
+from whimbrel.bench.table import is_good, ms, show_migrations, state_text
 from whimbrel.bench.trial import Run, Workload, inside, next_after, sized, trial
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
 from whimbrel.model.errors import BadInput
-from whimbrel.model.migration import Outcome, Progress
+from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.plan.strategies import DEFAULT
 from whimbrel.workloads.builder import Image, build
 
@@ -137,6 +138,22 @@ def sentence(run: Run) -> str:
     return f"{said} in {ms(record.total_ms)}, the user waited {ms(record.outage_udp_ms)}"
 
 
+def what_was_wrong(records: Sequence[MigrationRecord], load: float, cpus: int) -> str:
+    """One line for the user when the demo ends with exit code 1; empty when all is well."""
+    told = []
+    for record in records:
+        if is_good(record):
+            continue
+        facts = [f"{record.lost} requests lost"] if record.lost else []
+        facts += [f"{record.resets} connections reset"] if record.resets else []
+        facts += [] if record.outcome is Outcome.DONE and record.state_ok is not False else [state_text(record)]
+        told.append(f"{record.source} -> {record.destination}: {', '.join(facts)}")
+    if not told:
+        return ""
+    busy = f"; this machine is busy (load {load:.1f} on {cpus} processors), try again when it is not"
+    return f"not as it should be: {'; '.join(told)}{busy if load > cpus else ''}"
+
+
 def as_json(runs: Sequence[Run]) -> dict[str, Any]:
     return {"scenario": "round-trip", "workload": demo_workload().name,
             "runs": [msgspec.to_builtins(run.record) for run in runs]}  # fmt: skip
@@ -167,6 +184,8 @@ def demo(
     finally:
         if runs and not json_output:
             show_migrations(console, [run.record for run in runs])
+            if wrong := what_was_wrong([run.record for run in runs], os.getloadavg()[0], os.cpu_count() or 1):
+                console.print(wrong, highlight=False, markup=False, soft_wrap=True)
     if json_output:
         json.dump(as_json(runs), sys.stdout, indent=2)
         sys.stdout.write("\n")

@@ -17,15 +17,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """From /proc/PID/status. `ns_pids`: its pid in each pid namespace, outermost first. `anonymous_bytes`:
-    memory that no file holds (private, shared, swapped out): what a migration must carry."""
+    """From /proc/PID/status. `ns_pids`: its pid in each pid namespace, outermost first."""
 
     name: str
     state: str
     parent: int
-    tracer: int
     ns_pids: tuple[int, ...]
-    anonymous_bytes: int
 
     @property
     def dead(self) -> bool:
@@ -35,17 +32,11 @@ class Status:
 def read_status(directory_fd: int) -> Status:
     """Of the process behind an open /proc/PID. Raises ProcessLookupError when it is gone."""
     fields = dict(line.split(b":", 1) for line in read_proc(directory_fd, "status").splitlines() if b":" in line)
-
-    def size(*names: bytes) -> int:
-        return sum(int(fields[name].split()[0]) for name in names if name in fields) * 1024
-
     return Status(
         name=fields[b"Name"].strip().decode(errors="replace"),
         state=fields[b"State"].strip()[:1].decode(),
         parent=int(fields[b"PPid"]),
-        tracer=int(fields[b"TracerPid"]),
         ns_pids=tuple(map(int, fields[b"NSpid"].split())),
-        anonymous_bytes=size(b"RssAnon", b"RssShmem", b"VmSwap"),
     )
 
 

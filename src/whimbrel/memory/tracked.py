@@ -33,14 +33,12 @@ class TrackedProcess:
     """A process, held by an open /proc/PID so that a reused number cannot be mistaken for it.
 
     `problem` says in one line why writes cannot be tracked at present; every scan then returns all populated
-    pages. `stop_ms` is how long one of its threads stood still when we attached. All methods raise
-    ProcessLookupError when the process is gone.
+    pages. All methods raise ProcessLookupError when the process is gone.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.problem: str | None = None
-        self.stop_ms: float | None = None
         self._uffd = -1
         self._retry_s = 0.0
         self._report_all = False
@@ -197,7 +195,7 @@ class TrackedProcess:
         if time.monotonic() < self._retry_s:
             return False
         try:
-            self._uffd, self.stop_ms = guardian.userfaultfd_of(self.pid)
+            self._uffd, _ = guardian.userfaultfd_of(self.pid)
             uffd.enable(self._uffd)
         except AttachError as error:
             self._retry_s = time.monotonic() + _RETRY_AFTER_S.get(error.number, 0.0)

@@ -68,11 +68,6 @@ class TreeTracker:
         """{pid: one line} for processes whose writes cannot be tracked now: every scan returns them whole."""
         return {pid: process.problem for pid, process in self._processes.items() if process.problem}
 
-    @property
-    def stops_ms(self) -> dict[int, float]:
-        """{pid: ms that one of its threads stood still} for the last attachment of each process."""
-        return {pid: process.stop_ms for pid, process in self._processes.items() if process.stop_ms is not None}
-
     def scan(self, *, final: bool = False, rearm: bool = False) -> list[ProcessPages]:
         """For each living process the pages written since the last scan (in the first: all), re-armed.
 
@@ -95,21 +90,6 @@ class TreeTracker:
                 process.forget_last_scan()
             raise
         return results
-
-    def resident_bytes(self) -> int:
-        """Memory of the tree that no file holds, now: resident or swapped out. Pages that forked processes
-        still share are counted for each."""
-        total = 0
-        for pid in tree_of(self._root_pid):
-            with suppress(ProcessLookupError):
-                process = self._processes.get(pid)
-                if process is not None:
-                    total += process.status().anonymous_bytes
-                    continue
-                process = TrackedProcess(pid)
-                total += process.status().anonymous_bytes
-                process.close()
-        return total
 
     def close(self) -> None:
         """Ends the tracking; the processes run on untouched. Safe to repeat."""

@@ -83,10 +83,6 @@ class Dump:
         self._conf = work_dir / "rpc.conf"
         self.frozen = False
 
-    @property
-    def criu_pid(self) -> int:
-        return self._criu.pid
-
     def warm_up(self) -> None:
         self._criu.warm_up()
 

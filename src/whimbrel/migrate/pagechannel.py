@@ -96,7 +96,6 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):
     faults: int
-    faults_before_resume: int
     fill_ms: float
     filled_bytes: int
     eager_pages: int

@@ -10,14 +10,13 @@ import numpy as np
 from whimbrel.memory.batches import Pieces, made_ahead
 from whimbrel.memory.codecs import Coded, Coding
 from whimbrel.memory.processes import ns_pid_of, tree_of
-from whimbrel.memory.ranges import as_ranges, total_bytes
+from whimbrel.memory.ranges import as_ranges
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.memory.vmas import read_vmas
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.coder import Coder
 from whimbrel.migrate.linkwatch import LinkWatch
 from whimbrel.migrate.pagechannel import PageChannel
-from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Codec
 
 CODEC_NAMES = {Coding.RAW: "raw", Coding.PACKED: "zstd", Coding.DELTA: "xor+zstd", Coding.SAME: "unchanged"}
@@ -73,7 +72,3 @@ def vdso_of(root_pid: int) -> list[ProcessPages]:
             vdso = as_ranges((vma.start, vma.end) for vma in read_vmas(pid) if vma.name == "[vdso]")
             found.append(ProcessPages(pid, ns_pid_of(pid), vdso))
     return found
-
-
-def pages_in(dirty: list[ProcessPages]) -> int:
-    return sum(total_bytes(process.ranges) for process in dirty) // PAGE_BYTES

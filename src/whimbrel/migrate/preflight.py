@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from whimbrel.model.errors import Refused
 from whimbrel.model.node import Capabilities, Resources
 from whimbrel.model.units import format_bytes
+from whimbrel.plan.means import Means
 from whimbrel.storage.openfiles import Nameless
 from whimbrel.wire.calls import OfferReply
 
@@ -87,6 +90,22 @@ def check_room(rss_bytes: int, files: FileRoom, resources: Resources, where: str
             f"{where} has {format_bytes(resources.disk_available_bytes)} of disk free, the migration needs "
             f"{format_bytes(disk_bytes)} there; free disk or choose another node"
         )
+
+
+def stage_room_bytes(run_dir: Path) -> int:
+    """What can be staged in a node's tmpfs: it has room of its own, and takes memory."""
+    return min(shutil.disk_usage(run_dir).free, max(0, psutil.virtual_memory().available - MEMORY_RESERVE_BYTES))
+
+
+def means_of(source: Capabilities, run_dir: Path, reply: OfferReply) -> Means:
+    """What this node and the destination have of what strategies need."""
+    return Means(
+        tracking=source.write_protect_tracking,
+        soft_dirty=source.soft_dirty,
+        lazy=reply.capabilities.lazy_pages,
+        stage_here_bytes=stage_room_bytes(run_dir),
+        stage_there_bytes=reply.resources.stage_available_bytes,
+    )
 
 
 def check_offer(source: Capabilities, reply: OfferReply, *, rss_bytes: int, files: FileRoom, where: str) -> None:

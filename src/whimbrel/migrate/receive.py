@@ -124,7 +124,6 @@ class Receiver:
         self._aborted = False
         self._handed_over = False
         self._handover_error = ""
-        self.faults_before = 0
         self._gate = threading.Lock()
         self._undo_gate = threading.Lock()
         self._undone = False
@@ -284,7 +283,6 @@ class Receiver:
         self.commit()
         failpoints.wait_at("receive.committed")
         laps.lap("agreement")
-        self.faults_before = self.lazy.faults
         # Whatever fails from here on must not end this process: it holds the pages of a running service.
         self._forward(lambda: self.port.open(self.order.service))
         self._let_run()
@@ -379,7 +377,6 @@ class Receiver:
         placed, fill_ms = self.lazy.filled()
         report = FillReport(
             faults=self.lazy.faults,
-            faults_before_resume=self.faults_before,
             fill_ms=fill_ms,
             filled_bytes=placed,
             eager_pages=self.eager_pages,

@@ -23,7 +23,7 @@ import msgspec
 
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate.carriers.choose import make_carrier
-from whimbrel.migrate.choosing import first_choice, second_choice
+from whimbrel.migrate.choosing import first_choice, possible_choice, second_choice
 from whimbrel.migrate.commit import commit, follow_through
 from whimbrel.migrate.dump import Dump, stdio_pipes
 from whimbrel.migrate.files import files_of, room_for_files
@@ -100,7 +100,7 @@ async def _preflight(job: Migration, peer: Peer) -> Strategy:
     room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image)
     check_offer(job.node.capabilities, offer, rss_bytes=status.rss_bytes, files=room, where=job.destination.name)
     job.files_bytes = room.disk_bytes + room.memory_bytes
-    return strategy
+    return possible_choice(job, strategy, offer)
 
 
 async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextlib.AsyncExitStack) -> None:
@@ -142,7 +142,6 @@ async def _prepare(
             id=job.request.id,
             service=source.status,
             strategy=strategy.name,
-            source_host=job.node.endpoint.host,
             description=source.departure.description,
         ),
         timeout_s=120,

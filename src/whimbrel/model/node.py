@@ -23,7 +23,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What must agree between two nodes before a container can cross."""
+    """What must agree between two nodes before a container can cross; and what strategies need: the source
+    `write_protect_tracking` or, for some, `soft_dirty` bits, the destination `lazy_pages` (see `plan.means`)."""
 
     whimbrel: str
     machine: str
@@ -32,15 +33,19 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     runc: str
     cpu_features: tuple[str, ...] = ()
     write_protect_tracking: bool = False
+    soft_dirty: bool = False
     lazy_pages: bool = False
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """`stage_available_bytes`: room in the tmpfs where images are staged (memory that is free counts, too)."""
+
     cpus: int
     load_1min: float
     memory_total_bytes: int
     memory_available_bytes: int
     disk_available_bytes: int
+    stage_available_bytes: int
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,9 +20,9 @@ RTM_SETLINK, RTM_NEWNEIGH, RTM_GETNEIGH, SOCK_DIAG_BY_FAMILY = 19, 28, 30, 20
 NLA_F_NESTED = 0x8000
 IFLA_PROTINFO, IFLA_BRPORT_STATE = 12, 1
 NDA_DST, NDA_LLADDR = 1, 2
-NUD_INCOMPLETE, NUD_REACHABLE, NUD_STALE, NUD_NOARP, NUD_PERMANENT = 0x01, 0x02, 0x04, 0x40, 0x80
+NUD_INCOMPLETE, NUD_REACHABLE, NUD_PERMANENT = 0x01, 0x02, 0x80
 BR_STATE_DISABLED, BR_STATE_FORWARDING = 0, 3
-TCP_ESTABLISHED_MASK, ALL_STATES_MASK = 1 << 1, 0xFFFFFFFF
+ALL_STATES_MASK = 0xFFFFFFFF
 RECEIVE_TIMEOUT_S = 2.0
 
 
@@ -116,11 +116,11 @@ def neighbours(route: NetlinkSocket, ifindex: int) -> dict[str, int]:
     return found
 
 
-def receive_queues(diag: NetlinkSocket, protocol: int, states: int = ALL_STATES_MASK) -> list[int]:
+def receive_queues(diag: NetlinkSocket, protocol: int) -> list[int]:
     """Receive queue lengths in bytes of all IPv4 and IPv6 sockets of `protocol`, one number a socket."""
     queues = []
     for family in (socket.AF_INET, socket.AF_INET6):
-        body = struct.pack("=BBBxI48s", family, protocol, 0, states, bytes(48))
+        body = struct.pack("=BBBxI48s", family, protocol, 0, ALL_STATES_MASK, bytes(48))
         # inet_diag_msg: family, state, timer, retrans (4), id (48), expires (4), rqueue (4), …
         answers = diag.dump(SOCK_DIAG_BY_FAMILY, body)
         queues += [struct.unpack_from("=I", answer, 56)[0] for answer in answers if answer[0] == family]

@@ -38,7 +38,6 @@ MAIN_TABLE, OWN_TABLE = 254, 77  # routing tables in the container
 class PortInfo:
     netns_path: Path
     mac: str
-    host_ifname: str
     interface: str = CONTAINER_INTERFACE
 
 
@@ -72,7 +71,7 @@ class ServicePort:
 
     def info(self, service: str) -> PortInfo:
         handles = self._ready(service)
-        return PortInfo(self.path(service), handles.announcer.mac, port_name(service), handles.announcer.interface)
+        return PortInfo(self.path(service), handles.announcer.mac, handles.announcer.interface)
 
     def exists(self, service: str) -> bool:
         return self.path(service).exists()
@@ -154,12 +153,6 @@ class ServicePort:
         """From now on nothing enters or leaves; the service's kernel sockets acknowledge nothing more."""
         self._set_state(service, netlink.BR_STATE_DISABLED)
 
-    def is_open(self, service: str) -> bool:
-        with IPRoute() as ip:
-            link = find_link(ip, port_name(service))
-            data = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA") if link is not None else None
-            return data is not None and data.get_attr("IFLA_BRPORT_STATE") == netlink.BR_STATE_FORWARDING
-
     def announce(self, service: str) -> None:
         """Say at once, four frames, where the address is; then again for 2 s, in case the underlay loses one
         (a repeat after the port closed goes nowhere)."""
@@ -172,12 +165,6 @@ class ServicePort:
         """What waits in the UDP sockets' receive queues (buffer size, as the kernel counts it)."""
         with explained(f"reading the socket queues of {service}", "is the service still on this node?"):
             return sum(netlink.receive_queues(self._ready(service).diag, socket.IPPROTO_UDP))
-
-    def established(self, service: str) -> int:
-        """Number of established TCP connections."""
-        with explained(f"reading the connections of {service}", "is the service still on this node?"):
-            diag = self._ready(service).diag
-            return len(netlink.receive_queues(diag, socket.IPPROTO_TCP, netlink.TCP_ESTABLISHED_MASK))
 
     def remove(self, service: str) -> None:
         """Remove port and namespace, whatever of them exists."""

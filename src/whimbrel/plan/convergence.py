@@ -45,10 +45,10 @@ class Limits:
 
 
 def predicted_freeze_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
-    """The freeze if it began now: the fixed part, and the next dirty set at the rate seen so far.
+    """The freeze if it began now: the fixed part, and as much as the last round had dirty at the rate seen so far.
 
-    The next dirty set is the last one scaled by how long its round gave the program to write (the first round
-    holds all of memory and says nothing about writing, so after it alone the set counts whole).
+    After the first round, which holds all of memory, that is all of it: far too much, but only a second round tells how
+    much the program writes. Infinite before any round.
     """
     if not rounds:
         return float("inf")

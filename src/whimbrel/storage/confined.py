@@ -6,19 +6,17 @@ path is walked by name: the kernel resolves it below the open folder and refuses
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 
 from whimbrel.model.errors import BadInput
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437  # the same on every architecture
-_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x02, 0x04, 0x08, 0x10
+_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -39,22 +37,6 @@ def _openat2(root: int, path: str, flags: int, resolve: int) -> int:
 def open_folder(root: int, path: str) -> int:
     """A folder below the open folder `root` ("" is `root` itself). Raises OSError, also at any link on the way."""
     return _openat2(root, path, FOLDER, _BENEATH | _NO_SYMLINKS)
-
-
-def open_inside(root: int, path: str, flags: int) -> int:
-    """As a process whose root folder is `root` would open `path`: links are followed, and never lead out."""
-    return _openat2(root, path.lstrip("/"), flags, _IN_ROOT)
-
-
-@contextlib.contextmanager
-def parent_of(root: int, path: str) -> Iterator[tuple[int, str]]:
-    """Open the folder that holds `path`; gives it and the last name. Raises OSError."""
-    folder, _, name = path.rpartition("/")
-    parent = open_folder(root, folder)
-    try:
-        yield parent, name
-    finally:
-        os.close(parent)
 
 
 def plain(path: str) -> str:

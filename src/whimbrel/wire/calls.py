@@ -134,7 +134,6 @@ class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
     id: str
     service: ServiceStatus
     strategy: str
-    source_host: str
     description: bytes = b""
     reply: ClassVar[Any] = "IncomingReady"
 

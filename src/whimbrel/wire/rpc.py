@@ -1,8 +1,9 @@
 """Typed calls over one TCP connection: length-prefixed msgpack frames, many calls in flight.
 
-Frame: 4 bytes big-endian length, then a msgpack array. First frame each way is the feature header.
+Frame: 4 bytes big-endian length, then a msgpack array. The first frame each way is the header: whose protocols
+differ part at once. What a node can do is told by its capabilities (`model.node`).
 
-    [HELLO, protocol, version, features]      both sides, first
+    [HELLO, protocol, version]                both sides, first
     [CALL, id, body]      caller -> agent     body: msgpack of the call struct
     [EVENT, id, body]     agent -> caller     body: msgpack of a Progress
     [REPLY, id, body]     agent -> caller
@@ -27,7 +28,6 @@ from whimbrel.model.migration import Progress
 from whimbrel.wire.calls import AnyCall, Call
 
 PROTOCOL = 1
-FEATURES = ("hybrid", "pre-copy", "stop-and-copy")
 MAX_FRAME_BYTES = 64 << 20
 HELLO, CALL, EVENT, REPLY, ERROR = range(5)
 
@@ -55,8 +55,8 @@ def write_frame(writer: asyncio.StreamWriter, *items: Any) -> None:
     writer.write(struct.pack("!I", len(body)) + body)
 
 
-async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[str]:
-    """Exchange feature headers; raises ProtocolMismatch when the protocols differ."""
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Exchange headers; raises ProtocolMismatch when the protocols differ."""
     sock = writer.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -66,14 +66,16 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000)
-    write_frame(writer, HELLO, PROTOCOL, __version__, FEATURES)
-    kind, protocol, version, features, *_ = await read_frame(reader)
-    if kind != HELLO or protocol != PROTOCOL:
+    write_frame(writer, HELLO, PROTOCOL, __version__)
+    kind, *header = await read_frame(reader)
+    if kind != HELLO or len(header) < 2:
+        raise ProtocolMismatch("the other side does not begin with our protocol's header: is it an agent of Whimbrel?")
+    protocol, version, *_ = header
+    if protocol != PROTOCOL:
         raise ProtocolMismatch(
             f"the other side speaks protocol {protocol} (Whimbrel {version}), this side {PROTOCOL} "
             f"(Whimbrel {__version__}): install the same version on both"
         )
-    return list(features)
 
 
 class RpcServer:
@@ -169,6 +171,8 @@ class Peer:
                 async with asyncio.timeout(self._timeout_s):
                     reader, writer = await asyncio.open_connection(host, port)
                     await _greet(reader, writer)
+            except ProtocolMismatch as error:
+                raise ProtocolMismatch(f"{self.name} at {host}:{port}: {error}") from error
             except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
                 raise Unreachable(
                     f"the agent of {self.name} at {host}:{port} does not answer ({type(error).__name__}): "

@@ -28,7 +28,7 @@ class StreamCarrier:
     def __init__(self, root_pid: int, channel: PageChannel, strategy: Strategy, *, holes: bool) -> None:
         self._root_pid = root_pid
         self._channel = channel
-        self._strategy = strategy
+        self._lazy = strategy.lazy
         self._early = holes and strategy.rounds.limit > 0
         self._behind = strategy.behind
         self._backlog = Backlog([])
@@ -59,12 +59,12 @@ class StreamCarrier:
         if not self._early or self._behind:
             return Carried()
         dirty = self._tracker.scan(final=True, rearm=True)
-        carried, self._unsent = self._sender.send_until(dirty, dumped if self._strategy.lazy else lambda: False)
+        carried, self._unsent = self._sender.send_until(dirty, dumped if self._lazy else lambda: False)
         return carried
 
     def last(self, images: Path) -> Carried:
         dirty = merged(self._unsent, self._tracker.scan(final=True), vdso_of(self._root_pid))
-        beside = self._strategy.lazy and sum(part.size_bytes for part in dirty) >= BESIDE_BYTES
+        beside = self._lazy and sum(part.size_bytes for part in dirty) >= BESIDE_BYTES
         if not self._behind and not beside:
             return self._send(dirty)
         lazy = {ns_pid: lazy_ranges(images, ns_pid) for ns_pid in pagemap_pids(images)}

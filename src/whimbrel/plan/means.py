@@ -1,0 +1,77 @@
+"""Can a strategy work between two nodes, and if not, which is the nearest that can? Pure; tested by tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whimbrel.model.errors import Refused
+from whimbrel.model.units import format_bytes
+from whimbrel.plan.strategies import Carry, Strategy, known
+
+SHORTEST_FREEZE_FIRST = ("hybrid", "pre-copy", "diskless", "tmpfs", "delta", "post-copy", "stop-and-copy")
+"""Of those that can work the first of the same family is the nearest. `shared` is none: who has it asks for it."""
+LAYERS_FACTOR = 1.25
+"""What layers of images take of a service's memory: all of it, and pages written again in later rounds."""
+STAGED_HERE = frozenset({Carry.RSYNC})
+STAGED_THERE = frozenset({Carry.RSYNC, Carry.PAGE_SERVER})
+
+
+@dataclass(frozen=True)
+class Means:
+    """What two nodes have of what a strategy may need: `tracking` of writes (userfaultfd, `PAGEMAP_SCAN`) and
+    `soft_dirty` bits at the source, userfaultfd for a `lazy` restore at the destination, and the room in the tmpfs in
+    which images are staged, at both."""
+
+    tracking: bool
+    soft_dirty: bool
+    lazy: bool
+    stage_here_bytes: int
+    stage_there_bytes: int
+
+
+def lacking(strategy: Strategy, means: Means, memory_bytes: int, *, here: str, there: str) -> str:
+    """Why a service of this memory cannot move by this strategy, in one piece of a line; empty when it can."""
+    own_layers = strategy.carry in (Carry.RSYNC, Carry.SHARED)  # CRIU's pre-dump may write them: by soft-dirty bits
+    if not means.tracking and not (own_layers and means.soft_dirty):
+        also = " and tracks no soft-dirty bits" if own_layers else ""
+        return f"{here} cannot track writes by userfaultfd{also} (`whimbrel check` there says why)"
+    if strategy.lazy and not means.lazy:
+        return f"{there} cannot restore lazily, its kernel has no userfaultfd (`whimbrel check` there says more)"
+    needed = int(memory_bytes * LAYERS_FACTOR)
+    for node, free, stages in (
+        (here, means.stage_here_bytes, STAGED_HERE),
+        (there, means.stage_there_bytes, STAGED_THERE),
+    ):
+        if strategy.carry in stages and needed > free:
+            return f"it stages {format_bytes(needed)} in memory on {node}, where there is room for {format_bytes(free)}"
+    return ""
+
+
+def nearest(strategy: Strategy, means: Means, memory_bytes: int) -> Strategy | None:
+    """The one that can work and is most like this one: staged or streamed alike, then the shortest freeze."""
+    streamed = strategy.carry is Carry.STREAM
+    able = [
+        other
+        for name in SHORTEST_FREEZE_FIRST
+        if name != strategy.name
+        and (other := known().get(name)) is not None
+        and not lacking(other, means, memory_bytes, here="", there="")
+    ]
+    return next((other for other in able if (other.carry is Carry.STREAM) is streamed), able[0] if able else None)
+
+
+def possible(
+    strategy: Strategy, means: Means, memory_bytes: int, *, here: str, there: str, auto: bool = False
+) -> tuple[Strategy, str]:
+    """This strategy when it can work; with `auto` else the nearest that can, and why it is another one (else empty).
+
+    Raises Refused with the reason and the nearest that can, when this one was asked for and cannot work.
+    """
+    reason = lacking(strategy, means, memory_bytes, here=here, there=there)
+    if not reason:
+        return strategy, ""
+    other = nearest(strategy, means, memory_bytes)
+    if auto and other is not None:
+        return other, f"{strategy.name} cannot work here: {reason}"
+    way_out = f"use --strategy {other.name}" if other is not None else "no other strategy can: choose another node"
+    raise Refused(f"{strategy.name} cannot work here: {reason}; {way_out}")
