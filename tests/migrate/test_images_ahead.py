@@ -155,6 +155,7 @@ def test_a_broken_transfer_leaves_nothing_and_can_be_repeated(lab: Lab, services
     assert len(half_images(lab, DESTINATION)) == 1
     if victim == "the agent there":
         kill_agent(lab, DESTINATION)
+        until(lambda: not takers(lab, DESTINATION), "the process that takes the image outlives its agent")
     else:
         kill_all(takers(lab, DESTINATION))
     lab.disarm()
