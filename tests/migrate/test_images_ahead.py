@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.migrate.conftest import EDGES, Lab
+from tests.migrate.conftest import EDGES, Lab, programs
 from tests.migrate.disturb import kill_agent, kill_all, until
-from whimbrel.lab import commands
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 
 SLEEP = ["/usr/bin/python3", "-c", "import time; time.sleep(3600)"]
@@ -99,17 +98,7 @@ def half_images(lab: Lab, node: str) -> list[Path]:
 
 
 def takers(lab: Lab, node: str) -> list[int]:
-    """The processes that take images in a node's namespace."""
-    inside = commands.node_namespace(node, lab_dir=lab.directory).stat().st_ino
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"whimbrel.migrate.takeimage" in words and (entry / "ns/net").stat().st_ino == inside:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
+    return programs(lab, node, "takeimage")
 
 
 def test_an_image_that_is_nowhere_else_comes_along_once(lab: Lab, services: list[str]) -> None:

@@ -80,6 +80,7 @@ class Agent:
             await self.services.load()
             await self.incoming.settle_leftovers()
             await self.services.sweep()
+            await self.outgoing.load()
             self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
             self._tending = asyncio.create_task(self.services.tend())
 

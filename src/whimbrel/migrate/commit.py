@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import msgspec
+import structlog
 
 from whimbrel.migrate.ask import ask_until_answered, lost_at
 from whimbrel.migrate.job import Migration
@@ -18,6 +19,7 @@ from whimbrel.model.migration import Progress
 from whimbrel.wire.calls import AbortIncoming, AwaitIncoming, Fate, FinishIncoming
 from whimbrel.wire.rpc import Peer
 
+log = structlog.get_logger()
 FILL_TIMEOUT_S = 120.0
 AGENT_RETURN_S = 5.0
 RECONNECT_S = 0.2
@@ -38,7 +40,7 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
         parts.channel.send(Kind.GO)
         await job.pause_at("after-go")
         told = await parts.hands.do(_expect, parts, Kind.RUNNING)
-    except (WhimbrelError, OSError):
+    except Exception:  # whatever it is: only an answer decides
         fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
         if fate is not Fate.RUNS:
             job.committed = fate is Fate.LOST
@@ -105,7 +107,7 @@ async def _arrived_whole(job: Migration, parts: Parts) -> bool:
     """Whether all pages are in place there. What the channel does not tell, the destination's agent must."""
     try:
         report = msgspec.msgpack.decode(await _filled(job, parts), type=FillReport)
-    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+    except Exception as error:  # whatever it is: only an answer decides
         job.say(f"after the commit: {error}")
         question = AwaitIncoming(id=job.request.id)
         return await ask_until_answered(job.destination, question, _waiting(job, "finish")) is Fate.RUNS
@@ -143,7 +145,9 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
 def _forward(job: Migration) -> Iterator[None]:
     try:
         yield
-    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+    except Exception as error:
+        if not isinstance(error, WhimbrelError | OSError | msgspec.DecodeError):
+            log.exception("the end of a migration met an error that nobody expected", id=job.request.id)
         job.say(f"after the commit: {error}")
 
 

@@ -6,6 +6,7 @@ The work is done by a process of its own (`sendfiles`); here it is started, told
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -133,7 +134,8 @@ class FileSync:
         if process is None:
             return
         process.kill()
-        process.wait(END_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, on a disk say: let it
+            process.wait(END_S)
 
     def _command(self, what: str) -> None:
         self._write(msgspec.json.encode(Command(what=what, pids=tuple(self._pids()))))

@@ -6,13 +6,14 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whimbrel.model.errors import Refused, StepFailed
 
 FOLDER = "whimbrel/migrations"
 MARK = "migration"
+OWNER = "source"
 SEEN_WITHIN_S = 5.0
 
 
@@ -26,10 +27,11 @@ def stage_below(shared_directory: str, migration: str, *, node: str) -> Path:
     return Path(shared_directory) / FOLDER / migration
 
 
-def open_stage(stage: Path, migration: str) -> None:
+def open_stage(stage: Path, migration: str, node: str) -> None:
     """At the source, before the destination looks. Raises StepFailed when the storage cannot be written."""
     try:
         stage.mkdir(parents=True)
+        (stage / OWNER).write_text(node)
         (stage / MARK).write_text(migration)
     except OSError as error:
         raise StepFailed(f"the shared storage at {stage} cannot be written: {error.strerror}") from error
@@ -53,6 +55,14 @@ def find_stage(stage: Path, migration: str, *, node: str) -> None:
 def close_stage(stage: Path) -> None:
     """Remove it, whoever comes first."""
     shutil.rmtree(stage, ignore_errors=True)
+
+
+def close_stages_of(shared_directory: str, node: str, *, but: Callable[[str], bool]) -> None:
+    """Remove the stages that this node opened as a source; not those of the migrations of which `but` says so."""
+    for stage in (Path(shared_directory) / FOLDER).glob("*"):
+        with contextlib.suppress(OSError):
+            if not but(stage.name) and (stage / OWNER).read_text() == node:
+                close_stage(stage)
 
 
 class Publish:
