@@ -21,6 +21,7 @@ from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.undumpable import mounted_from_outside, unsupported
 from whimbrel.migrate.ask import ask_until_answered, lost_at
 from whimbrel.migrate.dump import DUMP_PREFIX, Source
+from whimbrel.migrate.gateways import keep_holding
 from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.run import migrate
@@ -248,7 +249,9 @@ class Outgoing:
 
         fate = Fate.RUNS
         if entry.step == "deciding":
-            fate = await ask_until_answered(entry.peer, AbortIncoming(id=entry.migration), waiting)
+            status = await self._host.inspect(entry.service)
+            async with keep_holding(entry.gateways, status.spec.address.split("/")[0]):
+                fate = await ask_until_answered(entry.peer, AbortIncoming(id=entry.migration), waiting)
         if fate is Fate.RUNS:
             fate = await ask_until_answered(entry.peer, AwaitIncoming(id=entry.migration), waiting)
         return fate

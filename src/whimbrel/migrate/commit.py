@@ -20,6 +20,7 @@ from whimbrel.wire.calls import AbortIncoming, AwaitIncoming, Fate, FinishIncomi
 from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
+RUNNING_S = 5.0  # 2 ms are usual; who takes longer may hang
 FILL_TIMEOUT_S = 120.0
 AGENT_RETURN_S = 5.0
 RECONNECT_S = 0.2
@@ -39,6 +40,7 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
     try:
         parts.channel.send(Kind.GO)
         await job.pause_at("after-go")
+        parts.channel.sock.settimeout(RUNNING_S)
         told = await parts.hands.do(_expect, parts, Kind.RUNNING)
     except Exception:  # whatever it is: only an answer decides
         fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
@@ -48,6 +50,8 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
             if fate is Fate.LOST:
                 raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name)) from None
             raise
+        parts.channel.shutdown()  # nobody knows how much of a frame was read
+    job.heard_running = bool(told)
     job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
     with contextlib.suppress(msgspec.DecodeError):
         _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
@@ -82,11 +86,14 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
     async with job.phase("switch"):
         with _forward(job):
             job.journal("committed")
-        await parts.gateways.release()
+        if job.heard_running:  # else its own announcement, when it runs
+            await parts.gateways.release()
     async with job.phase("finish"):
         if not await _arrived_whole(job, parts):
             await resume_here.aclose()
             raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name))
+        if not job.heard_running:
+            await parts.gateways.release()
         with _forward(job):
             job.journal("arrived")
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.

@@ -84,6 +84,7 @@ class FileSync:
         self._last_begun = False
         self.passes = 0
         self.sent_bytes = 0
+        self.last_pass_bytes = 0
 
     def start(self, host: str, port: int, token: str, bandwidth_bps: float = 0.0) -> None:
         """Start the process and connect it to the destination. Raises StepFailed, Unreachable."""
@@ -166,6 +167,7 @@ class FileSync:
         self.passes = event["passes"]
         sent = int(event["sent_bytes"])
         self.sent_bytes += sent
+        self.last_pass_bytes = sent
         return sent
 
 

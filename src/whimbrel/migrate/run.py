@@ -33,7 +33,7 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
 from whimbrel.migrate.pushimage import bring_image
-from whimbrel.migrate.rounds import round_of, run_rounds, until_handover
+from whimbrel.migrate.rounds import longest_freeze_s, round_of, run_rounds, until_handover
 from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
 from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
@@ -43,8 +43,6 @@ from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
 EAGER_HOT_PAGES = 1024
-FREEZE_LIMIT_S = 10.0
-SLOWEST_BYTES_PER_S = 1 << 20
 
 
 async def migrate(job: Migration) -> MigrationRecord:
@@ -121,12 +119,13 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             if parts.strategy.rounds.limit:
                 await run_rounds(job, parts)
             await until_handover(job, parts)
-        async with job.phase("freeze"):
+            limit_s = await longest_freeze_s(job, parts)
+        async with job.phase("freeze"), parts.gateways.kept():
             try:
-                async with asyncio.timeout(FREEZE_LIMIT_S + job.source.status.rss_bytes / SLOWEST_BYTES_PER_S):
+                async with asyncio.timeout(limit_s):
                     await _freeze_and_restore(job, parts)
             except TimeoutError:
-                raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
+                raise StepFailed(f"the freeze was not over within {limit_s:.0f} s: CRIU or a process hangs") from None
             resume_here = await commit(job, parts, undo)
         job.count_bytes(parts.carrier.sent_bytes, parts.files.sent_bytes)
     await follow_through(job, parts, resume_here)
@@ -180,6 +179,7 @@ async def _prepare(
     # unless it hangs. Then the service is let run, and only then the packets are let in.
     here.push_async_callback(hands.settle, dump.interrupt)
     here.callback(channel.shutdown)
+    here.callback(carrier.interrupt)
     here.callback(files.close)
     here.callback(job.begin_undo)
     await job.pause_at("prepare.ready")

@@ -76,6 +76,9 @@ class Publish:
                 _sync(Path(folder))
         return 0
 
+    def interrupt(self) -> None:
+        """A file system that hangs lets nobody go."""
+
 
 def _sync(path: Path) -> None:
     """Some network file systems know no fsync of folders; there closing is enough."""
