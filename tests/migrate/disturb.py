@@ -75,8 +75,8 @@ def held_at(running: Running, point: str, strategy: str = "hybrid") -> Iterator[
         attempt.join()
 
 
-def disturb(running: Running, point: str, strike: Callable[[], object]) -> MigrationRecord:
-    with held_at(running, point) as attempt:
+def disturb(running: Running, point: str, strike: Callable[[], object], strategy: str = "hybrid") -> MigrationRecord:
+    with held_at(running, point, strategy) as attempt:
         strike()
     return attempt.wait()
 
