@@ -74,11 +74,10 @@ def test_a_receiving_process_that_hangs_before_it_hears_go(running: Running) -> 
     destination_is_clean(running)
 
 
-@pytest.mark.parametrize("point", ["receive.committed", "receive.fill"])
-def test_a_receiving_process_that_hangs_after_the_commit(running: Running, point: str) -> None:
+def test_a_receiving_process_that_hangs_after_the_commit(running: Running) -> None:
     """Pages are lacking that it had: as if it had died."""
     count, _ = running.user.ask("count")
-    record = hang(running, point, "the receiving process")
+    record = hang(running, "receive.committed", "the receiving process")
     assert record.outcome is Outcome.FAILED
     assert "as it was at the freeze" in record.error
     source_is_whole(running, count)

@@ -105,7 +105,7 @@ def test_settling_that_fails_is_tried_again(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("point", "strategy"),
-    [("incoming.prepare", "shared"), ("freeze.files", "shared"), ("freeze.copy", "tmpfs"), ("after-go", "shared")],
+    [("incoming.prepare", "shared"), ("freeze.copy", "tmpfs"), ("after-go", "shared")],
 )
 def test_a_killed_source_agent_leaves_no_dump_and_no_stage(running: Running, point: str, strategy: str) -> None:
     """Neither in the node's memory nor on the shared storage, also when it died before its journal was begun."""

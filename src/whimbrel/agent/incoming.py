@@ -211,7 +211,8 @@ class Incoming:
             await asyncio.sleep(BEAT_S)
         log.error("the receiving process hangs: it is killed", id=arrival.ticket.migration)
         arrival.error = arrival.error or "the receiving process hung and was killed"
-        arrival.worker.kill()
+        with contextlib.suppress(ProcessLookupError):
+            arrival.worker.kill()
 
     async def _worker_ended(self, arrival: Arrival) -> None:
         if arrival.settled.is_set():
@@ -317,7 +318,8 @@ class Incoming:
             if not killed and looks % round(BEAT_S / LOOK_S) == 0 and pulse.hangs():
                 log.error("a receiving process of the last agent hangs: it is killed", id=ticket.migration)
                 if said(work_dir, COMMITTED):
-                    cgroup.freeze()
+                    with contextlib.suppress(WhimbrelError):  # it has ended by itself
+                        cgroup.freeze()
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(ticket.worker_pid, signal.SIGKILL)
                 killed = True

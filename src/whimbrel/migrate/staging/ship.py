@@ -17,7 +17,7 @@ MODULE = "stage"
 LAYERS = "layers"
 _SENT = re.compile(r"^Total bytes sent: ([0-9,]+)", re.MULTILINE)
 _KIB = 1024
-SILENCE_S = 5  # a link that dies without a word must not keep a container frozen
+CONNECT_S, SILENCE_S = 3, 5  # a link that dies without a word must not keep a container frozen
 
 
 class Ship(Protocol):
@@ -66,7 +66,7 @@ class Rsync:
             try:
                 self._running = subprocess.Popen(
                     ["rsync", "--recursive", "--links", "--perms", "--relative", "--whole-file", "--stats",
-                     f"--timeout={SILENCE_S}", *self._limit, *names, self._target],
+                     f"--timeout={SILENCE_S}", f"--contimeout={CONNECT_S}", *self._limit, *names, self._target],
                     cwd=root, env={**os.environ, "RSYNC_PASSWORD": self._token, "LC_ALL": "C"},
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 )  # fmt: skip
