@@ -14,6 +14,7 @@ import pytest
 
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
+from whimbrel.migrate.staging.shared import FOLDER
 from whimbrel.migrate.words import beside_words
 from whimbrel.model.errors import Conflict, Unreachable
 from whimbrel.model.migration import MigrationRecord
@@ -98,9 +99,26 @@ class Lab:
             found += [str(entry) for entry in beside_words(folder)]
         found += [str(path) for path in (state / "run/runc").glob(service)]
         found += [str(folder) for folder in Cgroup(f"/whimbrel/{node}/{service}").folders if folder.exists()]
+        found += [str(path) for path in (state / "run").glob("dump-*")]
+        found += [str(stage) for stage in (state / "shared" / FOLDER).glob("*")]
+        found += [f"process {pid} sends files" for pid in programs(self, node, "sendfiles")]
         mounts = Path("/proc/self/mountinfo").read_text()
         found += [line.split()[4] for line in mounts.splitlines() if f"{state}/services/{service}/" in line]
         return found
+
+
+def programs(lab: Lab, node: str, module: str) -> list[int]:
+    """The processes ``whimbrel.migrate.MODULE`` in a node's namespace."""
+    inside = commands.node_namespace(node, lab_dir=lab.directory).stat().st_ino
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if f"whimbrel.migrate.{module}".encode() in words and (entry / "ns/net").stat().st_ino == inside:
+                found.append(int(entry.name))
+        except OSError:  # it has just ended
+            continue
+    return found
 
 
 class User:

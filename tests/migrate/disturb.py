@@ -78,8 +78,8 @@ def held_at(running: Running, point: str, strategy: str = "hybrid") -> Iterator[
         attempt.join()
 
 
-def disturb(running: Running, point: str, strike: Callable[[], object]) -> MigrationRecord:
-    with held_at(running, point) as attempt:
+def disturb(running: Running, point: str, strike: Callable[[], object], strategy: str = "hybrid") -> MigrationRecord:
+    with held_at(running, point, strategy) as attempt:
         strike()
     return attempt.wait()
 
@@ -252,10 +252,15 @@ def destination_is_clean(running: Running) -> None:
     lab = running.lab
     if lab.agent_pid(DESTINATION) == 0:
         lab.restart_agent(DESTINATION)
-    until(
-        lambda: not lab.leftovers(DESTINATION, running.name) and not receiver_pids(lab, DESTINATION),
-        f"something is left at the destination: {lab.leftovers(DESTINATION, running.name)}",
-    )
+    try:
+        until(lambda: not left_there(lab, running.name), "something is left at the destination")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {left_there(lab, running.name)}") from None
+
+
+def left_there(lab: Lab, service: str) -> list[str]:
+    receivers = [f"receiving process {pid}" for pid in receiver_pids(lab, DESTINATION)]
+    return lab.leftovers(DESTINATION, service) + receivers
 
 
 def runs_only_at(running: Running, node: str) -> None:

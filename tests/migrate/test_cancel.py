@@ -20,6 +20,8 @@ POINTS = [
     "freeze.stop",
     "freeze.dump",
     "freeze.pages",
+    "freeze.files",
+    "freeze.copy",
     "freeze.restore",
     "receive.pre-resume",
     "receive.ready",

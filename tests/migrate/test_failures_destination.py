@@ -26,7 +26,15 @@ from tests.migrate.disturb import (
 from whimbrel.model.migration import Outcome
 
 RECEIVE_POINTS = ["receive.setup-namespaces", "receive.post-restore", "receive.pre-resume", "receive.ready"]
-FREEZE_POINTS = ["freeze.hold", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.restore"]
+FREEZE_POINTS = [
+    "freeze.hold",
+    "freeze.stop",
+    "freeze.dump",
+    "freeze.pages",
+    "freeze.files",
+    "freeze.copy",
+    "freeze.restore",
+]
 
 
 @pytest.mark.parametrize("point", ["prepare", "incoming.prepare", "rounds", *FREEZE_POINTS, *RECEIVE_POINTS])

@@ -15,6 +15,8 @@ POINTS = [
     "freeze.stop",
     "freeze.dump",
     "freeze.pages",
+    "freeze.files",
+    "freeze.copy",
     "freeze.restore",
     "receive.post-restore",
     "receive.pre-resume",

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.migrate.conftest import Running
+from tests.migrate.conftest import Running, programs
 from tests.migrate.disturb import (
     SOURCE,
     criu_pids,
@@ -34,12 +34,22 @@ def test_criu_killed_at_the_source(running: Running, point: str) -> None:
     destination_is_clean(running)
 
 
-@pytest.mark.parametrize("point", ["freeze.pages", "freeze.restore"])
+@pytest.mark.parametrize("point", ["freeze.pages", "freeze.copy", "freeze.restore"])
 def test_criu_at_the_source_is_not_missed_once_its_dump_is_whole(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, SOURCE)))
     assert record.outcome is Outcome.DONE
     goes_on(running, count)
+
+
+@pytest.mark.parametrize("point", ["rounds", "freeze.files"])
+def test_the_process_that_sends_the_files_killed(running: Running, point: str) -> None:
+    count, _ = running.user.ask("count")
+    record = disturb(running, point, lambda: kill_all(programs(running.lab, SOURCE, "sendfiles")))
+    assert record.outcome is Outcome.ROLLED_BACK
+    assert "sends the files" in record.error
+    source_is_whole(running, count)
+    destination_is_clean(running)
 
 
 def test_source_agent_killed(running: Running) -> None:

@@ -7,13 +7,16 @@ from tests.migrate.disturb import (
     DESTINATION,
     SOURCE,
     Attempt,
+    destination_is_clean,
     goes_on,
     journal_step,
+    kill_agent,
     kill_all,
     link_of,
     open_streams,
     received_bytes,
     receiver_pids,
+    record_of_the_last,
     runs_only_at,
     until,
 )
@@ -55,3 +58,21 @@ def test_a_destination_that_dies_before_it_has_all_pages_leaves_the_source(runni
     assert record.outcome is Outcome.FAILED
     assert "it runs on at" in record.error
     runs_only_at(running, SOURCE)
+
+
+def test_a_source_that_dies_before_all_pages_have_left_is_not_waited_for_long(running: Running) -> None:
+    """Its end is told by its machine, so that nobody takes it for a cut of the link, which is waited for for a minute.
+    The service cannot go on without those pages: it runs on at the source when an agent is there again."""
+    lab = running.lab
+    attempt = Attempt(running, "post-copy", SLOW_BPS)
+    until(lambda: journal_step(lab, SOURCE) == "committed", "it does not commit")
+    kill_agent(lab, SOURCE)
+    until(lambda: not receiver_pids(lab, DESTINATION), "the destination waits for the dead", 30)
+    lab.restart_agent(SOURCE)
+    attempt.join()
+    record = record_of_the_last(running)
+    assert record.outcome is Outcome.FAILED
+    assert "it runs on at" in record.error
+    runs_only_at(running, SOURCE)
+    assert running.user.echo(b"here") == b"here"
+    destination_is_clean(running)

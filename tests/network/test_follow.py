@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import statistics
@@ -12,10 +13,14 @@ import pytest
 from network_region import ADDRESS, SERVICE, is_open
 from network_talk import PORT, Echo, Talk
 
+from whimbrel.migrate import gateways
+from whimbrel.model.node import Endpoint, Role
 from whimbrel.network import netns
 from whimbrel.network.hold import HoldTable
 from whimbrel.network.names import mac_of
 from whimbrel.network.overlay import wait_until
+from whimbrel.wire.calls import RenewHold
+from whimbrel.wire.rpc import EmitEvent, RpcServer
 
 pytestmark = pytest.mark.real
 TARGET = "10.77.1.1"
@@ -146,6 +151,44 @@ def test_a_hold_that_nobody_ends_ends_itself(region) -> None:
     assert not _ping(region, timeout_s=0.1)
     assert wait_until(lambda: not hold.is_held(ADDRESS))
     assert _ping(region)
+
+
+def test_a_hold_that_is_renewed_lasts_and_one_that_has_ended_is_not_taken_up_again(region) -> None:
+    region.create("edge-1")
+    region.ports["edge-1"].open(SERVICE)
+    hold = region.run("gw-1", lambda: HoldTable(longest_hold_s=1.0))
+    hold.hold(ADDRESS)
+    for _ in range(15):
+        hold.renew(ADDRESS)
+        time.sleep(0.1)
+    assert hold.is_held(ADDRESS), "three halves of what it lasts unasked"
+    assert wait_until(lambda: not hold.is_held(ADDRESS))
+    hold.renew(ADDRESS)
+    assert not hold.is_held(ADDRESS)
+    assert _ping(region)
+
+
+def test_a_migration_renews_its_holds_as_long_as_its_freeze_lasts(region, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateways, "RENEW_EVERY_S", 0.1)
+    region.create("edge-1")
+    hold = region.run("gw-1", lambda: HoldTable(longest_hold_s=1.0))
+
+    async def renew(call: RenewHold, _: EmitEvent) -> None:
+        hold.renew(call.address)
+
+    async def freeze() -> bool:
+        server = RpcServer({RenewHold: renew})
+        port = await server.start("127.0.0.1", 0)
+        agent = Endpoint(name="gw-1", role=Role.GATEWAY, host="127.0.0.1", port=port, overlay_host="127.0.0.1")
+        hold.hold(ADDRESS)
+        async with gateways.keep_holding([agent], ADDRESS.split("/")[0]):
+            await asyncio.sleep(1.5)
+            held = hold.is_held(ADDRESS)
+        await server.close()
+        return held
+
+    assert asyncio.run(freeze())
+    assert wait_until(lambda: not hold.is_held(ADDRESS)), "nobody renews it any more"
 
 
 def test_a_restarted_gateway_agent_releases_what_its_forerunner_held(region) -> None:

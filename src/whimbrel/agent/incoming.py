@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.pulse import BEAT_S, Listener
 from whimbrel.migrate.receive import ReceiveOrder
 from whimbrel.migrate.staging.shared import find_stage, stage_below
 from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of, said, write_word
@@ -39,7 +41,8 @@ from whimbrel.wire.rpc import EmitEvent, Handler
 
 log = structlog.get_logger()
 WORKER_START_S = 20.0
-COMMIT_WORD_S = 5.0
+COMMIT_WORD_S = 3.0
+LOOK_S = 0.05
 Ports = tuple[int, int, int]  # of the page channel, of what is staged (0: nothing), of the files
 
 
@@ -173,6 +176,7 @@ class Incoming:
 
     async def _read_events(self, arrival: Arrival, ready: asyncio.Future[Ports]) -> None:
         assert arrival.worker.stdout is not None
+        watching = asyncio.create_task(self._end_if_it_hangs(arrival))
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
@@ -189,6 +193,7 @@ class Incoming:
                 log.info(f"incoming service {kind}", id=arrival.ticket.migration, **event)
         finally:
             await arrival.worker.wait()
+            watching.cancel()
             if not ready.done():
                 ready.set_exception(StepFailed(f"the receiving process ended: {arrival.error or 'see its log'}"))
             try:
@@ -198,6 +203,16 @@ class Incoming:
             finally:
                 arrival.end_keeping()  # only now: what the service still lacks would read as zeros
                 arrival.settled.set()
+
+    async def _end_if_it_hangs(self, arrival: Arrival) -> None:
+        """Nobody else can: what it has committed to, the source may not undo."""
+        pulse = Listener(arrival.work_dir)
+        while not pulse.hangs():
+            await asyncio.sleep(BEAT_S)
+        log.error("the receiving process hangs: it is killed", id=arrival.ticket.migration)
+        arrival.error = arrival.error or "the receiving process hung and was killed"
+        with contextlib.suppress(ProcessLookupError):
+            arrival.worker.kill()
 
     async def _worker_ended(self, arrival: Arrival) -> None:
         if arrival.settled.is_set():
@@ -294,12 +309,30 @@ class Incoming:
             except (WhimbrelError, OSError) as error:  # one service's trouble must not keep the agent down
                 log.error("an incoming migration could not be settled", folder=work_dir.name, error=str(error))
 
+    async def _until_ended(self, ticket: Ticket, work_dir: Path) -> None:
+        """The last agent's receiving process fills pages still, or is just about to undo; or hangs. Then nobody but it
+        holds the userfaultfds: the service stands still before it is ended, or absent pages would read as zeros."""
+        pulse, cgroup = Listener(work_dir), self._host.cgroup(ticket.name)
+        looks, killed = 0, False
+        while start_ticks(ticket.worker_pid) == ticket.worker_start:
+            if not killed and looks % round(BEAT_S / LOOK_S) == 0 and pulse.hangs():
+                log.error("a receiving process of the last agent hangs: it is killed", id=ticket.migration)
+                if said(work_dir, COMMITTED):
+                    with contextlib.suppress(WhimbrelError):  # it has ended by itself
+                        cgroup.freeze()
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(ticket.worker_pid, signal.SIGKILL)
+                killed = True
+            looks += 1
+            await asyncio.sleep(LOOK_S)
+        if killed and said(work_dir, WHOLE):
+            cgroup.thaw()
+
     async def _settle(self, work_dir: Path) -> None:
         path = ticket_path(work_dir)
         if path.exists():
             ticket = msgspec.json.decode(path.read_bytes(), type=Ticket)
-            while start_ticks(ticket.worker_pid) == ticket.worker_start:
-                await asyncio.sleep(0.05)  # it fills pages still, or is just about to undo
+            await self._until_ended(ticket, work_dir)
             if not said(work_dir, COMMITTED):
                 await self._host.discard(ticket.name)
             elif said(work_dir, WHOLE):

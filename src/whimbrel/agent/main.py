@@ -80,6 +80,7 @@ class Agent:
             await self.services.load()
             await self.incoming.settle_leftovers()
             await self.services.sweep()
+            await self.outgoing.load()
             self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
             self._tending = asyncio.create_task(self.services.tend())
 
@@ -102,6 +103,7 @@ class Agent:
         if self.holds is not None:
             table[calls.PrepareHold] = self._prepare_hold
             table[calls.Hold] = self._hold
+            table[calls.RenewHold] = self._renew_hold
             table[calls.Release] = self._release
         return table
 
@@ -125,6 +127,10 @@ class Agent:
     async def _hold(self, call: calls.Hold, _: EmitEvent) -> None:
         assert self.holds is not None
         self.holds.hold(call.address)  # well under 1 ms: a thread would cost more than it saves
+
+    async def _renew_hold(self, call: calls.RenewHold, _: EmitEvent) -> None:
+        assert self.holds is not None
+        self.holds.renew(call.address)
 
     async def _release(self, call: calls.Release, _: EmitEvent) -> None:
         assert self.holds is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from whimbrel.agent.threads import in_thread
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.undumpable import mounted_from_outside, unsupported
 from whimbrel.migrate.ask import ask_until_answered, lost_at
-from whimbrel.migrate.dump import Source
+from whimbrel.migrate.dump import DUMP_PREFIX, Source
+from whimbrel.migrate.gateways import keep_holding
 from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
 from whimbrel.migrate.run import migrate
+from whimbrel.migrate.staging.shared import close_stage, close_stages_of, stage_below
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
@@ -42,6 +46,7 @@ from whimbrel.wire.calls import (
 from whimbrel.wire.rpc import EmitEvent, Peer
 
 log = structlog.get_logger()
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
 
 
 class Outgoing:
@@ -57,6 +62,7 @@ class Outgoing:
         self._records = RecordStore(config.directory / "migrations.json")
         self._running: dict[str, Migration] = {}
         self._unsettled = {entry.migration: entry for entry in self._journal.entries()}
+        self._settling: set[asyncio.Task[None]] = set()
 
     async def migrate(self, call: Migrate, emit: EmitEvent) -> MigrationRecord:
         request = call.request
@@ -105,6 +111,7 @@ class Outgoing:
             finally:
                 del self._running[request.id]
                 await self._host.end_departure(request.service)
+        self._settle_what_is_left_of(request.id)
         log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
                  error=record.error)  # fmt: skip
         return record
@@ -139,22 +146,59 @@ class Outgoing:
     def _ended(self) -> StepFailed:
         return StepFailed(f"the agent of {self._config.name} ended meanwhile; the service runs on there")
 
+    async def load(self) -> None:
+        """Free the memory of dumps that died with the last agent; before any other begins."""
+        for left in self._run_dir.glob(f"{DUMP_PREFIX}*"):
+            await in_thread(shutil.rmtree, left, ignore_errors=True)
+
     async def settle_leftovers(self) -> None:
         """After a restart: what had not been committed runs on here, what had been is removed."""
-        await asyncio.gather(*(self._settle_one(entry) for entry in list(self._unsettled.values())))
+        sweeping = in_thread(self._sweep_stages)  # beside: storage may be slow
+        await asyncio.gather(sweeping, *(self._settle_one(entry) for entry in list(self._unsettled.values())))
+
+    def _settle_what_is_left_of(self, migration: str) -> None:
+        """A migration whose undo failed is still in the journal: it is undone again, as after a restart."""
+        for entry in self._journal.entries():
+            if entry.migration == migration:
+                self._unsettled[migration] = entry
+                task = asyncio.create_task(self._settle_one(entry))
+                self._settling.add(task)
+                task.add_done_callback(self._settling.discard)
 
     async def _settle_one(self, entry: Entry) -> None:
-        error: Exception | None
-        try:
-            with self._host.migrating(entry.service):
+        """Again and again until it is done: what is in the journal may stand still, and nobody else lets it run. Nobody
+        else may touch it meanwhile."""
+        pauses_s = _pauses_s()
+        while True:
+            try:
+                with self._host.migrating(entry.service):
+                    await self._settle_at_last(entry, pauses_s)
+                return
+            except Conflict:  # it is just being removed
+                await asyncio.sleep(next(pauses_s))
+
+    async def _settle_at_last(self, entry: Entry, pauses_s: Iterator[float]) -> None:
+        while True:
+            try:
                 outcome, error = await self._settle(entry)
-        except (WhimbrelError, OSError) as failure:
-            outcome, error = Outcome.FAILED, failure
-            log.error("an interrupted migration could not be settled", id=entry.migration, error=str(failure))
+                break
+            except Exception as failure:
+                pause_s = next(pauses_s)
+                log.exception("an interrupted migration could not be settled: it is tried again", id=entry.migration,
+                              error=str(failure), again_in_s=pause_s)  # fmt: skip
+                entry = _delayed(entry, failure)
+                self._unsettled[entry.migration] = entry
+                await asyncio.sleep(pause_s)
         await self._keep(_settled(entry.record, outcome, error))
         del self._unsettled[entry.migration]
 
     async def _settle(self, entry: Entry) -> tuple[Outcome, Exception | None]:
+        if entry.service not in self._host.names():  # removed; by us, when all had arrived there
+            await in_thread(self._forget, entry)
+            await self._call_off(entry)
+            if entry.step == "arrived":
+                return Outcome.DONE, None
+            return Outcome.FAILED, StepFailed(f"{entry.service} is not on {self._config.name} any more: it was removed")
         cgroup = self._host.cgroup(entry.service)
         fate = await self._fate(entry)
         if fate is Fate.RUNS:
@@ -169,7 +213,7 @@ class Outgoing:
             await asyncio.to_thread(self._port.open, entry.service)
             await asyncio.to_thread(self._port.announce, entry.service)
             await asyncio.gather(*(_release(gateway, status) for gateway in entry.gateways))
-        self._journal.clear(entry.migration, "source")
+        await in_thread(self._forget, entry)
         log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, fate=fate.value)
         if fate is Fate.RUNS:
             return Outcome.DONE, None
@@ -177,6 +221,23 @@ class Outgoing:
         if fate is Fate.LOST:
             return Outcome.FAILED, StepFailed(lost_at(entry.peer.name, self._config.name))
         return Outcome.ROLLED_BACK, self._ended()
+
+    def _forget(self, entry: Entry) -> None:
+        """It is settled: what it had put aside for the destination goes, then the journal's word."""
+        if self._config.shared_directory:
+            close_stage(stage_below(self._config.shared_directory, entry.migration, node=self._config.name))
+        self._journal.clear(entry.migration, "source")
+
+    def _sweep_stages(self) -> None:
+        """What migrations left on the shared storage that died with an agent before the journal knew of them."""
+        if self._config.shared_directory:
+            try:
+                close_stages_of(self._config.shared_directory, self._config.name, but=self._knows)
+            except OSError as error:
+                log.error("what is left on the shared storage cannot be removed", error=str(error))
+
+    def _knows(self, migration: str) -> bool:
+        return migration in self._unsettled or migration in self._running
 
     async def _fate(self, entry: Entry) -> Fate:
         """What became of the service at the destination. Only it knows; the service stays frozen until it says."""
@@ -188,7 +249,9 @@ class Outgoing:
 
         fate = Fate.RUNS
         if entry.step == "deciding":
-            fate = await ask_until_answered(entry.peer, AbortIncoming(id=entry.migration), waiting)
+            status = await self._host.inspect(entry.service)
+            async with keep_holding(entry.gateways, status.spec.address.split("/")[0]):
+                fate = await ask_until_answered(entry.peer, AbortIncoming(id=entry.migration), waiting)
         if fate is Fate.RUNS:
             fate = await ask_until_answered(entry.peer, AwaitIncoming(id=entry.migration), waiting)
         return fate
@@ -209,6 +272,21 @@ class Outgoing:
                 await peer.call(FinishIncoming(id=entry.migration))
         except WhimbrelError as error:
             log.warning("the destination did not hear the end of a migration", id=entry.migration, error=str(error))
+
+
+def _pauses_s() -> Iterator[float]:
+    pause_s = FIRST_RETRY_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_RETRY_S)
+
+
+def _delayed(entry: Entry, failure: Exception) -> Entry:
+    """The last failure to settle stands in the record's reason, once."""
+    told = f"settling it failed and is tried again: {failure}"
+    reasons = [one for one in entry.record.reason.split("; ") if not one.startswith("settling it failed")]
+    record = msgspec.structs.replace(entry.record, reason="; ".join(filter(None, [*reasons, told])))
+    return msgspec.structs.replace(entry, record=record)
 
 
 def _settled(record: MigrationRecord, outcome: Outcome, error: Exception | None) -> MigrationRecord:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import msgspec
+import structlog
 
 from whimbrel.migrate.ask import ask_until_answered, lost_at
 from whimbrel.migrate.job import Migration
@@ -18,6 +19,8 @@ from whimbrel.model.migration import Progress
 from whimbrel.wire.calls import AbortIncoming, AwaitIncoming, Fate, FinishIncoming
 from whimbrel.wire.rpc import Peer
 
+log = structlog.get_logger()
+RUNNING_S = 5.0  # 2 ms are usual; who takes longer may hang
 FILL_TIMEOUT_S = 120.0
 AGENT_RETURN_S = 5.0
 RECONNECT_S = 0.2
@@ -37,8 +40,9 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
     try:
         parts.channel.send(Kind.GO)
         await job.pause_at("after-go")
+        parts.channel.sock.settimeout(RUNNING_S)
         told = await parts.hands.do(_expect, parts, Kind.RUNNING)
-    except (WhimbrelError, OSError):
+    except Exception:  # whatever it is: only an answer decides
         fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
         if fate is not Fate.RUNS:
             job.committed = fate is Fate.LOST
@@ -46,6 +50,8 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
             if fate is Fate.LOST:
                 raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name)) from None
             raise
+        parts.channel.shutdown()  # nobody knows how much of a frame was read
+    job.heard_running = bool(told)
     job.freeze_ms = (time.monotonic() - job.frozen_s) * 1e3
     with contextlib.suppress(msgspec.DecodeError):
         _add_restore_laps(job, msgspec.msgpack.decode(told, type=list[tuple[str, float]]))
@@ -80,11 +86,14 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
     async with job.phase("switch"):
         with _forward(job):
             job.journal("committed")
-        await parts.gateways.release()
+        if job.heard_running:  # else its own announcement, when it runs
+            await parts.gateways.release()
     async with job.phase("finish"):
         if not await _arrived_whole(job, parts):
             await resume_here.aclose()
             raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name))
+        if not job.heard_running:
+            await parts.gateways.release()
         with _forward(job):
             job.journal("arrived")
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
@@ -105,7 +114,7 @@ async def _arrived_whole(job: Migration, parts: Parts) -> bool:
     """Whether all pages are in place there. What the channel does not tell, the destination's agent must."""
     try:
         report = msgspec.msgpack.decode(await _filled(job, parts), type=FillReport)
-    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+    except Exception as error:  # whatever it is: only an answer decides
         job.say(f"after the commit: {error}")
         question = AwaitIncoming(id=job.request.id)
         return await ask_until_answered(job.destination, question, _waiting(job, "finish")) is Fate.RUNS
@@ -143,7 +152,9 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
 def _forward(job: Migration) -> Iterator[None]:
     try:
         yield
-    except (WhimbrelError, OSError, msgspec.DecodeError) as error:
+    except Exception as error:
+        if not isinstance(error, WhimbrelError | OSError | msgspec.DecodeError):
+            log.exception("the end of a migration met an error that nobody expected", id=job.request.id)
         job.say(f"after the commit: {error}")
 
 

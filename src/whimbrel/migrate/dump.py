@@ -26,6 +26,7 @@ from whimbrel.runtime.moving import Departure
 from whimbrel.storage.images import StoredImage
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
+DUMP_PREFIX = "dump-"  # of the folder in which a service's images are written, below the node's run folder
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 
 

@@ -6,6 +6,7 @@ The work is done by a process of its own (`sendfiles`); here it is started, told
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -83,6 +84,7 @@ class FileSync:
         self._last_begun = False
         self.passes = 0
         self.sent_bytes = 0
+        self.last_pass_bytes = 0
 
     def start(self, host: str, port: int, token: str, bandwidth_bps: float = 0.0) -> None:
         """Start the process and connect it to the destination. Raises StepFailed, Unreachable."""
@@ -133,7 +135,8 @@ class FileSync:
         if process is None:
             return
         process.kill()
-        process.wait(END_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, on a disk say: let it
+            process.wait(END_S)
 
     def _command(self, what: str) -> None:
         self._write(msgspec.json.encode(Command(what=what, pids=tuple(self._pids()))))
@@ -164,6 +167,7 @@ class FileSync:
         self.passes = event["passes"]
         sent = int(event["sent_bytes"])
         self.sent_bytes += sent
+        self.last_pass_bytes = sent
         return sent
 
 

@@ -5,15 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator, Sequence
 
 from whimbrel.migrate.job import Migration
+from whimbrel.model.node import Endpoint
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
-from whimbrel.wire.calls import Hold, PrepareHold, Release
+from whimbrel.wire.calls import Hold, PrepareHold, Release, RenewHold
 from whimbrel.wire.rpc import Peer
 
 DRAIN_LIMIT_S = 0.004
 WIDE_BUFFERS_S = 2.0
+RENEW_EVERY_S = 15.0  # a gateway lets go by itself after four times that
+
+
+@contextlib.asynccontextmanager
+async def keep_holding(gateways: Sequence[Endpoint], address: str) -> AsyncIterator[None]:
+    """Inside, what the gateways hold already is held on, however long that lasts."""
+    renewing = asyncio.create_task(_renew(gateways, address))
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+
+
+async def _renew(gateways: Sequence[Endpoint], address: str) -> None:
+    while True:
+        await asyncio.sleep(RENEW_EVERY_S)
+        await asyncio.gather(*(_renew_at(gateway, address) for gateway in gateways), return_exceptions=True)
+
+
+async def _renew_at(gateway: Endpoint, address: str) -> None:
+    async with Peer(gateway.name, gateway.host, gateway.port) as peer:
+        await peer.call(RenewHold(address=address), timeout_s=5)
 
 
 class Gateways:
@@ -36,6 +61,10 @@ class Gateways:
         """From the return on, packets for the service wait at the gateways."""
         self._holding = True
         await asyncio.gather(*(peer.call(Hold(address=self._address), timeout_s=1) for peer in self._peers))
+
+    def kept(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Inside, a hold lasts as long as it takes."""
+        return keep_holding(self._job.gateways, self._address)
 
     async def release(self) -> None:
         """Let the packets go to wherever the service is now."""

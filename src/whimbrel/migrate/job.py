@@ -60,6 +60,7 @@ class Migration:
     strategy: str = ""
     files_bytes: int = 0
     committed: bool = False
+    heard_running: bool = False
     frozen_s: float = 0.0
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False

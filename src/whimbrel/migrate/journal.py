@@ -1,6 +1,6 @@
 """What a restarted agent must know: one small file per migration, replaced atomically, fsynced, written first.
 
-Source:       prepared -> frozen -> deciding -> committed -> arrived -> (file gone)
+Source:       preparing -> prepared -> frozen -> deciding -> committed -> arrived -> (file gone)
 
 `deciding` means that GO may be on its way: only the destination knows whether it runs, so the source stays
 frozen until it has answered. `committed`: it runs there, but lacks pages still. `arrived`: the source is not needed

@@ -9,8 +9,14 @@ from typing import Protocol
 from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.supply import Supply
 from whimbrel.migrate.intake import PageIntake
-from whimbrel.migrate.pagechannel import Kind, PageChannel
+from whimbrel.migrate.pagechannel import Kind, PageChannel, PeerGone
 from whimbrel.model.errors import StepFailed, WhimbrelError
+
+AFTER_A_CUT_S = 60.0
+"""A link that died without a word may come back, and the source tries all the time."""
+AFTER_THE_END_S = 8.0
+"""The source itself ended the connection: its agent is dead, or it met the end of a cut first and is at the door within
+some 3 s (its pause, and a connection that is tried anew)."""
 
 
 class Destination(Protocol):
@@ -21,7 +27,7 @@ class Destination(Protocol):
     lazy: LazyServer
     supplies: dict[int, Supply]
 
-    def accept_again(self) -> PageChannel: ...
+    def accept_again(self, within_s: float) -> PageChannel: ...
 
 
 class LatePages:
@@ -64,7 +70,7 @@ class LatePages:
                     self._error = error
                     self._go.set()
                     return
-                if not self._link_again():
+                if not self._link_again(AFTER_THE_END_S if isinstance(error, PeerGone) else AFTER_A_CUT_S):
                     return
 
     def _read_one(self) -> None:
@@ -79,10 +85,10 @@ class LatePages:
             self._channel.check(kind, number, payload, Kind.GO)
             self._go.set()
 
-    def _link_again(self) -> bool:
+    def _link_again(self, within_s: float) -> bool:
         """The link was cut after the commit: the source comes back, or the rest is lost."""
         try:
-            self._channel.replace(self._receiver.accept_again())
+            self._channel.replace(self._receiver.accept_again(within_s))
         except (OSError, WhimbrelError):
             for supply in self._receiver.supplies.values():
                 supply.give_up()

@@ -62,6 +62,10 @@ _LINK_WATCH = (
 )
 
 
+class PeerGone(StepFailed):
+    """The other side ended the connection, or its machine says that nobody has it any more: no matter of the link."""
+
+
 class Kind(IntEnum):
     HELLO = 1
     PAGES = 2
@@ -212,10 +216,12 @@ class PageChannel:
         while len(view):
             try:
                 count = self.sock.recv_into(view, len(view), socket.MSG_WAITALL)
+            except ConnectionResetError as error:
+                raise PeerGone("the other side reset the connection") from error
             except OSError as error:
                 raise StepFailed(f"the link to the other side broke: {error}") from error
             if count == 0:
-                raise StepFailed("the other side closed the connection")
+                raise PeerGone("the other side closed the connection")
             view = view[count:]
 
     def receive_header(self) -> tuple[Kind, int, int, int]:

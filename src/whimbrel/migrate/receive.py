@@ -40,6 +40,7 @@ from whimbrel.migrate.backlog import unpack
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
+from whimbrel.migrate.pulse import Beat
 from whimbrel.migrate.restoreplan import LazyPages, settle
 from whimbrel.migrate.staging.host import StageHost
 from whimbrel.migrate.takefiles import FileArrival
@@ -58,6 +59,7 @@ AT_WORK = "receiving"  # the process's short name from its order on, to tell it 
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 HANDOVER_S = 10.0
+LET_RUN_S = 3.0
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +121,7 @@ class Receiver:
         self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
         self.files = FileArrival(self.landing.files, order.token)
+        self.beat = Beat(self.work)
         self.committed = False
         self.eager_pages = 0
         self._aborted = False
@@ -148,9 +151,9 @@ class Receiver:
             files_port=self.files.listen(self.order.listen_host))  # fmt: skip
         return self.accept_again()
 
-    def accept_again(self) -> PageChannel:
+    def accept_again(self, within_s: float = SOURCE_SILENCE_S) -> PageChannel:
         """The next connection of the source. Raises OSError when none comes, ProtocolMismatch for somebody else."""
-        self.listener.settimeout(SOURCE_SILENCE_S)
+        self.listener.settimeout(within_s)
         sock, _ = self.listener.accept()
         sock.settimeout(SOURCE_SILENCE_S)
         channel = PageChannel(sock)
@@ -395,13 +398,18 @@ class Receiver:
         return report
 
     def _let_run(self) -> None:
-        """CRIU lets go. Should it die just here, the kernel lets go in its place, at the same instruction."""
+        """CRIU lets go. Should it die just here, the kernel lets go in its place, at the same instruction. Should it
+        hang, it is killed."""
         assert self.criu is not None
+        hanging = threading.Timer(LET_RUN_S, self.criu.interrupt)
+        hanging.start()
         try:
             self.criu.advance(None)
         except StepFailed:
             if not Path(f"/proc/{self.criu.restored_pid}/stat").exists():
                 raise
+        finally:
+            hanging.cancel()
 
     def commit(self) -> None:
         """The file is the destination's word; the gate keeps an abort that comes at the same moment out."""
@@ -455,6 +463,7 @@ def main() -> int:
                 os._exit(1)
 
     threading.Thread(target=watch_agent, name="watch-agent", daemon=True).start()
+    receiver.beat.start()
     try:
         failpoints.wait_at("receive.start")
         receiver.start_criu()

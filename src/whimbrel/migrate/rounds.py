@@ -10,7 +10,8 @@ from whimbrel.migrate.parts import Parts
 from whimbrel.model.migration import Progress, Round
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
-from whimbrel.plan.strategies import AUTO
+from whimbrel.plan.freeze_limit import freeze_limit_s, left_to_cross_bytes
+from whimbrel.plan.strategies import AUTO, Carry
 
 REFRESH_MS = 1000.0
 """While a known handover is still far, what is written meanwhile crosses this often."""
@@ -51,6 +52,33 @@ async def until_handover(job: Migration, parts: Parts) -> None:
 def _time_left_ms(job: Migration, lead_ms: float) -> float:
     """Until the freeze must begin for the service to be there when the user is; 0 when nobody knows."""
     return job.request.handover_in_ms - lead_ms - job.now_ms() if job.request.handover_in_ms > 0 else 0.0
+
+
+async def longest_freeze_s(job: Migration, parts: Parts) -> float:
+    """Nothing is left to do before the freeze: how long it may last before it counts as hung."""
+    memory_bytes = job.source.status.rss_bytes
+    crossing_bytes = left_to_cross_bytes(
+        [RoundFacts(dirty_bytes=turn.raw_bytes, duration_ms=turn.duration_ms) for turn in job.rounds],
+        memory_bytes=0 if parts.strategy.behind else memory_bytes,
+        files_bytes=parts.files.last_pass_bytes,
+        converge=parts.strategy.rounds.converge,
+    )
+    rate = await _link_bytes_per_s(job, parts)
+    limit = job.request.bandwidth_bps / 8 or rate
+    return freeze_limit_s(crossing_bytes, memory_bytes=memory_bytes, link_bytes_per_s=min(rate, limit))
+
+
+async def _link_bytes_per_s(job: Migration, parts: Parts) -> float:
+    """As the rounds had it. The link is asked, while the service writes on, only where they say little: on the stream
+    pages may be coded to next to nothing."""
+    took_s = sum(turn.duration_ms for turn in job.rounds) / 1e3
+    raw_bytes = sum(turn.raw_bytes + turn.file_bytes for turn in job.rounds)
+    sent_bytes = sum(turn.bytes_sent for turn in job.rounds)
+    if took_s and parts.strategy.carry is not Carry.STREAM:
+        return raw_bytes / took_s
+    if took_s and sent_bytes >= raw_bytes / 4:
+        return sent_bytes / took_s
+    return await parts.hands.do(parts.channel.measure_bytes_per_s)
 
 
 async def _one_round(job: Migration, parts: Parts, number: int) -> RoundFacts:

@@ -20,12 +20,13 @@ import time
 from typing import Any
 
 import msgspec
+import structlog
 
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate.carriers.choose import make_carrier
 from whimbrel.migrate.choosing import first_choice, possible_choice, second_choice
 from whimbrel.migrate.commit import commit, follow_through
-from whimbrel.migrate.dump import Dump, stdio_pipes
+from whimbrel.migrate.dump import DUMP_PREFIX, Dump, stdio_pipes
 from whimbrel.migrate.files import files_of, room_for_files
 from whimbrel.migrate.gateways import Gateways, drain
 from whimbrel.migrate.job import Hands, Migration
@@ -33,7 +34,7 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
 from whimbrel.migrate.pushimage import bring_image
-from whimbrel.migrate.rounds import round_of, run_rounds, until_handover
+from whimbrel.migrate.rounds import longest_freeze_s, round_of, run_rounds, until_handover
 from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
 from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
@@ -41,9 +42,8 @@ from whimbrel.plan.strategies import Carry, Strategy
 from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, PrepareIncoming
 from whimbrel.wire.rpc import Peer
 
+log = structlog.get_logger()
 EAGER_HOT_PAGES = 1024
-FREEZE_LIMIT_S = 10.0
-SLOWEST_BYTES_PER_S = 1 << 20
 
 
 async def migrate(job: Migration) -> MigrationRecord:
@@ -66,8 +66,15 @@ async def migrate(job: Migration) -> MigrationRecord:
         outcome = Outcome.CANCELLED if isinstance(error, Cancelled) else Outcome.ROLLED_BACK
         return job.record(Outcome.FAILED if job.committed else outcome, error)
     except OSError as error:
-        failure = StepFailed(f"a step failed on {job.node.endpoint.name}: {error}")
-        return job.record(Outcome.FAILED if job.committed else Outcome.ROLLED_BACK, failure)
+        return job.record(*_failed(job, str(error)))
+    except Exception as error:  # a mistake of ours: it must not take the record with it
+        log.exception("a migration met an error that nobody expected", id=job.request.id)
+        return job.record(*_failed(job, f"internal error, see the agent's log: {type(error).__name__}: {error}"))
+
+
+def _failed(job: Migration, why: str) -> tuple[Outcome, WhimbrelError]:
+    outcome = Outcome.FAILED if job.committed else Outcome.ROLLED_BACK
+    return outcome, StepFailed(f"a step failed on {job.node.endpoint.name}: {why}")
 
 
 @contextlib.contextmanager
@@ -113,12 +120,13 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             if parts.strategy.rounds.limit:
                 await run_rounds(job, parts)
             await until_handover(job, parts)
-        async with job.phase("freeze"):
+            limit_s = await longest_freeze_s(job, parts)
+        async with job.phase("freeze"), parts.gateways.kept():
             try:
-                async with asyncio.timeout(FREEZE_LIMIT_S + job.source.status.rss_bytes / SLOWEST_BYTES_PER_S):
+                async with asyncio.timeout(limit_s):
                     await _freeze_and_restore(job, parts)
             except TimeoutError:
-                raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
+                raise StepFailed(f"the freeze was not over within {limit_s:.0f} s: CRIU or a process hangs") from None
             resume_here = await commit(job, parts, undo)
         job.count_bytes(parts.carrier.sent_bytes, parts.files.sent_bytes)
     await follow_through(job, parts, resume_here)
@@ -130,13 +138,16 @@ async def _prepare(
     """Everything ready on both sides; `undo` takes it away again, in the order that the freeze wants."""
     hands = Hands()
     source = job.source
-    stage = source.run_dir / f"dump-{job.request.service}"
+    stage = source.run_dir / f"{DUMP_PREFIX}{job.request.service}"
     await hands.do(close_stage, stage)  # of an earlier migration that died
     if strategy.carry is Carry.SHARED:
         stage = stage_below(job.node.shared_directory, job.request.id, node=job.node.endpoint.name)
         undo.callback(close_stage, stage)
-        await hands.do(open_stage, stage, job.request.id)
+        await hands.do(open_stage, stage, job.request.id, job.node.endpoint.name)
     undo.push_async_callback(_abort_destination, job, peer)
+    here = contextlib.AsyncExitStack()
+    undo.push_async_callback(_run_on_here, job, here)
+    job.journal("preparing")
     ready: IncomingReady = await peer.call(
         PrepareIncoming(
             id=job.request.id,
@@ -148,18 +159,17 @@ async def _prepare(
     )
     gateways = Gateways(job)
     await gateways.reach(outer)
-    undo.callback(job.node.journal.clear, job.request.id, "source")  # not before the service runs on here
-    undo.push_async_callback(gateways.undo)
+    here.push_async_callback(gateways.undo)
     dump = Dump(source, stage)
-    undo.callback(dump.undo)
+    here.callback(dump.undo)
     warm = asyncio.create_task(hands.do(dump.warm_up))
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
-    undo.callback(channel.close)
+    here.callback(channel.close)
     outer.callback(channel.shutdown)  # wakes the thread that waits on it should this agent be stopped after GO
     channel.limit(job.request.bandwidth_bps)
     strategy = await hands.do(second_choice, job, strategy, channel)
     carrier = await hands.do(make_carrier, job, strategy, channel, ready, dump)
-    undo.callback(carrier.close)
+    here.callback(carrier.close)
     files = files_of(job)
     outer.callback(files.close)
     await hands.do(files.start, job.destination.host, ready.files_port, ready.token, job.request.bandwidth_bps)
@@ -167,10 +177,11 @@ async def _prepare(
     job.journal("prepared")
     # Undone first: no cancel any more, wake the threads, wait for them; CRIU is not interrupted inside a step
     # unless it hangs. Then the service is let run, and only then the packets are let in.
-    undo.push_async_callback(hands.settle, dump.interrupt)
-    undo.callback(channel.shutdown)
-    undo.callback(files.close)
-    undo.callback(job.begin_undo)
+    here.push_async_callback(hands.settle, dump.interrupt)
+    here.callback(channel.shutdown)
+    here.callback(carrier.interrupt)
+    here.callback(files.close)
+    here.callback(job.begin_undo)
     await job.pause_at("prepare.ready")
 
     def reconnect() -> None:
@@ -238,6 +249,18 @@ def _expect_ready(parts: Parts) -> None:
         if kind is Kind.ABORT:
             raise StepFailed(f"the destination could not restore: {payload.decode(errors='replace')}")
         parts.carrier.answer(kind, number, payload)
+
+
+async def _run_on_here(job: Migration, here: contextlib.AsyncExitStack) -> None:
+    """Undo what was done here. The journal forgets the migration only when all of that went well: what did not is
+    done again by the agent (`Outgoing.settle`), this one or the next."""
+    try:
+        await here.aclose()
+    except Exception as error:
+        log.exception("the undo of a migration failed in part", id=job.request.id)
+        job.say(f"the undo failed in part and is done again: {error}")
+    else:
+        job.node.journal.clear(job.request.id, "source")
 
 
 async def _abort_destination(job: Migration, peer: Peer) -> None:

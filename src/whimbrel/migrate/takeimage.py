@@ -2,7 +2,7 @@
 
 A process, because digesting and writing a whole image would hold up the agent, which may be in the middle of another
 migration's freeze. It ends with the agent (its standard input ends), with the connection, or when it is done; a broken
-transfer leaves nothing.
+transfer leaves nothing: what a process that ended in the middle left, its agent removes, or the next one.
 
 Run as ``python -m whimbrel.migrate.takeimage``; the first line on stdin is a `TakeOrder`, events go to stdout as JSON
 lines: ``listening``, then ``taken`` or ``failed``.
@@ -83,19 +83,13 @@ class Taker:
                 self._channel.send(Kind.ABORT, payload=str(error).encode())
                 RecordReader(self._channel, []).drain()
 
-    def interrupt(self) -> None:
-        """From another thread: whatever is waited for fails."""
-        self._listener.close()
-        if self._channel is not None:
-            self._channel.shutdown()
-
 
 def main() -> int:
     taker = Taker(msgspec.json.decode(sys.stdin.buffer.readline(), type=TakeOrder))
 
     def watch_agent() -> None:
         os.read(0, 1)
-        taker.interrupt()
+        os._exit(1)  # at once: the next agent sweeps the store, and nobody may still be at work in it then
 
     threading.Thread(target=watch_agent, name="watch-agent", daemon=True).start()
     say("listening", port=taker.port)

@@ -64,11 +64,21 @@ class HoldTable:
         write_sysctl(self._queue_setting, QUEUE_BYTES)
 
     def hold(self, address: str) -> None:
-        """From the return on, packets for `address` wait. After `longest_hold_s` they are let go unasked, so
-        that a lost migration does not cut the service off for ever."""
+        """From the return on, packets for `address` wait. When nobody renews the hold for `longest_hold_s` they are let
+        go unasked, so that a lost migration does not cut the service off for ever."""
         key = self._key(address)
         with explained(f"holding the packets for {key}", "is the overlay up?"):
             netlink.set_neighbour(self._route, self._ifindex, key, netlink.NUD_INCOMPLETE)
+        self._start_timer(key)
+
+    def renew(self, address: str) -> None:
+        """Whoever asked for the hold still needs it. One that has ended is not taken up again: by now the packets may
+        go to the service's new place."""
+        key = self._key(address)
+        if self.is_held(key):
+            self._start_timer(key)
+
+    def _start_timer(self, key: str) -> None:
         timer = threading.Timer(self._longest_s, self._expire, (key,))
         timer.daemon = True
         with self._lock:

@@ -234,6 +234,12 @@ class Hold(Call, tag="hold.on", frozen=True):
     address: str
 
 
+class RenewHold(Call, tag="hold.renew", frozen=True):
+    """The freeze lasts: what is held for `address` waits on. Nothing happens where nothing is held any more."""
+
+    address: str
+
+
 class Release(Call, tag="hold.off", frozen=True):
     """Let packets for `address` go to `mac` now."""
 
@@ -272,5 +278,6 @@ AnyCall = (
     | TakeImage
     | PrepareHold
     | Hold
+    | RenewHold
     | Release
 )

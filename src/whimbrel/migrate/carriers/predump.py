@@ -79,6 +79,9 @@ class PreDumpCarrier:
     def link_was_cut(self) -> None:
         """Nothing is left to go again."""
 
+    def interrupt(self) -> None:
+        self._ship.interrupt()
+
     def close(self) -> None:
         """Nothing is held between two rounds."""
 

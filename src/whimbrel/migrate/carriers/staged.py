@@ -31,6 +31,8 @@ class Layers(Protocol):
 
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]: ...
 
+    def interrupt(self) -> None: ...
+
 
 class LayersHere:
     """Files below `stage`, shipped afterwards."""
@@ -41,6 +43,9 @@ class LayersHere:
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
         return self._files.write(number, batches, ns_pids), 0
 
+    def interrupt(self) -> None:
+        """Files of this node's memory make nobody wait."""
+
 
 class LayersThere:
     """Straight into the destination's memory, by CRIU's page server; `connect` opens a connection for a layer."""
@@ -48,15 +53,21 @@ class LayersThere:
     def __init__(self, connect: Callable[[int], PageChannel]) -> None:
         self._connect = connect
         self._client = PageServerClient()
+        self._channel: PageChannel | None = None
 
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
         before = self._client.sent_bytes
-        channel = self._connect(number)
+        channel = self._channel = self._connect(number)
         try:
             pages = self._client.send(channel.sock, batches, ns_pids)
         finally:
             channel.close()
+            self._channel = None
         return pages, self._client.sent_bytes - before
+
+    def interrupt(self) -> None:
+        if (channel := self._channel) is not None:
+            channel.shutdown()
 
 
 class StagedCarrier:
@@ -117,6 +128,10 @@ class StagedCarrier:
 
     def link_was_cut(self) -> None:
         """Nothing is left to go again."""
+
+    def interrupt(self) -> None:
+        self._layers.interrupt()
+        self._ship.interrupt()
 
     def close(self) -> None:
         self._tracker.close()

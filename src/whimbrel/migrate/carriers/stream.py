@@ -108,6 +108,9 @@ class StreamCarrier:
     def link_was_cut(self) -> None:
         self._backlog.all_again()
 
+    def interrupt(self) -> None:
+        """There is nothing beside the page channel."""
+
     def close(self) -> None:
         self._tracker.close()
         self._sender.close()

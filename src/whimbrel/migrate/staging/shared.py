@@ -6,13 +6,14 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from whimbrel.model.errors import Refused, StepFailed
 
 FOLDER = "whimbrel/migrations"
 MARK = "migration"
+OWNER = "source"
 SEEN_WITHIN_S = 5.0
 
 
@@ -26,10 +27,11 @@ def stage_below(shared_directory: str, migration: str, *, node: str) -> Path:
     return Path(shared_directory) / FOLDER / migration
 
 
-def open_stage(stage: Path, migration: str) -> None:
+def open_stage(stage: Path, migration: str, node: str) -> None:
     """At the source, before the destination looks. Raises StepFailed when the storage cannot be written."""
     try:
         stage.mkdir(parents=True)
+        (stage / OWNER).write_text(node)
         (stage / MARK).write_text(migration)
     except OSError as error:
         raise StepFailed(f"the shared storage at {stage} cannot be written: {error.strerror}") from error
@@ -55,6 +57,14 @@ def close_stage(stage: Path) -> None:
     shutil.rmtree(stage, ignore_errors=True)
 
 
+def close_stages_of(shared_directory: str, node: str, *, but: Callable[[str], bool]) -> None:
+    """Remove the stages that this node opened as a source; not those of the migrations of which `but` says so."""
+    for stage in (Path(shared_directory) / FOLDER).glob("*"):
+        with contextlib.suppress(OSError):
+            if not but(stage.name) and (stage / OWNER).read_text() == node:
+                close_stage(stage)
+
+
 class Publish:
     """The `Ship` of shared storage: what was written is made to be seen by the other node."""
 
@@ -65,6 +75,9 @@ class Publish:
                     _sync(Path(folder, file))
                 _sync(Path(folder))
         return 0
+
+    def interrupt(self) -> None:
+        """A file system that hangs lets nobody go."""
 
 
 def _sync(path: Path) -> None:
