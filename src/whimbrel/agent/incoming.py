@@ -31,8 +31,7 @@ from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
-from whimbrel.runtime.spec import cgroup_path
-from whimbrel.storage.layer import Layer
+from whimbrel.runtime.spec import cgroup_path, local_binds
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler
 
@@ -68,13 +67,15 @@ class Incoming:
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
         self._host.refuse_taken(call.spec)
-        await self._host.need_image(call.spec, call.image_digest)
+        await self._host.need_files(call.spec, call.image_digest, call.shared)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),
         )
         return calls.OfferReply(
-            capabilities=capabilities, resources=resources, has_image=self._host.images.has(call.image_digest)
+            capabilities=self._host.shared.with_shared(capabilities),
+            resources=resources,
+            has_image=self._host.images.has(call.image_digest),
         )
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
@@ -114,7 +115,7 @@ class Incoming:
     async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, tuple[int, int], str]:
         name = call.service.spec.name
         directory = self._config.directory / "services" / name
-        layer = Layer(directory)
+        layer = self._host.place(name).layer
         token = secrets.token_hex(16)
         output_fd = await asyncio.to_thread(open_log, directory / "logs", self._config.name)
         keeper = Keeper()
@@ -134,6 +135,8 @@ class Incoming:
                 runc_root=str(self._run_dir / "runc"),
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
+                external=tuple(bind.at_restore for bind in local_binds(layer.upper, layer.local)),
+                shared=bool(call.service.shared),
             )
             waiting = await self._spare.take()
             worker = waiting.process

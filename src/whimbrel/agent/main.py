@@ -16,6 +16,7 @@ from whimbrel.agent.incoming import Incoming
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.outgoing import Outgoing
 from whimbrel.agent.services import ServiceHost
+from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.model.errors import Refused
 from whimbrel.model.node import NodeStatus, Role
@@ -44,6 +45,7 @@ class Agent:
         self.config = config
         self.overlay = Overlay(config.endpoint, config.bridge_address or None)
         self.holds: HoldTable | None = None
+        self.shared = SharedWatch(config.name, config.shared_directory)
         self.services: ServiceHost | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
@@ -57,8 +59,9 @@ class Agent:
         if config.role is Role.EDGE:
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
+            await self.shared.start()
             port = ServicePort(config.directory / "netns")
-            self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway)
+            self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway, self.shared)
             self.incoming = Incoming(config, self.services, run_dir)
             self.outgoing = Outgoing(config, self.services, port, run_dir)
             self.incoming.start()
@@ -71,6 +74,7 @@ class Agent:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
         if self.incoming is not None:
             await self.incoming.close()
+        await self.shared.stop()
         if self.holds is not None:
             await asyncio.to_thread(self.holds.restore)
 
@@ -95,7 +99,11 @@ class Agent:
         )
         services = tuple(self.services.names()) if self.services is not None else ()
         return NodeStatus(
-            endpoint=self.config.endpoint, capabilities=capabilities, resources=resources, services=services
+            endpoint=self.config.endpoint,
+            capabilities=self.shared.with_shared(capabilities),
+            resources=resources,
+            services=services,
+            shared=self.shared.mount,
         )
 
     async def _set_peers(self, call: calls.SetPeers, _: EmitEvent) -> None:

@@ -30,7 +30,6 @@ from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import cgroup_path
-from whimbrel.storage.layer import Layer
 from whimbrel.wire.calls import (
     AbortIncoming,
     AwaitIncoming,
@@ -73,7 +72,8 @@ class Outgoing:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
         with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
-            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid)
+            local = tuple(f"/{name}" for name in self._host.place(request.service).layer.local)
+            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, local)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
             job = Migration(
@@ -81,7 +81,7 @@ class Outgoing:
                 source=self._source(status.spec.name, status),
                 node=Node(
                     self._config.endpoint,
-                    await asyncio.to_thread(collect_capabilities),
+                    self._host.shared.with_shared(await asyncio.to_thread(collect_capabilities)),
                     self._port,
                     self._journal,
                 ),
@@ -89,7 +89,7 @@ class Outgoing:
                 gateways=call.gateways,
                 emit=emit,
                 send_logs=lambda peer: self._host.send_logs(request.service, peer),
-                discard=lambda: self._host.discard(request.service),
+                discard=lambda: self._host.discard(request.service, moved_to=call.destination.name),
             )
             self._running[request.id] = job
             try:
@@ -109,7 +109,7 @@ class Outgoing:
     def _source(self, name: str, status: Any) -> Source:
         return Source(
             status=status,
-            layer=Layer(self._config.directory / "services" / name),
+            layer=self._host.place(name).layer,
             cgroup=Cgroup(cgroup_path(self._config.name, name)),
             run_dir=self._run_dir,
             holes=ensure_cache(self._run_dir),
@@ -157,7 +157,7 @@ class Outgoing:
             self._journal.write(msgspec.structs.replace(entry, step="arrived"))
             await asyncio.to_thread(cgroup.kill_frozen)
             await self._hand_over(entry)
-            await self._host.discard(entry.service)
+            await self._host.discard(entry.service, moved_to=entry.peer.name)
         else:
             await asyncio.to_thread(leave_repair_mode, cgroup.pids())
             cgroup.thaw()

@@ -3,6 +3,7 @@
 <state dir>/services/<name>/service.json   the record
                            /config.json    runc's bundle
                            /layer /rootfs /shm /logs
+                           /shared.json if its root is on shared storage
 <state dir>/netns/<name>                   its network namespace
 <state dir>/run/runc                       runc's own records (tmpfs)
 <state dir>/run/waiting/<name>             root file system on which a placeholder waits (tmpfs)
@@ -22,6 +23,8 @@ from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import build_spec, cgroup_path
 from whimbrel.storage.images import Image
 from whimbrel.storage.layer import Layer, mount_overlay, unmount
+from whimbrel.storage.shared.place import SharedStorage
+from whimbrel.storage.shared.root import SharedRoot
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,17 +34,25 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     incoming: bool = False
 
 
-class Place:
-    """The parts of one service on one node. Blocks."""
+_WAIT = "wait"
 
-    def __init__(self, state_dir: Path, node: str, name: str) -> None:
+
+class Place:
+    """The parts of one service on one node. Blocks. `storage` is the node's shared storage, if it has one."""
+
+    def __init__(self, state_dir: Path, node: str, name: str, storage: SharedStorage | None = None) -> None:
         self.name = name
         self.folder = state_dir / "services" / name
-        self.layer = Layer(self.folder)
+        self.shared_root = SharedRoot(self.folder, storage, node)
         self.logs = self.folder / "logs"
         self.netns = state_dir / "netns" / name
         self.cgroup = Cgroup(cgroup_path(node, name))
         self._waiting = state_dir / "run" / "waiting" / name
+
+    @property
+    def layer(self) -> Layer | SharedRoot:
+        """Where its files are: in a layer of its own here, or on shared storage."""
+        return self.shared_root if SharedRoot.is_marked(self.folder) else Layer(self.folder)
 
     def create(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True)
@@ -64,11 +75,14 @@ class Place:
 
     def write_bundle(self, spec: ServiceSpec, image: Image, *, waiting: bool = False) -> None:
         """config.json for runc; `waiting`: with the placeholder's root file system."""
+        layer = self.layer
+        if waiting and spec.shared:
+            spec, image = msgspec.structs.replace(spec, args=()), _waiting_image(image)
         config = build_spec(
             spec,
             image,
-            rootfs=self._waiting / "rootfs" if waiting else self.layer.rootfs,
-            shm=self.layer.shm,
+            rootfs=self._waiting / "rootfs" if waiting else layer.rootfs,
+            shm=layer.shm,
             netns=self.netns,
             cgroup=self.cgroup.path,
         )
@@ -81,14 +95,30 @@ class Place:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         mount_overlay(image.rootfs, upper, work, rootfs)
 
+    def make_waiting(self) -> None:
+        """The same where nobody has the image: runc looks for the program only, and the placeholder never starts it."""
+        rootfs = self._waiting / "rootfs"
+        rootfs.mkdir(mode=0o755, parents=True, exist_ok=True)
+        (rootfs / _WAIT).touch(mode=0o755)
+
     def remove_waiting(self) -> None:
         unmount(self._waiting / "rootfs")
         shutil.rmtree(self._waiting, ignore_errors=True)
 
-    def remove_files(self) -> None:
-        """Delete everything of the service. Raises WhimbrelError when something is still mounted there."""
+    def remove_files(self, *, keep_root: bool = False, moved_to: str = "") -> None:
+        """Delete everything of the service. A root on shared storage stays with `keep_root` (it is not this node's
+        yet), and when the service has `moved_to` another node. Raises WhimbrelError when something is still mounted
+        there."""
         self.remove_waiting()
-        self.layer.remove()
+        layer = self.layer
+        if isinstance(layer, Layer):
+            layer.remove()
+        elif moved_to:
+            layer.hand_over(moved_to)
+        elif keep_root:
+            layer.leave()
+        else:
+            layer.remove()
         if not self.folder.exists():
             return
         try:
@@ -105,3 +135,7 @@ class Place:
             except (OSError, IndexError):
                 continue
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _waiting_image(image: Image) -> Image:
+    return msgspec.structs.replace(image, argv=(f"/{_WAIT}",), entrypoint=(), cwd="/")

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from whimbrel.agent.place import Place, Record
+from whimbrel.agent.shared import SharedWatch
 from whimbrel.agent.threads import in_thread
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
@@ -23,7 +24,8 @@ from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
 from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
 from whimbrel.runtime.runc import Runc
-from whimbrel.storage.images import Image, ImageStore
+from whimbrel.storage.images import Image, ImageStore, placed, portable
+from whimbrel.storage.layer import Layer
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler, Peer
 
@@ -32,13 +34,17 @@ LAST_WORDS_S = 2.0
 
 
 class ServiceHost:
-    """All services below `state_dir`. `gateway`: the overlay address of their default route, "" for none."""
+    """All services below `state_dir`. `gateway`: the overlay address of their default route, "" for none. `shared`: the
+    node's shared storage, if it has one."""
 
-    def __init__(self, node: str, state_dir: Path, port: ServicePort, gateway: str = "") -> None:
+    def __init__(
+        self, node: str, state_dir: Path, port: ServicePort, gateway: str = "", shared: SharedWatch | None = None
+    ) -> None:
         self.images = ImageStore(state_dir / "images")
         self.runc = Runc(state_dir / "run" / "runc")
         self._node, self._state_dir = node, state_dir
         self._port, self._gateway = port, gateway
+        self.shared = shared or SharedWatch(node)
         self._records: dict[str, Record] = {}
         self._starting: dict[str, ServiceSpec] = {}
         self._busy: dict[str, str] = {}
@@ -63,15 +69,22 @@ class ServiceHost:
                 self._records[folder.name] = record
             else:
                 log.warning("removing a service that was never finished", service=folder.name)
-                await self.discard(folder.name)
+                await self._try_to_discard(folder.name)
 
     async def sweep(self) -> None:
         """Remove what still waits for a migration; call it when no such migration is left."""
         for name in [name for name, record in self._records.items() if record.incoming]:
+            await self._try_to_discard(name)
+
+    async def _try_to_discard(self, name: str) -> None:
+        """For an agent that starts: one service's trouble (shared storage that is away) must not keep it down."""
+        try:
             await self.discard(name)
+        except (WhimbrelError, OSError) as error:
+            log.error("a service could not be removed", service=name, error=str(error))
 
     def place(self, name: str) -> Place:
-        return Place(self._state_dir, self._node, name)
+        return Place(self._state_dir, self._node, name, self.shared.storage)
 
     def names(self) -> list[str]:
         """The services here, running or stopped, without the ones on their way."""
@@ -132,20 +145,21 @@ class ServiceHost:
     async def run(self, spec: ServiceSpec) -> ServiceStatus:
         """Start a service. Raises BadInput (image, name, address), Refused; nothing stays after an error."""
         self.refuse_taken(spec)
+        storage = self.shared.require_roots() if spec.shared else ""
         self._starting[spec.name] = spec
         try:
             with self._doing(spec.name, "started"):
                 image = await in_thread(self.images.ensure, spec.image)
                 async with contextlib.AsyncExitStack() as undo:
                     undo.push_async_callback(self.discard, spec.name)
-                    status = await self._start(spec, image)
+                    status = await self._start(spec, image, storage)
                     undo.pop_all()
         finally:
             del self._starting[spec.name]
         log.info("service runs", service=spec.name, pid=status.pid)
         return await in_thread(self._observe, status)
 
-    async def _start(self, spec: ServiceSpec, image: Image) -> ServiceStatus:
+    async def _start(self, spec: ServiceSpec, image: Image, storage: str) -> ServiceStatus:
         place = self.place(spec.name)
         await in_thread(place.create)
         status = ServiceStatus(
@@ -156,9 +170,10 @@ class ServiceHost:
             mac="",
             image_digest=image.digest,
             started_unix_s=time.time(),
+            shared=storage,
         )
         await in_thread(place.save, Record(status=status))
-        await in_thread(place.layer.mount, image.rootfs)
+        await in_thread(self._set_up_files, place, image, shared=spec.shared)
         port = await in_thread(self._make_port, spec)
         await in_thread(place.write_bundle, spec, image)
         output = await in_thread(open_log, place.logs, self._node)
@@ -174,6 +189,13 @@ class ServiceHost:
         self._records[spec.name] = Record(status=status)
         return status
 
+    def _set_up_files(self, place: Place, image: Image, *, shared: bool) -> None:
+        if shared:
+            place.shared_root.fill(image.rootfs, portable(image))
+            place.shared_root.mount(self._node, whole=True)
+        else:
+            Layer(place.folder).mount(image.rootfs)
+
     def _make_port(self, spec: ServiceSpec) -> PortInfo:
         return self._port.create(spec.name, spec.address, self._gateway or None)
 
@@ -183,11 +205,14 @@ class ServiceHost:
         with self._doing(name, "removed"):
             await self.discard(name)
 
-    async def discard(self, name: str) -> None:
-        """Remove whatever exists of a service here, dead or alive; each step is tried even when one fails."""
+    async def discard(self, name: str, *, moved_to: str = "") -> None:
+        """Remove whatever exists of a service here, dead or alive; each step is tried even when one fails. What it has
+        on shared storage goes only with a service that is this node's."""
         place = self.place(name)
+        record = self._records.get(name) or await in_thread(place.load)
+        coming = record is not None and record.incoming
         async with contextlib.AsyncExitStack() as steps:
-            steps.push_async_callback(in_thread, place.remove_files)
+            steps.push_async_callback(in_thread, place.remove_files, keep_root=coming, moved_to=moved_to)
             steps.push_async_callback(in_thread, place.cgroup.remove)
             steps.push_async_callback(in_thread, self._port.remove, name)
             steps.push_async_callback(self.runc.delete, name, force=True)
@@ -204,16 +229,15 @@ class ServiceHost:
         self.refuse_taken(spec)
         self._starting[spec.name] = spec
         try:
-            image = await self.need_image(spec, status.image_digest)
+            image = None if status.shared else await self.need_image(spec, status.image_digest)
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self.discard, spec.name)
                 place = self.place(spec.name)
                 await in_thread(place.create)
                 record = Record(status=msgspec.structs.replace(status, node=self._node), incoming=True)
                 await in_thread(place.save, record)
-                await in_thread(place.layer.mount, image.rootfs)
+                image = await in_thread(self._set_up_incoming_files, place, status, image)
                 await in_thread(self._make_port, spec)
-                await in_thread(place.mount_waiting, image)
                 await in_thread(place.write_bundle, spec, image, waiting=True)
                 await self.runc.create(spec.name, place.folder)
                 await in_thread(point_to_rootfs, self.runc.root, spec.name, place.layer.rootfs)
@@ -222,6 +246,24 @@ class ServiceHost:
                 undo.pop_all()
         finally:
             del self._starting[spec.name]
+
+    def _set_up_incoming_files(self, place: Place, status: ServiceStatus, image: Image | None) -> Image:
+        """Its root, and another one on which the placeholder waits. `image` is None for a root on shared storage."""
+        if image is not None:
+            Layer(place.folder).mount(image.rootfs)
+            place.mount_waiting(image)
+            return image
+        image = placed(place.shared_root.expect(), place.shared_root.rootfs)
+        place.shared_root.mount(status.node, whole=False)
+        place.make_waiting()
+        return image
+
+    async def need_files(self, spec: ServiceSpec, digest: str, shared: str) -> None:
+        """Raises Refused when the root file system of a service cannot be had here."""
+        if shared:
+            self.shared.require(shared, spec.name)
+        else:
+            await self.need_image(spec, digest)
 
     async def need_image(self, spec: ServiceSpec, digest: str) -> Image:
         """The very image that a service was started from, unpacked here. Raises Refused when it cannot be had."""
@@ -245,6 +287,11 @@ class ServiceHost:
         if is_placeholder(self.runc.root, name):
             await in_thread(adopt, self.runc.root, name, pid)
         await in_thread(place.remove_waiting)
+        if status.shared:
+            try:
+                await in_thread(place.shared_root.claim)
+            except (WhimbrelError, OSError) as error:  # it runs here all the same, and claims it when it moves on
+                log.error("shared storage was not told of a new owner", service=name, error=str(error))
         status = msgspec.structs.replace(
             status, node=self._node, state=ServiceState.RUNNING, pid=pid, migrations=status.migrations + 1
         )

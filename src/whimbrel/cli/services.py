@@ -52,6 +52,7 @@ def run(
     env: Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Environment (repeat).")] = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory limit, like 512MiB.")] = "",
     workload: Annotated[str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")] = "",
+    shared: Annotated[bool, typer.Option("--shared", help="Its root file system lives on shared storage.")] = False,
     controller: ControllerOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -75,6 +76,7 @@ def run(
             env=env or (),
             memory_limit_bytes=limit_bytes,
             workload=workload or (recipe.name if recipe else ""),
+            shared=shared,
         )
     if json:
         print_json(status)
@@ -193,6 +195,7 @@ def _fields(status: ServiceStatus) -> list[tuple[str, str]]:
         ("ports", ", ".join(spec.ports)),
         ("image", spec.image),
         ("digest", status.image_digest),
+        ("shared", status.shared),
         ("command", " ".join(spec.args)),
         ("pid", str(status.pid)),
         ("processes", str(status.processes)),

@@ -49,6 +49,7 @@ class RunBody(_Body):
     env: tuple[str, ...] = ()
     memory_limit_bytes: int = Field(0, ge=0)
     workload: str = ""
+    shared: bool = False
 
 
 class ExecBody(_Body):

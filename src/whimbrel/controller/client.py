@@ -78,8 +78,10 @@ class ControllerClient:
         env: Sequence[str] = (),
         memory_limit_bytes: int = 0,
         workload: str = "",
+        shared: bool = False,
     ) -> ServiceStatus:
-        """Start a service and wait until it runs. An empty `address` means: choose one."""
+        """Start a service and wait until it runs. An empty `address` means: choose one. `shared`: its root file system
+        lives on the shared storage of `node`."""
         body = {
             "node": node,
             "name": name,
@@ -90,6 +92,7 @@ class ControllerClient:
             "env": list(env),
             "memory_limit_bytes": memory_limit_bytes,
             "workload": workload,
+            "shared": shared,
         }
         return self._call("POST", "/v1/services", ServiceStatus, body, timeout_s=LONG_S)
 

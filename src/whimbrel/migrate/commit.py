@@ -93,6 +93,8 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
         for close in (parts.dump.close, parts.carrier.close, parts.channel.close):
             with _forward(job):
                 close()
+        with _forward(job):
+            await parts.hands.do(job.source.layer.end_settling, [])
         job.bytes_sent = parts.carrier.sent_bytes
         await _tell_the_end(job, parts.peer)
         with _forward(job):

@@ -21,8 +21,9 @@ from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT
+from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, local_binds
 from whimbrel.storage.layer import Layer
+from whimbrel.storage.shared.root import SharedRoot
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
@@ -34,7 +35,7 @@ class Source:
     `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`)."""
 
     status: ServiceStatus
-    layer: Layer
+    layer: Layer | SharedRoot
     cgroup: Cgroup
     run_dir: Path
     holes: bool
@@ -60,6 +61,7 @@ class Dump:
 
     def __init__(self, source: Source, work_dir: Path) -> None:
         self._source = source
+        self._binds = local_binds(source.layer.upper, source.layer.local)
         self.stage = work_dir
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
@@ -103,7 +105,7 @@ class Dump:
             root=str(self._source.layer.rootfs),
             config_file=str(self._conf),
             ghost_limit=1 << 28,
-            external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}"],
+            external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}", *(bind.at_dump for bind in self._binds)],
         )
         if parent_image:
             opts.track_mem = True

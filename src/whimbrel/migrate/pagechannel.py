@@ -70,13 +70,15 @@ class Kind(IntEnum):
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
     `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
-    after the resume, by the pid in the container."""
+    after the resume, by the pid in the container; `written`: files of a root on shared storage as the source sees them,
+    for the destination to wait until it sees the same (path, size, time of change in ns)."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
     staged: bool = False
     behind: dict[int, bytes] = {}
+    written: tuple[tuple[str, int, int], ...] = ()
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):

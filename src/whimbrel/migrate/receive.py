@@ -48,17 +48,21 @@ from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.spec import SHM_EXTERNAL
 from whimbrel.storage.archive import apply
+from whimbrel.storage.shared.helper import Helper
+from whimbrel.storage.shared.place import await_visible
 
 RESTORE_FINISHED = 0x52535446
 MAX_ORDER_BYTES = 1 << 16
 AT_WORK = "receiving"  # the process's short name from its order on, to tell it from one that waits
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
+VISIBLE_S = 2.0  # attribute caches that last longer are too long
 HANDOVER_S = 10.0
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the worker needs; paths are the destination's own."""
+    """Everything the worker needs; paths are the destination's own. `external`: more bind mounts, as CRIU wants to know
+    them; `shared`: the root is on shared storage."""
 
     service: str
     token: str
@@ -74,6 +78,8 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     runc_root: str
     expected_pages: int
     staged: bool
+    external: tuple[str, ...] = ()
+    shared: bool = False
 
 
 def say(event: str, **fields: object) -> None:
@@ -122,6 +128,7 @@ class Receiver:
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
         self.late: LatePages | None = None
+        self.helper = Helper(order.rootfs) if order.shared else None
         self.criu: CriuWorker | None = None
         self.port = ServicePort(Path(order.netns_dir))
         self.port.info(order.service)  # opens its sockets: none of that in the freeze
@@ -226,6 +233,10 @@ class Receiver:
                 self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=unpack(order.behind)
             )
         laps.lap("settle")
+        if self.helper is not None:
+            await_visible(self.helper, Path(self.order.rootfs), list(order.written), timeout_s=VISIBLE_S)
+            self.helper.close()
+            laps.lap("visible")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
             tcp_established=True,
@@ -238,7 +249,7 @@ class Receiver:
             log_file="restore.log",
             root=self.order.rootfs,
             lazy_pages=order.lazy,
-            external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}"],
+            external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}", *self.order.external],
         )
         if not order.lazy:
             write_word(self.work, WHOLE)

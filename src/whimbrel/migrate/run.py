@@ -87,7 +87,9 @@ async def _preflight(job: Migration, peer: Peer) -> Strategy:
     job.strategy = strategy.name
     status = job.source.status
     offer = await peer.call(
-        OfferMigration(spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest)
+        OfferMigration(
+            spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest, shared=status.shared
+        )
     )
     layer = await asyncio.to_thread(snapshot, job.source.layer.upper)
     job.files_bytes = disk_bytes = sum(entry.size for entry in layer.values())
@@ -123,6 +125,8 @@ async def _prepare(
     """Everything ready on both sides; `undo` takes it away again, in the order that the freeze wants."""
     hands = Hands()
     source = job.source
+    undo.push_async_callback(_end_settling, job)
+    await hands.do(source.layer.begin_settling, source.cgroup.pids())
     undo.push_async_callback(_abort_destination, job, peer)
     ready: IncomingReady = await peer.call(
         PrepareIncoming(
@@ -179,7 +183,12 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         job.node.port.close(job.request.service)
     async with job.step("freeze.dump"):
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
-        _, early = await asyncio.gather(hands.do(dump.finish), hands.do(carrier.while_dumping))
+        # A root on shared storage does not cross: what the service wrote there must have arrived at its server.
+        _, early, written = await asyncio.gather(
+            hands.do(dump.finish),
+            hands.do(carrier.while_dumping),
+            hands.do(job.source.layer.settle, job.source.cgroup.pids()),
+        )
     async with job.step("freeze.pages"):
         late = await hands.do(carrier.last, dump.images)
         await hands.do(parts.files.send, channel, job.source.cgroup.pids())
@@ -195,6 +204,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             eager_hot_pages=EAGER_HOT_PAGES,
             staged=parts.strategy.carry is not Carry.STREAM,
             behind=carrier.ranges_behind(),
+            written=written,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         await hands.do(_expect_ready, parts)
@@ -210,6 +220,10 @@ def _expect_ready(parts: Parts) -> None:
         if kind is Kind.ABORT:
             raise StepFailed(f"the destination could not restore: {payload.decode(errors='replace')}")
         parts.carrier.answer(kind, number, payload)
+
+
+async def _end_settling(job: Migration) -> None:
+    await asyncio.to_thread(job.source.layer.end_settling, job.source.cgroup.pids())
 
 
 async def _abort_destination(job: Migration, peer: Peer) -> None:

@@ -33,6 +33,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     cpu_features: tuple[str, ...] = ()
     write_protect_tracking: bool = False
     lazy_pages: bool = False
+    shared: tuple[str, ...] = ()
+    """Identities of the shared file systems that the node mounts, in working order."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +45,23 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     disk_available_bytes: int
 
 
+class SharedMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's shared file system. `id` tells it from others: nodes with the same one mount the same file system.
+    `problem`: why it cannot be used, `roots_problem`: why no root file system can live there; empty when all is
+    well."""
+
+    directory: str
+    id: str = ""
+    kind: str = ""
+    free_bytes: int = 0
+    round_trip_ms: float = 0.0
+    problem: str = ""
+    roots_problem: str = ""
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
     capabilities: Capabilities
     resources: Resources
     services: tuple[str, ...] = ()
+    shared: SharedMount | None = None

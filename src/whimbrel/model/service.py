@@ -17,7 +17,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `image` is ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]`` or ``rootfs:DIR``. `address` is the service's
     IPv4 address on the overlay, with prefix length (``10.77.1.1/16``); `ports` are ``N/tcp`` or ``N/udp``.
-    `memory_limit_bytes` 0 means no limit.
+    `memory_limit_bytes` 0 means no limit. `shared`: its root file system is to live on shared storage.
     """
 
     name: str
@@ -28,6 +28,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
     memory_limit_bytes: int = 0
     workload: str = ""
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -45,7 +46,8 @@ class ServiceState(StrEnum):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs: one service on one node, at one moment. `image_digest` names the unpacked base image."""
+    """What runs: one service on one node, at one moment. `image_digest` names the unpacked base image,
+    `shared` the shared file system that its root lives on (empty: on none)."""
 
     spec: ServiceSpec
     node: str
@@ -57,6 +59,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 0
     started_unix_s: float = 0.0
     migrations: int = 0
+    shared: str = ""
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,9 @@ and declared external to CRIU as `SHM_EXTERNAL`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -42,6 +43,30 @@ OPEN_FILES = 16384  # hosts without CAP_SYS_RESOURCE may not go above their own 
 
 SHM_MOUNT = "/dev/shm"
 SHM_EXTERNAL = "whimbrel-shm"  # dump: --external mnt[/dev/shm]:KEY, restore: --external mnt[KEY]:<the agent's tmpfs>
+
+
+class Bind(NamedTuple):
+    """A folder of the node's, bound into the container at `point`; `key` is its name in CRIU's images."""
+
+    point: str
+    source: Path
+    key: str
+
+    @property
+    def at_dump(self) -> str:
+        """CRIU's ``--external`` when the container is saved."""
+        return f"mnt[{self.point}]:{self.key}"
+
+    @property
+    def at_restore(self) -> str:
+        return f"mnt[{self.key}]:{self.source}"
+
+
+def local_binds(upper: Path, names: Iterable[str]) -> tuple[Bind, ...]:
+    """Top-level folders that come from a local layer, because the root itself is on shared storage. They are mounted
+    below the root before runc sees it: told to mount /dev itself, it would leave /dev alone."""
+    return tuple(Bind(f"/{name}", upper / name, f"whimbrel-{name}") for name in names)
+
 
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},

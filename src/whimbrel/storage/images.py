@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 
@@ -53,6 +53,20 @@ class _ImageFile(msgspec.Struct, frozen=True):
     uid: int = 0
     gid: int = 0
     groups: tuple[int, ...] = ()
+
+
+def portable(image: Image) -> Any:
+    """All but its place on this node, for another node to make `placed` of."""
+    return {name: value for name, value in msgspec.structs.asdict(image).items() if name != "rootfs"}
+
+
+def placed(about: Any, rootfs: Path) -> Image:
+    """What `portable` told, with its root file system at `rootfs`. Raises BadInput for something else."""
+    try:
+        config = msgspec.convert({name: value for name, value in about.items() if name != "digest"}, _ImageFile)
+        return Image(digest=str(about["digest"]), rootfs=rootfs, **msgspec.structs.asdict(config))
+    except (msgspec.ValidationError, KeyError, AttributeError) as error:
+        raise BadInput(f"what was told of an image is not valid: {error!r}") from error
 
 
 class ImageStore:

@@ -98,6 +98,7 @@ class OfferMigration(Call, tag="incoming.offer", frozen=True):
     spec: ServiceSpec
     rss_bytes: int
     image_digest: str
+    shared: str = ""
     reply: ClassVar[Any] = "OfferReply"
 
 
