@@ -48,7 +48,7 @@ def fill(directory: str, name: str, node: str, image_rootfs: str, upper: str, lo
     for part in local:
         source, target = Path(image_rootfs, part), Path(upper, part)
         (folder / "root.new" / part).mkdir(exist_ok=True)
-        if source.is_dir() and not target.exists():
+        if part != "dev" and source.is_dir() and not target.exists():  # an image's own /dev is hidden
             copy_tree(source, target)
     (folder / "root.new").rename(folder / "root")
 
