@@ -159,7 +159,18 @@ class FakeAgent:
             freeze_ms=45.5,
             bytes_sent=21 << 20,
             phases=(Phase(name="rounds", start_ms=0.0, duration_ms=200.0),),
-            rounds=(Round(n=1, dirty_pages=5120, bytes_sent=20 << 20, duration_ms=100.0),),
+            raw_bytes=5120 << 12,
+            rounds=(
+                Round(
+                    n=1,
+                    dirty_pages=5120,
+                    bytes_sent=8 << 20,
+                    duration_ms=100.0,
+                    raw_bytes=5120 << 12,
+                    zero_pages=77,
+                    codec="zstd 60 %, raw 40 %",
+                ),
+            ),
         )
         if request.dry_run:
             return replace(record, outcome=Outcome.DRY_RUN, phases=(), rounds=())

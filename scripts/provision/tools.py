@@ -23,16 +23,32 @@ PACKAGE_OF_COMMAND = {
     "tar": "tar",
     "umoci": "umoci",
 }
+# Other engines, whose containers may be services too. Nobody needs them who has none; their tests do.
+ENGINE_PACKAGE_OF_COMMAND = {
+    "conmon": "conmon",
+    "containerd": "containerd",
+    "docker": "docker.io",
+    "dockerd": "docker.io",
+    "lxc-checkpoint": "lxc",
+    "mmdebstrap": "mmdebstrap",
+    "podman": "podman",
+}
 # No PATH leads to this one; the lab's storage server runs it. (openssh-server, and with it a daemon, is not needed.)
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 LOCK_WAIT_S = 300
 
 
-def missing_packages() -> list[str]:
-    """Names of the packages that have to be installed."""
-    missing = [
-        package for command, package in PACKAGE_OF_COMMAND.items() if shutil.which(command, path=SEARCH_PATH) is None
-    ]
+def _wanted(engines: bool) -> dict[str, str]:
+    return PACKAGE_OF_COMMAND | (ENGINE_PACKAGE_OF_COMMAND if engines else {})
+
+
+def missing_packages(*, engines: bool = False) -> list[str]:
+    """Names of the packages that have to be installed, each once."""
+    missing = list(
+        dict.fromkeys(
+            package for command, package in _wanted(engines).items() if shutil.which(command, path=SEARCH_PATH) is None
+        )
+    )
     if not any(os.access(path, os.X_OK) for path in SFTP_SERVERS):
         missing.append("openssh-sftp-server")
     # Debian splits the part of `venv` that puts pip into the environment off into a package of its own.
@@ -41,11 +57,12 @@ def missing_packages() -> list[str]:
     return missing
 
 
-def ensure(step: Step) -> None:
-    """Install what is missing; touches neither the network nor apt's lists when nothing is."""
-    packages = missing_packages()
+def ensure(step: Step, *, engines: bool) -> None:
+    """Install what is missing, with `engines` the other container engines too; touches neither the network nor apt's
+    lists when nothing is."""
+    packages = missing_packages(engines=engines)
     if not packages:
-        step.outcome = f"all {len(PACKAGE_OF_COMMAND) + 1} tools are here"
+        step.outcome = f"all {len(_wanted(engines)) + 1} tools are here"
         return
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
         raise SetupError(f"missing: {', '.join(packages)}, and no apt-get to install them", "install them by hand")
@@ -58,7 +75,7 @@ def ensure(step: Step) -> None:
         run(["apt-get", "install", "-qy", "--no-install-recommends", "-o", lock_wait, *packages], env=env)
     except CommandError as error:
         raise SetupError(str(error), f"repair apt, or run `apt-get install {' '.join(packages)}`") from error
-    still = missing_packages()
+    still = missing_packages(engines=engines)
     if still:
         raise SetupError(
             f"still missing after the installation: {', '.join(still)}",

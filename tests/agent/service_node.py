@@ -90,7 +90,7 @@ class ServiceNode:
 
     def assert_clean(self) -> None:
         """Nothing of any service is left: files, mounts, control groups, processes, namespaces, ports."""
-        kinds = ("services", "netns", "run/runc", "run/waiting")
+        kinds = ("services", "volumes", "netns", "run/runc", "run/waiting")
         left = [str(path) for kind in kinds for path in (self.state_dir / kind).glob("*")]
         assert left == []
         mounts = Path("/proc/self/mountinfo").read_text()

@@ -182,6 +182,7 @@ def test_noise_has_all_its_figures(probe: Probe) -> None:
     noise = probe.noise(2)
     assert noise.windows == 2
     assert noise.lost == 0
+    assert noise.delay_udp_ms is not None
     assert 0 < noise.delay_udp_ms.p50 <= noise.delay_udp_ms.p99 <= noise.delay_udp_ms.max
     assert 0 < noise.outage_tcp_ms.max < 1000
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from whimbrel.model.migration import Outcome
 RECORD_FIELDS = {
     "id", "service", "workload", "source", "destination", "strategy", "reason", "outcome", "error",
     "total_ms", "freeze_ms", "outage_udp_ms", "outage_tcp_ms", "lost", "resets", "state_ok", "rss_bytes",
-    "bytes_sent", "phases", "rounds",
+    "bytes_sent", "raw_bytes", "phases", "rounds",
 }  # fmt: skip
 
 Call = Callable[..., tuple[int, str, str]]
@@ -74,6 +76,7 @@ def test_a_service_from_run_to_rm(whimbrel: Call) -> None:
     assert status["spec"] == {
         "name": "web", "image": "rootfs:/srv/web", "address": "10.77.1.1/16", "ports": ["80/tcp", "53/udp"],
         "args": ["serve", "--fast"], "env": ["A=b=c"], "memory_limit_bytes": 64 << 20, "workload": "",
+        "engine": "runc", "volumes": [], "shared": False,
     }  # fmt: skip
     assert (status["node"], status["state"], status["rss_bytes"]) == ("edge-2", "running", 20 << 20)
     _, out, _ = whimbrel("service", "inspect", "web")
@@ -114,12 +117,17 @@ def test_migrate_with_json_has_the_stable_fields(whimbrel: Call, region: FakeReg
     assert set(record) >= RECORD_FIELDS
     assert (record["outcome"], record["source"], record["destination"]) == ("done", "edge-1", "edge-2")
     assert record["phases"] == [{"name": "rounds", "start_ms": 0.0, "duration_ms": 200.0}]
-    assert record["rounds"] == [{"n": 1, "dirty_pages": 5120, "bytes_sent": 20 << 20, "duration_ms": 100.0}]
+    assert record["rounds"] == [
+        {"n": 1, "dirty_pages": 5120, "bytes_sent": 8 << 20, "duration_ms": 100.0, "raw_bytes": 20 << 20,
+         "file_bytes": 0, "zero_pages": 77, "codec": "zstd 60 %, raw 40 %"}
+    ]  # fmt: skip
     assert record["outage_udp_ms"] is None
     assert "demo: edge-1 -> edge-2: " in err
     request = region.agents["edge-1"].requests[-1].request
     assert (request.max_downtime_ms, request.deadline_ms, request.bandwidth_bps) == (100, 20_000, 1e8)
     assert json.loads(whimbrel("migration", "show", record["id"], "--json")[1]) == record
+    shown = whimbrel("migration", "show", record["id"])[1]
+    assert re.search(r"5120 +77 +21 MB +8.39 MB +100.0 +zstd 60 %, raw 40 %", shown), shown
     assert json.loads(whimbrel("migration", "ls", "--json")[1])[0] == record
     _, out, _ = whimbrel("migration", "show", record["id"])
     assert "45.5 ms" in out
@@ -128,7 +136,9 @@ def test_migrate_with_json_has_the_stable_fields(whimbrel: Call, region: FakeReg
     assert out.splitlines()[1].split()[:3] == [record["id"], "demo", "edge-1"]
 
 
-def test_migrate_tells_in_plain_lines(whimbrel: Call, demo: str) -> None:
+def test_migrate_tells_in_plain_lines(whimbrel: Call, demo: str, region: FakeRegion) -> None:
+    region.go.clear()
+    threading.Timer(1.0, region.go.set).start()  # not over before anybody listens
     code, out, err = whimbrel("migrate", demo, "--to", "edge-2")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -174,7 +184,7 @@ BAD = {
     "address": (["node", "ls", "--controller", "nowhere"], "tcp:HOST:PORT"),
     "controller config": (["controller", "--config", "/nowhere.toml"], "/nowhere.toml"),
     "agent config": (["agent", "--config", "/nowhere.toml"], "/nowhere.toml"),
-    "bench": (["bench", "nothing"], "downtime or pages"),
+    "bench": (["bench", "nothing"], "choose downtime, pages or codecs"),
     "bench file": (["bench", "downtime", "--json", "/nowhere/x.json"], "/nowhere is no directory"),
     "bench sizes": (["bench", "downtime", "--sizes", "big"], "20,200,1024"),
     "scenario": (["demo", "--scenario", "nothing"], "there is no scenario 'nothing'"),

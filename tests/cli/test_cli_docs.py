@@ -32,8 +32,9 @@ def test_there_are_the_commands_of_the_design() -> None:
             "check", "lab up", "lab down", "lab status", "demo", "controller", "agent", "node ls",
             "service run", "service ls", "service inspect", "service logs", "service exec", "service rm",
             "migrate",
-            "migration ls", "migration show", "migration cancel", "bench",
-            "workload ls", "workload build", "workload client",
+            "migration ls", "migration show", "migration cancel", "bench", "experiment ls", "experiment run",
+            "workload ls", "workload build", "workload client", "service adopt", "service release",
+            "volume ls", "volume rm", "image ls", "image push",
         )
     }  # fmt: skip
 

@@ -44,7 +44,7 @@ def stored(store: PageStore, count: int) -> None:
     with store.room_for(count) as window:
         for page in range(count):
             window[page * P : (page + 1) * P] = bytes([page % 251 + 1]) * P
-    store.used_pages += count
+    store.take(count)
 
 
 def right(memory: mmap.mmap, count: int) -> bool:
@@ -66,7 +66,7 @@ def test_pages_of_mappings_that_touch_are_all_placed() -> None:
             assert libc.mprotect(ctypes.c_void_p(address + border * P), P, mmap.PROT_READ) == 0
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
         server = LazyServer()
-        server.add(LazySpace(uffd, Supply(pages, np.arange(count)), address_of(memoryview(store.map))))
+        server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
         assert server.fill_all() == count * P
         assert right(memory, count)
         server.start()
@@ -89,13 +89,13 @@ def test_what_is_on_its_way_is_asked_for_once_and_waited_for() -> None:
         reader.start()
         while not asked:
             assert reader.is_alive()
-        server.arrived(supply, pages[20:24], 20)
+        server.arrived(supply, pages[20:24], np.arange(21, 25))
         reader.join(timeout=10)
         assert (asked, seen.raw[0]) == ([first + 20], 20 % 251 + 1)
         filler = threading.Thread(target=server.fill_all)
         filler.start()
-        server.arrived(supply, pages[24:], 24)
-        server.arrived(supply, pages[:20], 0)
+        server.arrived(supply, pages[24:], np.arange(25, count + 1))
+        server.arrived(supply, pages[:20], np.arange(1, 21))
         filler.join(timeout=10)
         assert right(memory, count)
         server.stop()

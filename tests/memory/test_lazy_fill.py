@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from whimbrel.memory.lazy import LazySpace, address_of
+from whimbrel.memory.supply import Supply
 from whimbrel.model.units import PAGE_BYTES
 
 USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
@@ -48,7 +49,7 @@ def test_a_run_of_pages_over_several_mappings_arrives_whole(uffd: int, splits: t
         base = address_of(view)
         fcntl.ioctl(uffd, UFFDIO_REGISTER, struct.pack("<QQQQ", base, PAGES * PAGE_BYTES, MISSING, 0))
         pages = np.arange(PAGES, dtype=np.uint64) + np.uint64(base // PAGE_BYTES)
-        space = LazySpace(uffd, pages, np.arange(PAGES, dtype=np.int64), address_of(contents))
+        space = LazySpace(uffd, Supply(pages, np.arange(PAGES, dtype=np.int64)), address_of(contents))
         placed = space.fill(threading.Event())
     assert placed == PAGES * PAGE_BYTES
     # a page that did not arrive would make the comparison wait for ever: ask the kernel first

@@ -136,6 +136,9 @@ name = "migration-tests-{PREFIX}"
 prefix = "{PREFIX}-"
 overlay_subnet = "10.77.0.0/16"
 controller_subnet = "192.168.100.0/24"
+[storage]
+name = "{PREFIX}-nas"
+subnet = "192.168.120.0/24"
 [[edges]]
 name = "{PREFIX}-1"
 subnet = "192.168.101.0/24"
@@ -207,7 +210,7 @@ def running(lab: Lab) -> Iterator[Running]:
     status = lab.controller.run_service(
         "mover", lab.image, EDGES[0], env=[f"MEMORY_MB={memory_mb}"], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
     )
-    user = _user_when_ready(lab, status.spec.address.split("/")[0])
+    user = user_when_ready(lab, status.spec.address.split("/")[0])
     try:
         yield Running(lab, "mover", memory_mb, user)
     finally:
@@ -234,7 +237,7 @@ def _remove(lab: Lab, name: str) -> None:
             time.sleep(0.2)
 
 
-def _user_when_ready(lab: Lab, address: str) -> User:
+def user_when_ready(lab: Lab, address: str) -> User:
     deadline = time.monotonic() + 10
     while True:
         try:

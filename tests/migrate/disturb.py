@@ -27,18 +27,22 @@ SOURCE, DESTINATION = EDGES[0], EDGES[1]
 class Attempt:
     """A migration started in the background, to be disturbed."""
 
-    def __init__(self, running: Running, strategy: str = "hybrid") -> None:
+    def __init__(self, running: Running, strategy: str = "hybrid", bandwidth_bps: float = 0.0) -> None:
         self.record: MigrationRecord | None = None
         self.error: WhimbrelError | None = None
         self.news: list[Progress] = []
-        self._running, self._strategy = running, strategy
+        self._running, self._strategy, self._bandwidth_bps = running, strategy, bandwidth_bps
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self.record = self._running.lab.controller.migrate(
-                self._running.name, DESTINATION, self._strategy, on_progress=self.news.append
+                self._running.name,
+                DESTINATION,
+                self._strategy,
+                bandwidth_bps=self._bandwidth_bps,
+                on_progress=self.news.append,
             )
         except WhimbrelError as error:
             self.error = error

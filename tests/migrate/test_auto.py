@@ -27,9 +27,9 @@ def test_without_limits_it_is_hybrid(running: Running) -> None:
 
 
 def test_a_known_handover_is_waited_for(running: Running) -> None:
-    record = moved(running, handover_in_ms=4000.0)
+    record = moved(running, handover_in_ms=7000.0)
     assert record.strategy == "hybrid"
-    assert "the handover comes in 4.0 s" in record.reason
+    assert "the handover comes in 7.0 s" in record.reason
     freeze = next(phase for phase in record.phases if phase.name == "freeze")
     assert freeze.start_ms > 2000, "memory crosses ahead, but the service stays until the user leaves"
     assert len(record.rounds) > 3, "meanwhile the destination is kept fresh"

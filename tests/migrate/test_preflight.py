@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from whimbrel.migrate.preflight import check_room, compare
+from whimbrel.migrate.preflight import FileRoom, check_room, compare
 from whimbrel.model.errors import Refused
 from whimbrel.model.node import Capabilities, Resources
 
@@ -51,9 +51,17 @@ def test_differences_are_refused(change: dict[str, Any], words: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
-def test_too_little_memory_and_disk_are_refused() -> None:
-    check_room(300 << 20, 100 << 20, ROOM, "there")
-    with pytest.raises(Refused, match="of memory free, the migration needs"):
-        check_room(600 << 20, 0, ROOM, "there")
-    with pytest.raises(Refused, match="of disk free, the migration needs"):
-        check_room(100 << 20, 2 << 30, ROOM, "there")
+@pytest.mark.parametrize(
+    ("rss_bytes", "files", "words"),
+    [
+        (600 << 20, FileRoom(), "of memory free, the migration needs"),
+        (300 << 20, FileRoom(memory_bytes=500 << 20), "of memory free, the migration needs"),
+        (300 << 20, FileRoom(nameless_bytes=200 << 20), "of memory free, the migration needs"),
+        (100 << 20, FileRoom(disk_bytes=2 << 30), "of disk free, the migration needs"),
+    ],
+    ids=["memory", "files in /dev/shm", "files without a name", "disk"],
+)
+def test_too_little_memory_and_disk_are_refused(rss_bytes: int, files: FileRoom, words: str) -> None:
+    check_room(300 << 20, FileRoom(disk_bytes=100 << 20, memory_bytes=10 << 20), ROOM, "there")
+    with pytest.raises(Refused, match=words):
+        check_room(rss_bytes, files, ROOM, "there")

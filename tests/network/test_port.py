@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from network_region import ADDRESS, GATEWAY, SERVICE
@@ -116,3 +118,37 @@ def test_announcing_repeats_stop_with_the_port(region) -> None:
     begin = time.monotonic()
     region.run("edge-1", region.ports["edge-1"].remove, SERVICE)
     assert time.monotonic() - begin < 1.0
+
+
+def _network_of_an_engine() -> None:
+    with IPRoute() as ip:
+        ip.link("add", ifname="eth0", kind="bridge")
+        index = ip.link_lookup(ifname="eth0")[0]
+        ip.addr("add", index=index, address="172.31.0.5", prefixlen=24)
+        ip.link("set", index=index, state="up")
+        ip.route("add", dst="default", gateway="172.31.0.1")
+
+
+def test_a_port_is_plugged_into_a_network_that_is_there(region, tmp_path: Path) -> None:
+    """What the container's engine gave it stays as it is; what comes by the overlay is answered by the overlay."""
+    theirs = tmp_path / "theirs"
+    netns.create(theirs)
+    netns.call(theirs, _network_of_an_engine)
+    ports = region.ports["edge-1"]
+    try:
+        info = region.run("edge-1", lambda: ports.create(SERVICE, ADDRESS, GATEWAY, inside=theirs))
+        assert info.interface == "whimbrel0"
+        assert info.netns_path.stat().st_ino == theirs.stat().st_ino
+
+        def route(source: str) -> str:
+            argv = ["ip", "route", "get", "10.99.0.7", "from", source]
+            return netns.call(theirs, lambda: subprocess.run(argv, capture_output=True, text=True, check=True)).stdout
+
+        region.run("edge-1", ports.open, SERVICE)
+        assert "dev whimbrel0" in route(ADDRESS.split("/")[0])
+        assert "dev eth0" in route("172.31.0.5")
+        region.run("edge-1", ports.remove, SERVICE)
+        assert netns.call(theirs, socket.if_nameindex)[-1][1] == "eth0", "only ours is gone"
+    finally:
+        region.run("edge-1", ports.remove, SERVICE)
+        netns.remove(theirs)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whimbrel.model.service import ServiceSpec
+from whimbrel.model.volume import parse_volumes
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.logger import open_log
 from whimbrel.runtime.runc import Runc
@@ -56,6 +57,13 @@ class Node:
     def cgroup(self, service: str) -> Cgroup:
         return Cgroup(cgroup_path(self.name, service))
 
+    def volumes(self, spec: ServiceSpec) -> dict[str, Path]:
+        """A folder for each volume, by the path where the container sees it."""
+        found = {volume.path: self.folder / "volumes" / volume.name for volume in parse_volumes(spec.volumes)}
+        for folder in found.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        return found
+
     async def create(self, spec: ServiceSpec, *, output: bool = True) -> int:
         """Mount, describe, `runc create`; returns the waiting process."""
         folder = self.folder / "services" / spec.name
@@ -69,6 +77,7 @@ class Node:
             shm=layer.shm,
             netns=self.netns,
             cgroup=self.cgroup(spec.name).path,
+            volumes=self.volumes(spec),
         )
         (folder / "config.json").write_bytes(config)
         pipe = open_log(folder / "logs", self.name) if output else None

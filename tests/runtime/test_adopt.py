@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,20 +18,20 @@ from whimbrel.model.errors import WhimbrelError
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
 from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
 from whimbrel.runtime.runc import process_start_ticks
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, build_spec
-from whimbrel.storage.archive import apply, pack
+from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, build_spec, volume_external
 from whimbrel.storage.layer import mount_overlay, unmount
-from whimbrel.storage.listing import changed, snapshot
+from whimbrel.storage.treecopy import copy_folder
 
 pytestmark = pytest.mark.real
 MakeNode = Callable[[str], Awaitable[Node]]
 
 COUNT = """
-exec 3>/dev/shm/seen
+exec 3>/dev/shm/seen 4>>/srv/data/log
 i=0
-while true; do i=$((i+1)); echo $i; echo $i > /tmp/count; echo $i >&3; sleep 0.02; done
+while true; do i=$((i+1)); echo $i; echo $i > /tmp/count; echo $i >&3; echo $i >&4; sleep 0.02; done
 """
-SPEC = shell("svc", COUNT, memory_limit_bytes=64 << 20)
+SPEC = shell("svc", COUNT, memory_limit_bytes=64 << 20, volumes=("data:/srv/data",))
+VOLUME = volume_external("data")
 
 
 def criu(command: str, netns: Path, images: Path, *options: str, **more: object) -> None:
@@ -59,6 +59,7 @@ async def placeholder(node: Node) -> None:
                 shm=layer.shm,
                 netns=node.netns,
                 cgroup=node.cgroup("svc").path,
+                volumes=node.volumes(SPEC),
             )
             (folder / "config.json").write_bytes(config)
             if rootfs != layer.rootfs:
@@ -77,13 +78,14 @@ async def move(source: Node, target: Node, images: Path) -> int:
     pid = find_restored(source.runc.root, "svc", source.cgroup("svc").pids())
     stdio = os.readlink(f"/proc/{pid}/fd/1")
     criu("dump", source.netns, images, "--tree", str(pid), "--root", str(source.layer("svc").rootfs),
-         "--network-lock", "skip", "--external", f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}")  # fmt: skip
+         "--network-lock", "skip", "--external", f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}",
+         "--external", f"mnt[/srv/data]:{VOLUME}")  # fmt: skip
     here, there = source.layer("svc"), target.layer("svc")
-    for old, new in ((here.upper, there.upper), (here.shm, there.shm)):
-        stream = io.BytesIO()
-        pack(old, changed({}, snapshot(old)), stream)
-        stream.seek(0)
-        apply(new, stream)
+    mine, theirs = source.volumes(SPEC)["/srv/data"], target.volumes(SPEC)["/srv/data"]
+    shutil.rmtree(theirs)
+    theirs.mkdir()
+    for old, new in ((here.upper, there.upper), (here.shm, there.shm), (mine, theirs)):
+        copy_folder(old, new)
     there.mount(target.image.rootfs)
     logs = target.folder / "services/svc/logs"
     output = open_log(logs, target.name)
@@ -95,7 +97,8 @@ async def move(source: Node, target: Node, images: Path) -> int:
 
     try:
         criu("restore", target.netns, images, "--root", str(there.rootfs), "--restore-detached",
-             "--external", f"mnt[{SHM_EXTERNAL}]:{there.shm}", "--inherit-fd", f"fd[{output}]:{stdio}",
+             "--external", f"mnt[{SHM_EXTERNAL}]:{there.shm}", "--external", f"mnt[{VOLUME}]:{theirs}",
+             "--inherit-fd", f"fd[{output}]:{stdio}",
              pass_fds=(output,), preexec_fn=join)  # fmt: skip
     finally:
         os.close(output)
@@ -138,6 +141,9 @@ async def test_restored_container_is_runcs_own_there_and_back(make_node: MakeNod
         assert not any(folder.exists() for folder in source.cgroup("svc").folders)
     counted = [int(line) for line in tail(logs[two.name], 1 << 20).split()]
     assert counted == list(range(1, len(counted) + 1))  # nothing the service said is lost or said twice
+    written = [int(line) for line in (two.volumes(SPEC)["/srv/data"] / "log").read_text().split()]
+    assert written == list(range(1, len(written) + 1))  # the open file of the volume went on with it
+    assert len(written) >= len(counted) - 1
     await two.runc.kill("svc", signal.SIGKILL)
     await until(lambda: process_start_ticks(pid) is None)
     assert (await two.runc.state("svc")).status == "stopped"

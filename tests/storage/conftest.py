@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from shared_mounts import POSSIBLE, Shared, shared_file_system
 
 

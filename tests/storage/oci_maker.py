@@ -10,6 +10,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
@@ -52,8 +54,11 @@ def make_layout(
     tag: str = "v1",
     config: dict[str, Any] | None = None,
     layer_type: str = LAYER_TYPE,
+    packed: str = "gzip",
 ) -> Path:
-    """An OCI layout at `path` whose layers are the given tar files, packed with gzip."""
+    """An OCI layout at `path` whose layers are the given tar files, packed with gzip or zstd."""
+    if packed == "zstd":
+        layer_type = layer_type.removesuffix("+gzip") + "+zstd"
     blobs = path / "blobs/sha256"
     blobs.mkdir(parents=True, exist_ok=True)
 
@@ -62,7 +67,10 @@ def make_layout(
         (blobs / digest).write_bytes(content)
         return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(content)}
 
-    described = [blob(gzip.compress(layer, mtime=0), layer_type) for layer in layers]
+    def pack(layer: bytes) -> bytes:
+        return zstandard.compress(layer) if packed == "zstd" else gzip.compress(layer, mtime=0)
+
+    described = [blob(pack(layer), layer_type) for layer in layers]
     image = {
         "architecture": "amd64",
         "os": "linux",

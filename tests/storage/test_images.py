@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from oci_maker import file, folder, hard_link, link, make_layout, special, tar
 
-from whimbrel.model.errors import BadInput
+from whimbrel.model.errors import BadInput, StepFailed
 from whimbrel.storage import prescan
-from whimbrel.storage.images import ImageStore
+from whimbrel.storage.images import NODES_OWN, ImageStore
+from whimbrel.storage.treecopy import copy_folder
 
 pytestmark = [
     pytest.mark.real,
@@ -236,38 +239,99 @@ def test_huge_image_is_refused_before_it_is_unpacked(
     assert left_behind(store) == []
 
 
-def test_image_crosses_to_another_node_by_tar(tmp_path: Path, store: ImageStore) -> None:
+def send(store: ImageStore, digest: str, other: ImageStore) -> bool:
+    stored = store.stored(digest)
+    return other.take(digest, stored.tree, lambda folder: copy_folder(stored.folder, folder, without=NODES_OWN))
+
+
+def test_image_crosses_to_another_node(tmp_path: Path, store: ImageStore) -> None:
     layer = tar(file("bin/run", b"#!", uid=7), hard_link("bin/again", "bin/run"), link("bin/go", "run"))
-    image = store.ensure(f"oci:{make_layout(tmp_path / 'oci', BASE, layer, config=CONFIG)}")
-    os.setxattr(image.rootfs / "bin/run", "user.note", b"\xff\x00binary")
+    planted = tar(file("dev/planted", b"hidden in every container"))
+    image = store.ensure(f"oci:{make_layout(tmp_path / 'oci', BASE, layer, planted, config=CONFIG)}")
     other = ImageStore(tmp_path / "other")
-    with subprocess.Popen(store.export_tar(image.digest), stdout=subprocess.PIPE) as sending:
-        assert sending.stdout is not None
-        arrived = other.import_tar(image.digest, sending.stdout)
-    assert sending.returncode == 0
+    assert send(store, image.digest, other)
+    arrived = other.get(image.digest)
     assert (arrived.argv, arrived.uid, arrived.env) == (image.argv, image.uid, image.env)
     ran = (arrived.rootfs / "bin/run").stat()
     assert (ran.st_uid, ran.st_nlink, ran.st_mode) == (7, 2, (image.rootfs / "bin/run").stat().st_mode)
     assert ran.st_mtime_ns == (image.rootfs / "bin/run").stat().st_mtime_ns
-    assert os.getxattr(arrived.rootfs / "bin/run", "user.note") == b"\xff\x00binary"
+    assert not (arrived.rootfs / "dev/planted").exists()
+    assert other.stored(image.digest).tree == store.stored(image.digest).tree
+    assert not send(store, image.digest, other), "it is there"
+    third = ImageStore(tmp_path / "third")
+    assert send(other, image.digest, third), "from there it can go on"
 
 
 @pytest.mark.parametrize(
-    "stream",
+    "spoil",
     [
-        b"",
-        b"no tar" * 1000,
-        tar(file("image.json", b"{}")),
-        tar(folder("rootfs"), file("image.json", b"[")),
-        tar(link("rootfs", "/"), file("image.json", b"{}")),
-        tar(folder("rootfs"), link("image.json", "/etc/hostname")),
-        tar(folder("rootfs"), file("rootfs/../../escaped"), file("image.json", b"{}")),
+        lambda rootfs: (rootfs / "old").write_text("new"),
+        lambda rootfs: os.chmod(rootfs / "bin/run", 0o4755),
+        lambda rootfs: (rootfs / "more").touch(),
+        lambda rootfs: (rootfs / "old").unlink(),
+        lambda rootfs: os.setxattr(rootfs / "bin/run", "user.x", b"1"),
+    ],
+    ids=["contents", "mode", "one more", "one less", "attribute"],
+)
+def test_an_image_that_was_changed_does_not_spread(
+    tmp_path: Path, store: ImageStore, spoil: Callable[[Path], object]
+) -> None:
+    image = store.ensure(f"oci:{make_layout(tmp_path / 'oci', BASE)}")
+    spoil(image.rootfs)
+    other = ImageStore(tmp_path / "other")
+    with pytest.raises(StepFailed, match="is not what it was when it was unpacked") as caught:
+        send(store, image.digest, other)
+    assert "\n" not in str(caught.value)
+    assert left_behind(other) == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: shutil.rmtree(folder / "rootfs"),
+        lambda folder: (folder / "image.json").unlink(),
+        lambda folder: (folder / "image.json").write_text("["),
+        lambda folder: (shutil.rmtree(folder / "rootfs"), (folder / "rootfs").symlink_to("/")),
+        lambda folder: ((folder / "image.json").unlink(), (folder / "image.json").symlink_to("/etc/hostname")),
     ],
 )
-def test_image_that_did_not_arrive_whole_is_refused(tmp_path: Path, store: ImageStore, stream: bytes) -> None:
-    sent = tmp_path / "sent.tar"
-    sent.write_bytes(stream)
-    with pytest.raises(BadInput), sent.open("rb") as file:
-        store.import_tar("sha256:" + "0" * 64, file)
+def test_image_that_did_not_arrive_whole_is_refused(
+    tmp_path: Path, store: ImageStore, spoil: Callable[[Path], object]
+) -> None:
+    image = store.ensure(f"oci:{make_layout(tmp_path / 'oci', BASE)}")
+    stored = store.stored(image.digest)
+    spoil(stored.folder)
+    other = ImageStore(tmp_path / "other")
+    with pytest.raises(BadInput) as caught:
+        other.take(image.digest, stored.tree, lambda folder: copy_folder(stored.folder, folder))
+    assert "\n" not in str(caught.value)
+    assert left_behind(other) == []
+
+
+def test_layers_packed_with_zstd_are_unpacked(tmp_path: Path, store: ImageStore) -> None:
+    gzipped = store.ensure(f"oci:{make_layout(tmp_path / 'gzip', BASE, BASE, config=CONFIG)}")
+    upper = tar(file("new", b"new"), file(".wh.old", b""))
+    layout = make_layout(tmp_path / "zstd", BASE, BASE, upper, config=CONFIG, packed="zstd")
+    image = store.ensure(f"oci:{layout}")
+    assert image.argv == gzipped.argv
+    assert (image.rootfs / "bin/run").read_bytes() == (gzipped.rootfs / "bin/run").read_bytes()
+    assert (image.rootfs / "new").read_bytes() == b"new"
+    assert not (image.rootfs / "old").exists()
+    assert sorted(path.name for path in image.rootfs.parent.iterdir()) == ["image.json", "rootfs"]
+
+
+def test_a_layer_that_is_no_zstd_is_refused(tmp_path: Path, store: ImageStore) -> None:
+    layout = make_layout(tmp_path / "oci", BASE, layer_type="application/vnd.oci.image.layer.v1.tar+zstd")
+    with pytest.raises(BadInput, match="no readable zstd"):
+        store.ensure(f"oci:{layout}")
     assert left_behind(store) == []
-    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_a_half_image_of_a_killed_process_is_forgotten(tmp_path: Path, store: ImageStore) -> None:
+    digest = store.ensure(f"oci:{make_layout(tmp_path / 'oci', BASE)}").digest
+    other = ImageStore(tmp_path / "other")
+    (other.root / f".new-{digest.removeprefix('sha256:')}/rootfs").mkdir(parents=True)
+    other.forget_half(digest)
+    assert left_behind(other) == []
+    store.forget_half(digest)
+    assert store.has(digest), "a whole one stays"

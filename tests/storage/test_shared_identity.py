@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from shared_mounts import Shared
 
+from shared_mounts import Shared
 from whimbrel.model.errors import BadInput, Refused, Unreachable
 from whimbrel.storage.shared.helper import Helper
 from whimbrel.storage.shared.marker import FOLDER, identify

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shared_mounts import INSIDE, Shared
 
+from shared_mounts import INSIDE, Shared
 from whimbrel.model.errors import BadInput, Refused
 from whimbrel.storage.mounts import mounts
 from whimbrel.storage.shared.place import SharedStorage
@@ -125,6 +125,11 @@ def test_what_a_lost_node_left_under_its_own_name_is_replaced(
     here, _ = nodes
     here.fill(image, {})
     (shared.data / "whimbrel/services/echo/root/etc/old").touch()
+    half: Path = shared.data / "whimbrel/services/.node-a~12345678"  # it ended while it deleted
+    half.mkdir()
+    (half / "owner").touch()
+    SharedStorage(shared.one, "node-a").sweep()
+    assert not half.exists()
     here.leave()
     here.fill(image, {})
     assert not (shared.data / "whimbrel/services/echo/root/etc/old").exists()
@@ -149,9 +154,8 @@ def test_what_criu_left_of_a_killed_dump_goes(
         assert holder.stdout is not None
         holder.stdout.readline()
         try:
-            root.begin_settling([holder.pid])
+            root.tidy([holder.pid])
             left = set(os.listdir(root.rootfs / "etc"))
-            root.end_settling([holder.pid])
         finally:
             holder.kill()
     assert {"link_remap.txt", "name"} <= left

@@ -1,4 +1,4 @@
-"""What one node has written is what the other one reads, or it is told; folders of migrations leave nothing behind."""
+"""What one node has written is what the other one reads, or it is told."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shared_mounts import INSIDE, Shared
 
-from whimbrel.model.errors import Conflict, StepFailed
-from whimbrel.storage.shared.marker import identify
-from whimbrel.storage.shared.place import SharedStorage
+from shared_mounts import INSIDE, Shared
+from whimbrel.model.errors import StepFailed
+from whimbrel.storage.shared.helper import Helper
+from whimbrel.storage.shared.place import await_visible
 from whimbrel.storage.shared.visible import settle
 
 WRITER = f"""
@@ -29,16 +28,6 @@ for n in range(200):
 print('written', flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture
-def storages(shared: Shared) -> Iterator[tuple[SharedStorage, SharedStorage]]:
-    identify(shared.one)
-    pair = SharedStorage(shared.one, "node-1"), SharedStorage(shared.two, "node-2")
-    yield pair
-    for storage in pair:
-        storage.sweep([])
-    assert os.listdir(shared.data / "whimbrel/migrations") == []
 
 
 def test_what_a_process_holds_open_is_pushed_out_and_seen(shared: Shared) -> None:
@@ -58,58 +47,39 @@ def test_what_a_process_holds_open_is_pushed_out_and_seen(shared: Shared) -> Non
     assert {path: size for path, size, _ in seen} == {"/log": 690, "/mapped": 8192}
 
 
-def test_the_reader_waits_until_it_sees_it_and_tells_what_it_does_not(
-    storages: tuple[SharedStorage, SharedStorage], shared: Shared
-) -> None:
-    here, there = storages
-    folder = here.open_folder("m-1")
-    (folder / "deep").mkdir()
-    (folder / "deep/pages.img").write_bytes(os.urandom(300_000))
-    os.symlink("../parent", folder / "parent")
-    seen = here.publish(folder)
-    assert {path for path, _, _ in seen} == {"owner", "deep/pages.img"}
-    assert there.await_visible(there.folder_of("m-1"), seen, timeout_s=5) < 5000
-    assert (there.folder_of("m-1") / "deep/pages.img").read_bytes() == (folder / "deep/pages.img").read_bytes()
+def test_the_reader_waits_until_it_sees_it_and_tells_what_it_does_not(shared: Shared) -> None:
+    folder = shared.one / "await"
+    (folder / "deep").mkdir(parents=True)
+    content = os.urandom(300_000)
+    (folder / "deep/pages").write_bytes(content)
+    status = (folder / "deep/pages").stat()
+    seen = [("/deep/pages", status.st_size, status.st_mtime_ns)]
+    there = shared.two / "await"
+    with Helper(str(shared.two)) as helper:
+        assert await_visible(helper, there, seen, timeout_s=5) < 5000
+        assert (there / "deep/pages").read_bytes() == content
+        later = [("/deep/pages", status.st_size + 7, status.st_mtime_ns)]
+        with pytest.raises(StepFailed, match=r"deep/pages has 300007 bytes, there 300000 bytes; mount it with shorter"):
+            await_visible(helper, there, later, timeout_s=0.1)
 
-    path, size, mtime_ns = next(entry for entry in seen if entry[0] == "deep/pages.img")
-    later = [(path, size + 7, mtime_ns)]
-    with pytest.raises(StepFailed, match=r"deep/pages.img has 300007 bytes, there 300000 bytes; mount it with shorter"):
-        there.await_visible(there.folder_of("m-1"), later, timeout_s=0.1)
+        def grow() -> None:
+            file = shared.data / "await/deep/pages"
+            with file.open("ab") as appended:
+                appended.write(b"1234567")
+            os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
-    def grow() -> None:
-        with (shared.data / "whimbrel/migrations/m-1/deep/pages.img").open("ab") as file:
-            file.write(b"1234567")
-        os.utime(shared.data / "whimbrel/migrations/m-1/deep/pages.img", ns=(mtime_ns, mtime_ns))
-
-    timer = threading.Timer(0.3, grow)
-    timer.start()
-    assert there.await_visible(there.folder_of("m-1"), later, timeout_s=20) > 0
-    timer.join()
+        timer = threading.Timer(0.3, grow)
+        timer.start()
+        assert await_visible(helper, there, later, timeout_s=20) > 0
+        timer.join()
 
 
-def test_the_folder_of_a_migration_is_made_once_and_removed_by_either_side(
-    storages: tuple[SharedStorage, SharedStorage],
-) -> None:
-    here, there = storages
-    folder = here.open_folder("m-2")
-    with pytest.raises(Conflict, match="has a folder of migration m-2 already"):
-        there.open_folder("m-2")
-    (folder / "inventory.img").touch()
-    there.remove_folder("m-2")
-    assert not folder.exists()
-    here.remove_folder("m-2")
-
-
-def test_a_node_that_starts_removes_what_its_last_life_left(
-    storages: tuple[SharedStorage, SharedStorage], shared: Shared
-) -> None:
-    """But neither what it still has to settle nor another node's."""
-    here, there = storages
-    for name in ("m-3", "m-4"):
-        here.open_folder(name)
-    there.open_folder("m-5")
-    half: Path = shared.data / "whimbrel/migrations/.node-1~12345678"
-    half.mkdir()
-    (half / "pages.img").touch()
-    assert here.sweep(["m-4"]) == ["m-3"]
-    assert sorted(os.listdir(shared.data / "whimbrel/migrations")) == ["m-4", "m-5"]
+def test_a_link_in_the_root_leads_the_reader_nowhere(shared: Shared, tmp_path: Path) -> None:
+    """The names come from the other node, the links from the service."""
+    (tmp_path / "secret").write_text("x")
+    (shared.one / "links").mkdir()
+    os.symlink(tmp_path, shared.one / "links/out")
+    status = (tmp_path / "secret").stat()
+    seen = [("/out/secret", status.st_size, status.st_mtime_ns)]
+    with Helper(str(shared.two)) as helper, pytest.raises(StepFailed, match="there no such file"):
+        await_visible(helper, shared.two / "links", seen, timeout_s=0.1)

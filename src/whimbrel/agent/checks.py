@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from whimbrel.agent import kernel_probes
+from whimbrel.agent import engine_checks, kernel_probes
 from whimbrel.checkpoint.swrk import criu_path
 from whimbrel.memory.uffd import missing_support
 from whimbrel.model.errors import WhimbrelError
@@ -181,6 +181,16 @@ def _shared_memory() -> Found:
     return Status.OK, text, ""
 
 
+def _engine(judge: Callable[[], engine_checks.Verdict]) -> Callable[[], Found]:
+    """An engine that is not in order is no reason not to run our own containers."""
+
+    def probe() -> Found:
+        in_order, reason, fix = judge()
+        return Status.OK if in_order else Status.WARN, reason, fix
+
+    return probe
+
+
 def _output(*argv: str) -> str:
     """What a program prints, on either stream; its exit code does not matter."""
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
@@ -210,4 +220,7 @@ _CHECKS: tuple[tuple[str, Callable[[], Found], bool], ...] = (
     ("overlayfs", _overlay, True),
     ("control groups", _cgroups, True),
     ("/dev/shm", _shared_memory, False),
+    ("Docker", _engine(engine_checks.docker), True),
+    ("Podman", _engine(engine_checks.podman), True),
+    ("LXC", _engine(engine_checks.lxc), True),
 )

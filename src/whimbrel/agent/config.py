@@ -18,7 +18,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     `bridge_address` (with prefix) is the node's own address on the overlay: gateways need one.
     `overlay_gateway` is the default route of the services that run here. `shared_directory` lies on a file system
-    that other nodes mount too (see docs/shared-storage.md); empty: none.
+    that other nodes mount too (see docs/shared-storage.md); empty: none. `docker_socket` and
+    `podman_socket` are where this node's Docker and Podman's API service listen, `lxc_path` is the folder of its LXC
+    containers: services may be adopted from them.
     """
 
     name: str
@@ -30,6 +32,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bridge_address: str = ""
     overlay_gateway: str = ""
     shared_directory: str = ""
+    docker_socket: str = "/run/docker.sock"
+    podman_socket: str = "/run/podman/podman.sock"
+    lxc_path: str = "/var/lib/lxc"
 
     def __post_init__(self) -> None:
         if self.shared_directory and not Path(self.shared_directory).is_absolute():

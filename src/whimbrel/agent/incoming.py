@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,21 @@ from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.migrate.staging.shared import find_stage, stage_below
 from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of, said, write_word
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
-from whimbrel.runtime.spec import cgroup_path, local_binds
+from whimbrel.runtime.moving import Landing
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler
 
 log = structlog.get_logger()
 WORKER_START_S = 20.0
 COMMIT_WORD_S = 5.0
+Ports = tuple[int, int, int]  # of the page channel, of what is staged (0: nothing), of the files
 
 
 class Incoming:
@@ -66,17 +69,12 @@ class Incoming:
         }
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
-        self._host.refuse_taken(call.spec)
-        await self._host.need_files(call.spec, call.image_digest, call.shared)
+        has_image = await self._host.offer(call.spec, call.image_digest, call.description, call.shared)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),
         )
-        return calls.OfferReply(
-            capabilities=self._host.shared.with_shared(capabilities),
-            resources=resources,
-            has_image=self._host.images.has(call.image_digest),
-        )
+        return calls.OfferReply(capabilities=capabilities, resources=resources, has_image=has_image)
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
         """Layer, network, runc's placeholder, and the worker with CRIU ready; undone whole on any failure."""
@@ -96,28 +94,39 @@ class Incoming:
     async def _prepare(self, call: calls.PrepareIncoming) -> calls.IncomingReady:
         name = call.service.spec.name
         async with contextlib.AsyncExitStack() as undo:
-            await self._host.prepare_incoming(call.service)
+            landing, connection = await self._host.prepare_incoming(call.service, call.description)
             undo.push_async_callback(self._host.discard, name)
+            if connection is not None:
+                undo.callback(connection.close)  # then its engine's start fails, which the discard waits for
             await asyncio.to_thread(failpoints.wait_at, "incoming.prepare")
             work_dir = self._work_dir(call.id)
             work_dir.mkdir()
             undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
-            arrival, ports, token = await self._start_worker(call, work_dir)
+            arrival, ports, token = await self._start_worker(call, work_dir, landing, connection)
             undo.push_async_callback(self._stop_worker, arrival)
             ticket_path(work_dir).write_bytes(msgspec.json.encode(arrival.ticket))
             self._arrivals[call.id] = arrival
             undo.pop_all()
-        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], token=token)
+        return calls.IncomingReady(page_port=ports[0], stage_port=ports[1], files_port=ports[2], token=token)
 
     def _work_dir(self, migration: str) -> Path:
         return self._run_dir / f"incoming-{migration}"
 
-    async def _start_worker(self, call: calls.PrepareIncoming, work_dir: Path) -> tuple[Arrival, tuple[int, int], str]:
+    async def _start_worker(
+        self, call: calls.PrepareIncoming, work_dir: Path, landing: Landing, connection: socket.socket | None
+    ) -> tuple[Arrival, Ports, str]:
+        """`connection` becomes the worker's: where nobody else listens to the container, a log of ours does."""
         name = call.service.spec.name
-        directory = self._config.directory / "services" / name
-        layer = self._host.place(name).layer
         token = secrets.token_hex(16)
-        output_fd = await asyncio.to_thread(open_log, directory / "logs", self._config.name)
+        stage = work_dir / "stage"
+        if strategy_of(call.strategy).carry is Carry.SHARED:
+            stage = stage_below(self._config.shared_directory, call.id, node=self._config.name)
+            await asyncio.to_thread(find_stage, stage, call.id, node=self._config.name)
+        if connection is None:
+            logs = self._config.directory / "services" / name / "logs"
+            output_fd = await asyncio.to_thread(open_log, logs, self._config.name)
+        else:
+            output_fd = connection.detach()
         keeper = Keeper()
         try:
             order = ReceiveOrder(
@@ -126,17 +135,11 @@ class Incoming:
                 listen_host=self._config.host,
                 work_dir=str(work_dir),
                 criu_run_dir=str(self._run_dir),
-                rootfs=str(layer.rootfs),
-                upper_dir=str(layer.upper),
-                shm_dir=str(layer.shm),
-                netns=str(self._config.directory / "netns" / name),
                 netns_dir=str(self._config.directory / "netns"),
-                cgroup_path=cgroup_path(self._config.name, name),
-                runc_root=str(self._run_dir / "runc"),
+                landing=landing,
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
+                stage_dir=str(stage),
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
-                external=tuple(bind.at_restore for bind in local_binds(layer.upper, layer.local)),
-                shared=bool(call.service.shared),
             )
             waiting = await self._spare.take()
             worker = waiting.process
@@ -147,7 +150,7 @@ class Incoming:
         finally:
             os.close(output_fd)
             keeper.theirs.close()
-        ready: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             migration=call.id,
             service=call.service,
@@ -168,14 +171,14 @@ class Incoming:
             raise
         return arrival, ports, token
 
-    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[tuple[int, int]]) -> None:
+    async def _read_events(self, arrival: Arrival, ready: asyncio.Future[Ports]) -> None:
         assert arrival.worker.stdout is not None
         try:
             async for line in arrival.worker.stdout:
                 event: dict[str, Any] = msgspec.json.decode(line)
                 kind = event.pop("event")
                 if kind == "listening" and not ready.done():
-                    ready.set_result((event["port"], event["stage_port"]))
+                    ready.set_result((event["port"], event["stage_port"], event["files_port"]))
                 elif kind == "running":
                     arrival.pid = event["pid"]
                 elif kind == "filled":  # not before: another migration must find all pages here

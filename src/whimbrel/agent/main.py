@@ -12,17 +12,25 @@ from pathlib import Path
 import structlog
 
 from whimbrel.agent.config import AgentConfig, load_config
+from whimbrel.agent.images import Images
 from whimbrel.agent.incoming import Incoming
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.outgoing import Outgoing
+from whimbrel.agent.service_calls import ServiceCalls
 from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
+from whimbrel.checkpoint.swrk import criu_path
 from whimbrel.model.errors import Refused
 from whimbrel.model.node import NodeStatus, Role
+from whimbrel.model.service import EngineKind
 from whimbrel.network.hold import HoldTable
 from whimbrel.network.overlay import Overlay
 from whimbrel.network.port import ServicePort
+from whimbrel.runtime.engines.base import Engine
+from whimbrel.runtime.engines.docker import Docker
+from whimbrel.runtime.engines.lxc import Lxc
+from whimbrel.runtime.engines.podman import Podman
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler, RpcServer
 
@@ -47,6 +55,7 @@ class Agent:
         self.holds: HoldTable | None = None
         self.shared = SharedWatch(config.name, config.shared_directory)
         self.services: ServiceHost | None = None
+        self.images: Images | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
 
@@ -59,16 +68,26 @@ class Agent:
         if config.role is Role.EDGE:
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
-            await self.shared.start()
             port = ServicePort(config.directory / "netns")
-            self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway, self.shared)
+            engines: dict[EngineKind, Engine] = {
+                EngineKind.DOCKER: Docker(Path(config.docker_socket)),
+                EngineKind.PODMAN: Podman(Path(config.podman_socket)),
+                EngineKind.LXC: Lxc(Path(config.lxc_path), run_dir / "lxc", criu_path()),
+            }
+            await self.shared.start()
+            self.services = ServiceHost(
+                config.name, config.directory, port, config.overlay_gateway, engines, self.shared
+            )
             self.incoming = Incoming(config, self.services, run_dir)
             self.outgoing = Outgoing(config, self.services, port, run_dir)
             self.incoming.start()
+            self.images = Images(config.name, config.host, self.services.images)
+            await self.images.load()
             await self.services.load()
             await self.incoming.settle_leftovers()
             await self.services.sweep()
             self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
+            self._tending = asyncio.create_task(self.services.tend())
 
     async def stop(self) -> None:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
@@ -80,9 +99,11 @@ class Agent:
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         table: dict[type[calls.Call], Handler] = {calls.GetNode: self._node, calls.SetPeers: self._set_peers}
-        if self.services is not None and self.outgoing is not None and self.incoming is not None:
-            table.update(self.services.handlers())
-            table.update(self.incoming.handlers())
+        calls_of_services = ServiceCalls(self.services) if self.services is not None else None
+        for part in (calls_of_services, self.images, self.incoming):
+            if part is not None:
+                table.update(part.handlers())
+        if self.outgoing is not None:
             table[calls.Migrate] = self.outgoing.migrate
             table[calls.CancelMigration] = self.outgoing.cancel
             table[calls.GetMigration] = self.outgoing.get
@@ -100,7 +121,7 @@ class Agent:
         services = tuple(self.services.names()) if self.services is not None else ()
         return NodeStatus(
             endpoint=self.config.endpoint,
-            capabilities=self.shared.with_shared(capabilities),
+            capabilities=self.shared.added_to(capabilities),
             resources=resources,
             services=services,
             shared=self.shared.mount,

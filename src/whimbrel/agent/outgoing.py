@@ -25,11 +25,9 @@ from whimbrel.migrate.run import migrate
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
-from whimbrel.model.service import ServiceState
+from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
-from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import cgroup_path
 from whimbrel.wire.calls import (
     AbortIncoming,
     AwaitIncoming,
@@ -72,22 +70,25 @@ class Outgoing:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
         with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
-            local = tuple(f"/{name}" for name in self._host.place(request.service).layer.local)
-            problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, local)
+            if status.spec.engine is EngineKind.RUNC:
+                places = self._host.place(request.service).bound(status.spec)
+                problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, places)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
             job = Migration(
                 request=request,
-                source=self._source(status.spec.name, status),
+                source=await self._source(status),
                 node=Node(
                     self._config.endpoint,
-                    self._host.shared.with_shared(await asyncio.to_thread(collect_capabilities)),
+                    await self._host.shared.with_shared(await asyncio.to_thread(collect_capabilities)),
                     self._port,
                     self._journal,
+                    self._config.shared_directory,
                 ),
                 destination=call.destination,
                 gateways=call.gateways,
                 emit=emit,
+                end=lambda: self._host.end(request.service),
                 send_logs=lambda peer: self._host.send_logs(request.service, peer),
                 discard=lambda: self._host.discard(request.service, moved_to=call.destination.name),
             )
@@ -102,18 +103,20 @@ class Outgoing:
                 raise
             finally:
                 del self._running[request.id]
+                await self._host.end_departure(request.service)
         log.info("migration ended", id=request.id, outcome=record.outcome, freeze_ms=record.freeze_ms,
                  error=record.error)  # fmt: skip
         return record
 
-    def _source(self, name: str, status: Any) -> Source:
-        return Source(
-            status=status,
-            layer=self._host.place(name).layer,
-            cgroup=Cgroup(cgroup_path(self._config.name, name)),
-            run_dir=self._run_dir,
-            holes=ensure_cache(self._run_dir),
-        )
+    async def _source(self, status: ServiceStatus) -> Source:
+        try:
+            departure = await self._host.departure(status.spec.name)
+        except Refused as error:
+            raise Refused(f"{status.spec.name} cannot be migrated: {error}") from error
+        image = None
+        if status.spec.engine is EngineKind.RUNC and not status.shared:
+            image = await in_thread(self._host.images.stored, status.image_digest)
+        return Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir), image=image)
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)
@@ -151,11 +154,11 @@ class Outgoing:
         del self._unsettled[entry.migration]
 
     async def _settle(self, entry: Entry) -> tuple[Outcome, Exception | None]:
-        cgroup = Cgroup(cgroup_path(self._config.name, entry.service))
+        cgroup = self._host.cgroup(entry.service)
         fate = await self._fate(entry)
         if fate is Fate.RUNS:
             self._journal.write(msgspec.structs.replace(entry, step="arrived"))
-            await asyncio.to_thread(cgroup.kill_frozen)
+            await self._host.end(entry.service)
             await self._hand_over(entry)
             await self._host.discard(entry.service, moved_to=entry.peer.name)
         else:

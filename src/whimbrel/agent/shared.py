@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from whimbrel.agent.threads import in_thread
 from whimbrel.model.errors import Refused, WhimbrelError
 from whimbrel.model.node import Capabilities, SharedMount
+from whimbrel.model.service import ServiceSpec
 from whimbrel.storage.shared.helper import Helper
 from whimbrel.storage.shared.place import SharedStorage
 
@@ -33,12 +34,13 @@ class SharedWatch:
         self.storage = SharedStorage(Path(directory), node) if directory else None
         self.mount: SharedMount | None = None
         self._helper: Helper | None = None
+        self._looking = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns after the first look."""
         if self.storage is not None:
-            await self._look()
+            await self.look()
             self._task = asyncio.create_task(self._keep_looking())
 
     async def stop(self) -> None:
@@ -50,21 +52,31 @@ class SharedWatch:
             self._helper.close()
 
     # --- what of it others ask ------------------------------------------------------------------------------
-    def with_shared(self, capabilities: Capabilities) -> Capabilities:
-        """The node's capabilities with what is mounted now."""
+    def added_to(self, capabilities: Capabilities) -> Capabilities:
+        """A node's capabilities with what the last look found mounted."""
         mount = self.mount
         return replace(capabilities, shared=(mount.id,)) if mount is not None and not mount.problem else capabilities
 
-    def require(self, wanted: str, service: str) -> None:
-        """Raises Refused unless the storage that `service` lives on is in working order here."""
-        ours = "no shared storage" if self.mount is None else f"the shared storage {self.mount.id}"
-        if self.mount is not None and self.mount.problem:
-            raise Refused(f"{service} lives on shared storage, and that of {self._node} is away: {self.mount.problem}")
-        if self.mount is None or self.mount.id != wanted:
-            raise Refused(
-                f"{self._node} mounts {ours}, and {service} lives on {wanted}: choose a node that mounts that one (see "
-                f"`whimbrel node ls`), or mount it on {self._node} and set shared_directory in its agent.toml"
-            )
+    async def with_shared(self, capabilities: Capabilities) -> Capabilities:
+        """The same after another look."""
+        await self.look()
+        return self.added_to(capabilities)
+
+    async def require(self, wanted: str, spec: ServiceSpec) -> None:
+        """Looks again. Raises Refused unless the storage `wanted`, where `spec`'s root or its images are to be, is in
+        working order here."""
+        await self.look()
+        way_out = (
+            f"choose a node that mounts the storage {wanted}, which {spec.name} lives on (see `whimbrel node ls`)"
+            if spec.shared
+            else "use --strategy tmpfs or hybrid"
+        )
+        if self.mount is None:
+            raise Refused(f"{self._node} mounts no shared storage: {way_out}")
+        if self.mount.problem:
+            raise Refused(f"the shared storage of {self._node} is away ({self.mount.problem}): {way_out}")
+        if self.mount.id != wanted:
+            raise Refused(f"{self._node} mounts another shared storage ({self.mount.id}): {way_out}")
 
     def require_roots(self) -> str:
         """The identity of the storage that a new service's root may live on. Raises Refused when there is none."""
@@ -80,14 +92,22 @@ class SharedWatch:
 
     # --- looking ----------------------------------------------------------------------------------------------
     async def _keep_looking(self) -> None:
+        swept = False
         while True:
+            if not swept and self.storage is not None and self.mount is not None and not self.mount.problem:
+                with contextlib.suppress(WhimbrelError, OSError):
+                    await in_thread(self.storage.sweep)
+                    swept = True
             well = self.mount is not None and not self.mount.problem
             await asyncio.sleep(LOOK_EVERY_S if well else LOOK_AGAIN_S)
-            await self._look()
+            await self.look()
 
-    async def _look(self) -> None:
-        assert self.storage is not None
-        before, self.mount = self.mount, await in_thread(self._look_now, self.storage)
+    async def look(self) -> None:
+        """Waits no longer than `ANSWER_S`. Nothing on a node without."""
+        if self.storage is None:
+            return
+        async with self._looking:
+            before, self.mount = self.mount, await in_thread(self._look_now, self.storage)
         if before is None or (before.id, before.problem) != (self.mount.id, self.mount.problem):
             tell = log.error if self.mount.problem else log.info
             tell("shared storage", directory=self.mount.directory, id=self.mount.id, problem=self.mount.problem)

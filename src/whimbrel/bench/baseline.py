@@ -38,7 +38,7 @@ from whimbrel.runtime.spec import CAPABILITIES
 
 NAME = "baseline"
 CGROUP = "whimbrel-baseline"
-OPTIONS = ("--tcp-established",)
+OPTIONS = ("--tcp-established", "--file-locks")
 PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -118,7 +118,15 @@ class Node:
         code = self.worker(call)
         if code:
             words = log.read_text().strip().splitlines() if log.exists() else []
-            raise StepFailed(f"runc {command} on {self.name}: {words[-1] if words else f'exit code {code}'}")
+            reason = words[-1] if words else f"exit code {code}"
+            raise StepFailed(f"runc {command} on {self.name}: {self._criu_said() or reason}")
+
+    def _criu_said(self) -> str:
+        """The last error in CRIU's newest log: the first ones are often harmless."""
+        logs = sorted((self.scratch / "work").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        lines = logs[-1].read_text(errors="replace").splitlines() if logs else []
+        errors = [line for line in lines if "Error" in line and "FAILED" not in line]
+        return f"CRIU: {errors[-1]}" if errors else ""
 
     def answer_arp(self, answer: bool) -> None:
         """Whether the service's namespace says where its address is, when asked."""

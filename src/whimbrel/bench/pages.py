@@ -28,9 +28,9 @@ from whimbrel.client.outage import median
 from whimbrel.lab.session import lab_session
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.tracker import ProcessPages
+from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pages import PageSender
-from whimbrel.migrate.receive import Receiver
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES, format_bytes
 from whimbrel.network import netns
@@ -55,11 +55,7 @@ def _receive(way: str, namespace: str, host: str, size_bytes: int, pipe: Connect
         pipe.send(listener.getsockname()[1])
         conn, _ = listener.accept()
     if store is not None:
-        receiver = object.__new__(Receiver)  # its taking of pages, without a container to restore
-        receiver.store = store
-        channel = PageChannel(conn)
-        channel.expect(Kind.HELLO)
-        receiver.take(channel)
+        take_pages(PageChannel(conn), store)
     else:
         buffer = memoryview(bytearray(CHUNK_BYTES))
         left = size_bytes
@@ -67,6 +63,31 @@ def _receive(way: str, namespace: str, host: str, size_bytes: int, pipe: Connect
             left -= count
     pipe.send(time.monotonic())
     conn.close()
+
+
+def take_pages(channel: PageChannel, store: PageStore) -> None:
+    """What a destination does with pages, round after round, until the order to restore."""
+    intake = PageIntake(store)
+    channel.expect(Kind.HELLO)
+    rounds = 0
+    while True:
+        kind, number, runs, size = channel.receive_header()
+        if kind is Kind.PAGES:
+            intake.take(channel, number, runs, size, recent=rounds > 0)
+            continue
+        channel.receive_payload(size)
+        if kind is Kind.RESTORE:
+            return
+        rounds += 1
+        store.merge()
+        channel.send(Kind.ACK, number)
+
+
+def end(channel: PageChannel) -> None:
+    """Tell `take_pages` that this was all."""
+    order = RestoreOrder(lazy=True, stdio={}, eager_hot_pages=0)
+    channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(order))
+    channel.close()
 
 
 def _send(way: str, namespace: str, host: str, port: int, size_bytes: int, pipe: Connection) -> None:
@@ -90,9 +111,7 @@ def _send(way: str, namespace: str, host: str, port: int, size_bytes: int, pipe:
         everything = np.array([(start, start + size_bytes)], np.uint64)
         pipe.send(time.monotonic())
         PageSender(channel).send([ProcessPages(pid=holder, ns_pid=1, ranges=everything)])
-        order = RestoreOrder(lazy=True, stdio={}, eager_hot_pages=0)
-        channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(order))
-        channel.close()
+        end(channel)
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
@@ -108,12 +127,12 @@ def throughput(way: str, source: str, destination: str, host: str, size_bytes: i
     taker.start()
     port_out.close()
     try:
-        port = _wait(port_in)
+        port = wait_for(port_in)
         giver = _Context.Process(target=_send, args=(way, source, host, port, size_bytes, begin_out))
         processes.append(giver)
         giver.start()
         begin_out.close()
-        begin_s, end_s = _wait(begin_in), _wait(port_in)
+        begin_s, end_s = wait_for(begin_in), wait_for(port_in)
         giver.join(TIMEOUT_S)
     finally:
         for process in processes:
@@ -125,7 +144,8 @@ def throughput(way: str, source: str, destination: str, host: str, size_bytes: i
     return size_bytes / float(end_s - begin_s)
 
 
-def _wait(pipe: Connection) -> Any:
+def wait_for(pipe: Connection) -> Any:
+    """What the other process says next. Raises StepFailed when it ended or says nothing for `TIMEOUT_S`."""
     try:
         if pipe.poll(TIMEOUT_S):
             return pipe.recv()

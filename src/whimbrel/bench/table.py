@@ -23,7 +23,7 @@ HEADINGS = (
     "sent",
     "state",
 )
-LEFT = frozenset({"migration", "strategy", "state", "service", "phase"})
+LEFT = frozenset({"migration", "strategy", "state", "service", "phase", "what"})
 
 
 def ms(value: float | None) -> str:

@@ -236,6 +236,14 @@ class MmEntry(_message.Message):
     vmas: _containers.RepeatedCompositeFieldContainer[VmaEntry]
     def __init__(self, vmas: _Optional[_Iterable[_Union[VmaEntry, _Mapping]]] = ...) -> None: ...
 
+class MountEntry(_message.Message):
+    __slots__ = ("shared_id", "master_id")
+    SHARED_ID_FIELD_NUMBER: _ClassVar[int]
+    MASTER_ID_FIELD_NUMBER: _ClassVar[int]
+    shared_id: int
+    master_id: int
+    def __init__(self, shared_id: _Optional[int] = ..., master_id: _Optional[int] = ...) -> None: ...
+
 class Inventory(_message.Message):
     __slots__ = ("img_version", "fdinfo_per_id", "ns_per_id", "dump_uptime")
     IMG_VERSION_FIELD_NUMBER: _ClassVar[int]

@@ -27,6 +27,7 @@ COMMON_MAGIC = 0x54564319
 INVENTORY_MAGIC = 0x58313116
 PAGEMAP_MAGIC = 0x56084025
 MM_MAGIC = 0x57492820
+MOUNTS_MAGIC = 0x55563928
 RAW_PAGES_MAGIC = 0
 
 PE_PARENT, PE_LAZY, PE_PRESENT = 1, 2, 4
@@ -139,3 +140,15 @@ def lazy_ranges(images: Path, ns_pid: int) -> Ranges:
         and not vma.status & (AREA_VDSO | AREA_VVAR | AREA_VSYSCALL)
     ]
     return np.array(chosen, np.uint64).reshape(-1, 2)
+
+
+def forget_masters(images: Path) -> None:
+    """Let mounts that receive mounts from outside of the container ("slaves") be private: their senders are mounts of
+    the node that it comes from. CRIU would look for them below the mounts that are made ready for it."""
+    for path in images.glob("mountpoints-*.img"):
+        mounts = [pb.MountEntry.FromString(raw) for raw in _read(path, MOUNTS_MAGIC)]
+        inside = {mount.shared_id for mount in mounts} - {0}
+        for mount in mounts:
+            if mount.master_id not in inside:
+                mount.ClearField("master_id")
+        _write(path, MOUNTS_MAGIC, (mount.SerializeToString() for mount in mounts))

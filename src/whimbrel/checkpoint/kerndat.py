@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from whimbrel.checkpoint.swrk import CriuWorker, prepare_run_dir
+from whimbrel.checkpoint.swrk import CriuWorker, launch_child, prepare_run_dir
 
 # struct kerndat_s of CRIU 4.2: two magics, shmem_dev, last_cap, zero_page_pfn, has_dirty_track, has_memfd,
 # has_memfd_hugetlb, has_fdinfo_lock, task_size
@@ -27,7 +27,7 @@ def ensure_cache(run_dir: Path) -> bool:
     """
     cache = prepare_run_dir(run_dir) / "criu.kdat"
     if not cache.exists():
-        worker = CriuWorker(netns=Path("/proc/self/ns/net"), run_dir=run_dir, die_with_parent=False)
+        worker = CriuWorker(netns=Path("/proc/self/ns/net"), run_dir=run_dir, launch=launch_child)
         try:
             worker.detect_features()
         finally:

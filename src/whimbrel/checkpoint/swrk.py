@@ -18,6 +18,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.model.errors import StepFailed
@@ -60,13 +61,52 @@ def _cause(log: Path) -> str:
     return ""
 
 
+class Process(Protocol):
+    """A started program, the leader of its own process group."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def wait(self) -> object: ...
+
+
+class Launcher(Protocol):
+    """Starts a program with `fds` under the numbers that they have here, `stderr` as its standard error."""
+
+    def __call__(self, argv: Sequence[str], *, fds: Sequence[int], stderr: int) -> Process: ...
+
+
+def launch_child(argv: Sequence[str], *, fds: Sequence[int], stderr: int) -> Process:
+    """As a child of this process."""
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=fds,
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def launch_bound(argv: Sequence[str], *, fds: Sequence[int], stderr: int) -> Process:
+    """As a child that dies with the calling thread."""
+    return launch_child(["setpriv", "--pdeathsig", "KILL", *argv], fds=fds, stderr=stderr)
+
+
 class CriuWorker:
     """A ``criu swrk`` process, waiting for its one request.
 
     `netns` is a path to a network namespace; `cgroup_procs` are ``cgroup.procs`` files to join first (at a
-    restore, so that the restored tasks are born in the container's cgroups); `pass_fds` stay open in it under
-    the same numbers. The worker dies with the thread that constructs this object: construct it in a thread
-    that lives as long as the agent, so that an agent's death frees a frozen source at once.
+    restore, so that the restored tasks are born in the container's cgroups), `own_cgroupns` whether in a new
+    control-group namespace rooted there; `binds` are folders to show elsewhere (what, where) for this worker alone;
+    `pass_fds` stay open in it under the same numbers.
+
+    The restored tree becomes the launcher's: by default the worker dies with the thread that constructs this
+    object. Construct it in a thread that lives as long as the agent, so that an agent's death frees a frozen source
+    at once. Under another launcher the worker ends, and undoes its work, when its RPC socket is closed.
     """
 
     def __init__(
@@ -75,32 +115,26 @@ class CriuWorker:
         netns: Path,
         run_dir: Path,
         cgroup_procs: Sequence[Path] = (),
+        own_cgroupns: bool = False,
+        binds: Sequence[tuple[Path, Path]] = (),
         pass_fds: Sequence[int] = (),
-        die_with_parent: bool = True,
+        launch: Launcher = launch_bound,
     ) -> None:
         self._pending: pb.Reply | None = None
         self._what = ""
         self._log = Path()
         self.restored_pid = 0
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        private_run = prepare_run_dir(run_dir)
-        join = "".join(f"echo $$ > {shlex.quote(str(path))}; " for path in cgroup_procs)
-        script = (
-            f"{join}mount --bind {shlex.quote(str(private_run))} /run && "
-            f"exec {shlex.quote(criu_path())} swrk {theirs.fileno()}"
-        )
-        death = ["setpriv", "--pdeathsig", "KILL"] if die_with_parent else []
-        argv = [*death, "nsenter", f"--net={netns}", "unshare", "--mount", "--propagation", "private"]
+        steps = [f"echo $$ > {shlex.quote(str(path))}" for path in cgroup_procs]
+        steps += [shlex.join(("mount", "--bind", str(what), str(where))) for what, where in binds]
+        steps.append(shlex.join(("mount", "--bind", str(prepare_run_dir(run_dir)), "/run")))
+        in_cgroupns = "unshare --cgroup " if own_cgroupns else ""
+        steps.append(f"exec {in_cgroupns}{shlex.quote(criu_path())} swrk {theirs.fileno()}")
+        argv = ["nsenter", f"--net={netns}", "unshare", "--mount", "--propagation", "private"]
         self._complaints = os.memfd_create("criu-stderr", os.MFD_CLOEXEC)
         with theirs:
-            self._process = subprocess.Popen(
-                [*argv, "sh", "-c", script],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._complaints,
-                pass_fds=[theirs.fileno(), *pass_fds],
-                cwd="/",
-                start_new_session=True,
+            self._process = launch(
+                [*argv, "sh", "-c", " && ".join(steps)], fds=[theirs.fileno(), *pass_fds], stderr=self._complaints
             )
 
     @property

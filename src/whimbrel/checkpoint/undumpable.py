@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 import psutil
@@ -148,16 +148,18 @@ def _of_file(path: str, target: str) -> str | None:
 OWN_MOUNTS = ("/proc", "/sys", "/dev")
 
 
-def mounted_from_outside(pid: int, known: tuple[str, ...] = ()) -> str | None:
-    """A container of ours has its root, the kernel's own file systems and the mount points in `known`; what else is
-    mounted there somebody put in from outside, and CRIU would not know it at the destination. One line, or None; also
-    when the process is gone."""
+def mounted_from_outside(pid: int, volumes: Collection[str] = ()) -> str | None:
+    """A container of ours has its root, the kernel's own file systems and its `volumes` (paths); what else is mounted
+    there somebody put in from outside, and CRIU would not know it at the destination. One line, or None; also when
+    the process is gone."""
     try:
         with open(f"/proc/{pid}/mountinfo", "rb") as file:
             points = [os.fsdecode(line.split()[4]) for line in file]
     except OSError:
         return None
     for point in points:
-        if point not in ("/", *known) and not any(point == own or point.startswith(own + "/") for own in OWN_MOUNTS):
+        if point == "/" or point in volumes:
+            continue
+        if not any(point == own or point.startswith(own + "/") for own in OWN_MOUNTS):
             return f"{point} is mounted in it from outside: unmount it there first"
     return None

@@ -89,7 +89,7 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime or pages.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages or codecs.")],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
         str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
@@ -105,6 +105,9 @@ def bench(
         bool,
         typer.Option("--baseline/--no-baseline", help="downtime: also runc checkpoint + copy + restore."),
     ] = True,
+    pid: Annotated[
+        int, typer.Option("--pid", metavar="PID", min=0, help="codecs: also the memory of this process.")
+    ] = 0,
 ) -> None:
     """Measure, side by side with the baseline in one run."""
     from whimbrel.model.errors import BadInput
@@ -117,8 +120,12 @@ def bench(
         from whimbrel.bench import pages
 
         result = pages.run(console())
+    elif name == "codecs":
+        from whimbrel.bench import codecs
+
+        result = codecs.run(console(), pid=pid)
     else:
-        raise BadInput(f"there is no benchmark {name!r}: choose downtime or pages")
+        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages or codecs")
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 

@@ -214,6 +214,7 @@ def _print_record(record: MigrationRecord) -> None:
             *((name, str(value)) for name, value in figures.items() if value is not None),
             ("memory", format_bytes(record.rss_bytes)),
             ("sent", format_bytes(record.bytes_sent)),
+            ("for pages of", format_bytes(record.raw_bytes)),
         ]
     )
     if record.phases:
@@ -223,7 +224,15 @@ def _print_record(record: MigrationRecord) -> None:
     if record.rounds:
         print()
         rows4 = [
-            (str(turn.n), str(turn.dirty_pages), format_bytes(turn.bytes_sent), f"{turn.duration_ms:.1f}")
+            (
+                str(turn.n),
+                str(turn.dirty_pages),
+                str(turn.zero_pages),
+                format_bytes(turn.raw_bytes),
+                format_bytes(turn.bytes_sent),
+                f"{turn.duration_ms:.1f}",
+                turn.codec or "-",
+            )
             for turn in record.rounds
         ]
-        print_table(("round", "dirty pages", "sent", "duration ms"), rows4)
+        print_table(("round", "dirty pages", "of zeros", "before", "sent", "duration ms", "codec"), rows4)

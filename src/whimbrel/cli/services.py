@@ -1,4 +1,4 @@
-"""`service run | ls | inspect | logs | exec | rm`."""
+"""`service run | adopt | ls | inspect | logs | exec | rm`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ def run(
     ] = "",
     env: Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Environment (repeat).")] = None,
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Memory limit, like 512MiB.")] = "",
+    volume: Annotated[
+        list[str] | None,
+        typer.Option("--volume", metavar="NAME:/path[:SIZE]", help="A folder of its own that moves along (repeat)."),
+    ] = None,
     workload: Annotated[str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")] = "",
     shared: Annotated[bool, typer.Option("--shared", help="Its root file system lives on shared storage.")] = False,
     controller: ControllerOption = None,
@@ -76,12 +80,43 @@ def run(
             env=env or (),
             memory_limit_bytes=limit_bytes,
             workload=workload or (recipe.name if recipe else ""),
+            volumes=volume or (),
             shared=shared,
         )
     if json:
         print_json(status)
     else:
         print(f"{name} runs on {status.node} at {status.spec.address.partition('/')[0]}")
+
+
+@services.command("adopt")
+def adopt(
+    name: Name,
+    engine: Annotated[str, typer.Option("--engine", metavar="ENGINE", help="Whose container it is: docker or lxc.")],
+    container: Annotated[str, typer.Option("--container", metavar="ID", help="Its name or id there.")],
+    node: Annotated[str, typer.Option("--node", metavar="NODE", help="The edge node where it runs.")],
+    port: Annotated[
+        list[str] | None, typer.Option("--port", metavar="N/tcp", help="A port it serves (repeat).")
+    ] = None,
+    address: Annotated[
+        str,
+        typer.Option("--address", metavar="IPV4", help="Its address on the overlay; default: a free one."),
+    ] = "",
+    workload: Annotated[str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")] = "",
+    controller: ControllerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a running container of another engine a service: it gets an address on the overlay and may move."""
+    with connect(controller) as client:
+        status = client.adopt_service(
+            name, engine, container, node, address=address, ports=port or (), workload=workload
+        )
+    if json:
+        print_json(status)
+    else:
+        print(
+            f"{name} is {engine}'s container {container} on {status.node}, at {status.spec.address.partition('/')[0]}"
+        )
 
 
 @services.command("ls")
@@ -157,15 +192,30 @@ def execute(
     return 0
 
 
+@services.command("release")
+def release(
+    names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Services of other engines.")],
+    controller: ControllerOption = None,
+) -> None:
+    """Give containers back to their engines: they run on there, without an address on the overlay."""
+    with connect(controller) as client:
+        for name in names:
+            client.release_service(name)
+            print(f"released {name}")
+
+
 @services.command("rm")
 def remove(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Services to stop and remove.")],
+    keep_volumes: Annotated[
+        bool, typer.Option("--keep-volumes", help="Leave their volumes on the node, for a service of the same name.")
+    ] = False,
     controller: ControllerOption = None,
 ) -> None:
     """Stop services and remove all they kept."""
     with connect(controller) as client:
         for name in names:
-            client.remove_service(name)
+            client.remove_service(name, keep_volumes=keep_volumes)
             print(f"removed {name}")
 
 
@@ -193,6 +243,9 @@ def _fields(status: ServiceStatus) -> list[tuple[str, str]]:
         ("address", spec.address),
         ("mac", status.mac),
         ("ports", ", ".join(spec.ports)),
+        ("volumes", ", ".join(spec.volumes)),
+        ("engine", spec.engine.value),
+        ("container", status.container),
         ("image", spec.image),
         ("digest", status.image_digest),
         ("shared", status.shared),

@@ -200,7 +200,7 @@ class Client:
         time.sleep(seconds)
         udp, tcp = self.settle(begin_ns, time.monotonic_ns())
         result: dict[str, Any] = {"event": "noise", "windows": seconds, "lost": udp.lost}
-        for protocol, trace in (("udp", udp), ("tcp", tcp)):
+        for protocol, trace in (("udp", udp), ("tcp", tcp)) if self.user.udp else (("tcp", tcp),):
             outages = []
             for second in range(seconds):
                 start_ns = begin_ns + second * 1_000_000_000

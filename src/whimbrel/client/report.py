@@ -34,12 +34,13 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Noise(msgspec.Struct, frozen=True):
-    """What the client measures when nothing moves; `outage_*_ms` are spreads over `windows` of 1 s."""
+    """What the client measures when nothing moves; `outage_*_ms` are spreads over `windows` of 1 s. None: the
+    workload has no UDP."""
 
     windows: int
     lost: int
-    outage_udp_ms: Spread
     outage_tcp_ms: Spread
-    delay_udp_ms: Spread
     delay_tcp_ms: Spread
     client_late_ms: float
+    outage_udp_ms: Spread | None = None
+    delay_udp_ms: Spread | None = None

@@ -21,10 +21,11 @@ from whimbrel.controller.problems import MEDIA_TYPE, problem, status_of
 from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
 from whimbrel.controller.store import MigrationStore
+from whimbrel.controller.stores import Stores
 from whimbrel.controller.views import Logs, MigrationEvent
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRequest
-from whimbrel.model.service import ServiceSpec
+from whimbrel.model.service import EngineKind, ServiceSpec
 from whimbrel.plan.strategies import DEFAULT, names
 
 MAX_LOG_BYTES = 16 << 20
@@ -49,11 +50,32 @@ class RunBody(_Body):
     env: tuple[str, ...] = ()
     memory_limit_bytes: int = Field(0, ge=0)
     workload: str = ""
+    volumes: tuple[str, ...] = ()
     shared: bool = False
+
+
+class AdoptBody(_Body):
+    """A running container of another engine to make a service; an empty `address` means: choose one."""
+
+    node: str
+    name: str
+    engine: EngineKind
+    container: str
+    address: str = ""
+    ports: tuple[str, ...] = ()
+    workload: str = ""
 
 
 class ExecBody(_Body):
     argv: tuple[str, ...] = Field(min_length=1)
+
+
+class PushBody(_Body):
+    """`image`: its digest, the beginning of it, or its reference. An empty `source` means: any node that has it."""
+
+    image: str = Field(min_length=1)
+    destination: str
+    source: str = ""
 
 
 def _known_strategy(name: str) -> str:
@@ -85,6 +107,7 @@ class Controller:
         self.store = MigrationStore(config.state_dir / "controller.sqlite3")
         self.region = Region(config.nodes)
         self.services = Services(self.region, config.address_pool)
+        self.stores = Stores(self.region)
         self.migrations = Migrations(self.region, self.services, self.store)
 
     async def start(self) -> None:
@@ -110,6 +133,7 @@ def create_app(controller: Controller) -> FastAPI:
     app.include_router(_node_routes(controller))
     app.include_router(_service_routes(controller))
     app.include_router(_migration_routes(controller))
+    app.include_router(_store_routes(controller))
     _add_error_handlers(app)
     return app
 
@@ -149,14 +173,29 @@ def _service_routes(controller: Controller) -> APIRouter:
         status = await services.run(spec, body.node)
         return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
 
+    @router.post("/adopt")
+    async def adopt_service(body: AdoptBody) -> Response:
+        """Make a running container of another engine a service; answers when users reach it."""
+        spec = ServiceSpec(image="", **body.model_dump(exclude={"node", "container"}))
+        status = await services.adopt(spec, body.node, body.container)
+        return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
+
     @router.get("/{name}")
     async def inspect_service(name: str) -> Response:
         return _json(await services.inspect(name))
 
     @router.delete("/{name}")
-    async def remove_service(name: str) -> Response:
+    async def remove_service(name: str, keep_volumes: bool = False) -> Response:
+        """Its volumes go with it unless they are to be kept."""
         controller.migrations.refuse_if_moving(name)
-        await services.remove(name)
+        await services.remove(name, keep_volumes=keep_volumes)
+        return Response(status_code=204)
+
+    @router.post("/{name}/release")
+    async def release_service(name: str) -> Response:
+        """Give a container back to its engine."""
+        controller.migrations.refuse_if_moving(name)
+        await services.release(name)
         return Response(status_code=204)
 
     @router.get("/{name}/logs")
@@ -167,6 +206,32 @@ def _service_routes(controller: Controller) -> APIRouter:
     async def exec_in_service(name: str, body: ExecBody) -> Response:
         """Run a command inside; answers when it ended. Its exit code is in the answer, not an error."""
         return _json(await services.exec(name, body.argv))
+
+    return router
+
+
+def _store_routes(controller: Controller) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["stores"])
+    stores = controller.stores
+
+    @router.get("/volumes")
+    async def list_volumes() -> Response:
+        return _json(await stores.volumes())
+
+    @router.delete("/volumes/{service}/{name}")
+    async def remove_volume(service: str, name: str, node: str = "") -> Response:
+        """Remove a volume that outlived its service."""
+        await stores.remove_volume(service, name, node)
+        return Response(status_code=204)
+
+    @router.get("/images")
+    async def list_images() -> Response:
+        return _json(await stores.images())
+
+    @router.post("/images/push")
+    async def push_image(body: PushBody) -> Response:
+        """Bring an image to another node; answers when it is there."""
+        return _json(await stores.push_image(body.image, body.destination, body.source))
 
     return router
 

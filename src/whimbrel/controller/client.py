@@ -13,7 +13,15 @@ import msgspec
 
 from whimbrel.controller.config import parse_listen
 from whimbrel.controller.problems import error_from_problem
-from whimbrel.controller.views import Logs, MigrationEvent, NodeView, ServiceList
+from whimbrel.controller.views import (
+    ImageList,
+    ImagePush,
+    Logs,
+    MigrationEvent,
+    NodeView,
+    ServiceList,
+    VolumeList,
+)
 from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.service import ExecResult, ServiceStatus
@@ -21,6 +29,7 @@ from whimbrel.plan.strategies import DEFAULT
 
 QUICK_S = 30.0
 LONG_S = 660.0  # longer than the controller gives an agent, so that its answer and not our timeout is seen
+PUSH_S = 3660.0
 QUIET_S = 20.0  # the event stream shows a sign of life every 5 s
 
 _T = TypeVar("_T")
@@ -78,6 +87,7 @@ class ControllerClient:
         env: Sequence[str] = (),
         memory_limit_bytes: int = 0,
         workload: str = "",
+        volumes: Sequence[str] = (),
         shared: bool = False,
     ) -> ServiceStatus:
         """Start a service and wait until it runs. An empty `address` means: choose one. `shared`: its root file system
@@ -92,12 +102,41 @@ class ControllerClient:
             "env": list(env),
             "memory_limit_bytes": memory_limit_bytes,
             "workload": workload,
+            "volumes": list(volumes),
             "shared": shared,
         }
         return self._call("POST", "/v1/services", ServiceStatus, body, timeout_s=LONG_S)
 
-    def remove_service(self, name: str) -> None:
-        self._call("DELETE", f"/v1/services/{_part(name)}", None, timeout_s=90.0)
+    def adopt_service(
+        self,
+        name: str,
+        engine: str,
+        container: str,
+        node: str,
+        *,
+        address: str = "",
+        ports: Sequence[str] = (),
+        workload: str = "",
+    ) -> ServiceStatus:
+        """Make a running container of another engine on `node` a service. An empty `address` means: choose one."""
+        body = {
+            "node": node,
+            "name": name,
+            "engine": engine,
+            "container": container,
+            "address": address,
+            "ports": list(ports),
+            "workload": workload,
+        }
+        return self._call("POST", "/v1/services/adopt", ServiceStatus, body, timeout_s=LONG_S)
+
+    def remove_service(self, name: str, *, keep_volumes: bool = False) -> None:
+        query = "?keep_volumes=true" if keep_volumes else ""
+        self._call("DELETE", f"/v1/services/{_part(name)}{query}", None, timeout_s=90.0)
+
+    def release_service(self, name: str) -> None:
+        """Give a container back to its engine, where it runs on."""
+        self._call("POST", f"/v1/services/{_part(name)}/release", None, {}, timeout_s=90.0)
 
     def logs(self, name: str, tail_bytes: int = 65536) -> str:
         return self._call("GET", f"/v1/services/{_part(name)}/logs?tail_bytes={tail_bytes}", Logs).text
@@ -105,6 +144,23 @@ class ControllerClient:
     def exec(self, name: str, argv: Sequence[str]) -> ExecResult:
         body = {"argv": list(argv)}
         return self._call("POST", f"/v1/services/{_part(name)}/exec", ExecResult, body, timeout_s=LONG_S)
+
+    # --- volumes and images ---------------------------------------------------------------------------------
+    def volumes(self) -> VolumeList:
+        return self._call("GET", "/v1/volumes", VolumeList)
+
+    def remove_volume(self, service: str, name: str, node: str = "") -> None:
+        """Of a service that is gone. `node` is needed when several nodes have one of that name."""
+        query = f"?node={_part(node)}" if node else ""
+        self._call("DELETE", f"/v1/volumes/{_part(service)}/{_part(name)}{query}", None)
+
+    def images(self) -> ImageList:
+        return self._call("GET", "/v1/images", ImageList)
+
+    def push_image(self, image: str, to: str, source: str = "") -> ImagePush:
+        """Bring an image (digest, the beginning of it, or reference) to a node, and wait until it is there."""
+        body = {"image": image, "destination": to, "source": source}
+        return self._call("POST", "/v1/images/push", ImagePush, body, timeout_s=PUSH_S)
 
     # --- migrations ---------------------------------------------------------------------------------------
     def migrate(

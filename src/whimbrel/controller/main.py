@@ -37,7 +37,7 @@ class _Server(uvicorn.Server):
 def run(config_file: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises BadInput or Conflict before it serves."""
     # Standard output is often a file here: standard error is never buffered.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     config = load(config_file or DEFAULT_CONFIG)
     listener = open_listener(config.listen)
     try:

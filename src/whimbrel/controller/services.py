@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -16,9 +16,12 @@ from whimbrel.controller.views import ServiceList
 from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
 from whimbrel.wire.calls import (
+    AdoptService,
+    Call,
     ExecInService,
     InspectService,
     ListServices,
+    ReleaseService,
     RemoveService,
     RunService,
     ServiceLogs,
@@ -85,9 +88,16 @@ class Services:
         result: ExecResult = await self._at_home(name, ExecInService(name=name, argv=argv), timeout_s=EXEC_TIMEOUT_S)
         return result
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str, *, keep_volumes: bool = False) -> None:
+        await self._forget(name, RemoveService(name=name, keep_volumes=keep_volumes))
+
+    async def release(self, name: str) -> None:
+        """Another engine's container is a service no longer; it runs on there. Raises BadInput for one of ours."""
+        await self._forget(name, ReleaseService(name=name))
+
+    async def _forget(self, name: str, call: Call) -> None:
         home = await self.find(name)
-        await self._region.peer(home.node).call(RemoveService(name=name), timeout_s=60.0)
+        await self._region.peer(home.node).call(call, timeout_s=60.0)
         self._last_seen[home.node] = tuple(
             status for status in self._last_seen.get(home.node, ()) if status.spec.name != name
         )
@@ -98,12 +108,17 @@ class Services:
         Raises Unknown (node), BadInput (name or address taken, address outside of the pool), Unreachable
         (agent down) and whatever the agent refuses.
         """
+        return await self._start(spec, node, lambda reserved: RunService(spec=reserved))
+
+    async def adopt(self, spec: ServiceSpec, node: str, container: str) -> ServiceStatus:
+        """Make a running container of another engine on `node` a service. Raises as `run` does."""
+        return await self._start(spec, node, lambda reserved: AdoptService(spec=reserved, container=container))
+
+    async def _start(self, spec: ServiceSpec, node: str, call: Callable[[ServiceSpec], Call]) -> ServiceStatus:
         home = self._region.edge(node)
         spec = await self._reserve(spec)
         try:
-            status: ServiceStatus = await self._region.peer(home.name).call(
-                RunService(spec=spec), timeout_s=RUN_TIMEOUT_S
-            )
+            status: ServiceStatus = await self._region.peer(home.name).call(call(spec), timeout_s=RUN_TIMEOUT_S)
             return status
         finally:
             del self._starting[spec.name]

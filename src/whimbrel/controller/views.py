@@ -6,7 +6,8 @@ import msgspec
 
 from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.node import Capabilities, Resources, Role, SharedMount
-from whimbrel.model.service import ServiceStatus
+from whimbrel.model.service import ImageInfo, ServiceStatus
+from whimbrel.model.volume import VolumeInfo
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,25 @@ class ServiceList(msgspec.Struct, frozen=True, kw_only=True):
 
     services: tuple[ServiceStatus, ...]
     unreachable: tuple[str, ...] = ()
+
+
+class VolumeList(msgspec.Struct, frozen=True, kw_only=True):
+    volumes: tuple[VolumeInfo, ...]
+    unreachable: tuple[str, ...] = ()
+
+
+class ImageList(msgspec.Struct, frozen=True, kw_only=True):
+    images: tuple[ImageInfo, ...]
+    unreachable: tuple[str, ...] = ()
+
+
+class ImagePush(msgspec.Struct, frozen=True, kw_only=True):
+    """What bringing an image to a node came to; `sent_bytes` 0: it was there."""
+
+    digest: str
+    source: str
+    destination: str
+    sent_bytes: int
 
 
 class Logs(msgspec.Struct, frozen=True, kw_only=True):

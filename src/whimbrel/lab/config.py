@@ -46,6 +46,10 @@ def _agent_text(topology: Topology, site: Edge | Gateway, state_dir: Path) -> st
         "overlay_host": endpoint.overlay_host,
         "state_dir": str(state_dir),
         "overlay_gateway": topology.gateways[0].overlay_address,
+        # a node of its own has engines of its own: whoever wants one in a lab starts it there
+        "docker_socket": str(state_dir / "engines/docker.sock"),
+        "podman_socket": str(state_dir / "engines/podman.sock"),
+        "lxc_path": str(state_dir / "engines/lxc"),
     }
     if site in topology.storage_edges:
         values["shared_directory"] = str(shared_directory(state_dir.parent, site.name))

@@ -81,7 +81,7 @@ def user_place(status: LabStatus) -> tuple[str, ...]:
 
 def describe_user(probe: Probe) -> str:
     noise = probe.noise(1)
-    udp, tcp = ms(noise.delay_udp_ms.p50), ms(noise.delay_tcp_ms.p50)
+    udp, tcp = ms(noise.delay_udp_ms.p50 if noise.delay_udp_ms else None), ms(noise.delay_tcp_ms.p50)
     return f"the user talks: UDP answers after {udp}, TCP after {tcp}"
 
 

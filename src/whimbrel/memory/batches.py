@@ -1,51 +1,69 @@
 """Pages read out of the processes of a tree, batch by batch: one thread reads the next while the caller uses this one.
 
-Batches are small enough to stay in the processor's cache between the two.
+Batches are small enough to stay in the processor's cache between the two. What else is to be done to a batch before
+it is used can be done in the reading thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whimbrel.memory.peek import read_pages_into
-from whimbrel.memory.ranges import Ranges, split, union
+from whimbrel.memory.ranges import Ranges, union
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.model.units import PAGE_BYTES
 
 BATCH_BYTES = 1 << 21
 
+T = TypeVar("T")
+
 
 class Pages(NamedTuple):
-    """Pages of one process: its pid inside the container, byte ranges, and their contents in that order."""
+    """Pages of one process: its pid inside the container, byte ranges, and their contents in that order; how long it
+    took to read them."""
 
     ns_pid: int
     ranges: Ranges
     contents: memoryview
+    took_s: float
 
 
 def read_ahead(dirty: list[ProcessPages]) -> Iterator[Pages]:
     """Per process in order of address. Contents are good until the next batch is asked for; pages that vanish
     meanwhile are left out."""
+    return made_ahead(dirty, lambda pages: pages, lambda: BATCH_BYTES)
+
+
+def made_ahead(dirty: list[ProcessPages], make: Callable[[Pages], T], size_bytes: Callable[[], int]) -> Iterator[T]:
+    """The same, with each batch as `make` returns it; `make` runs in the reading thread. `size_bytes` is asked for
+    the most that the next batch may hold (at most `BATCH_BYTES`)."""
     buffers = [bytearray(BATCH_BYTES) for _ in range(2)]
-    pieces = _pieces(dirty)
-    first = next(pieces, None)
-    if first is None:
-        return
+    pieces = _pieces(dirty, size_bytes)
+
+    def read(buffer: bytearray) -> tuple[T | None, bool]:
+        """The next batch (None when all of it has vanished), and whether there was one."""
+        piece = next(pieces, None)
+        if piece is None:
+            return None, False
+        pages = _read(piece, buffer)
+        return (make(pages) if len(pages.contents) else None), True
+
     with ThreadPoolExecutor(1, "read-pages") as reader:
         turn = 0
-        reading: Future[Pages] | None = reader.submit(_read, first, buffers[0])
-        while reading is not None:
-            ready = reading.result()
-            following = next(pieces, None)
+        reading: Future[tuple[T | None, bool]] = reader.submit(read, buffers[0])
+        while True:
+            ready, more = reading.result()
+            if not more:
+                return
             turn = 1 - turn
-            reading = None
-            if following is not None:
-                reading = reader.submit(_read, following, buffers[turn])
-            if len(ready.contents):
+            reading = reader.submit(read, buffers[turn])
+            if ready is not None:
                 yield ready
 
 
@@ -60,25 +78,36 @@ def merged(*parts: list[ProcessPages]) -> list[ProcessPages]:
     return list(by_pid.values())
 
 
-def _pieces(dirty: list[ProcessPages]) -> Iterator[ProcessPages]:
-    """The same pages in pieces of at most `BATCH_BYTES`."""
+def _pieces(dirty: list[ProcessPages], size_bytes: Callable[[], int]) -> Iterator[ProcessPages]:
+    """The same pages in pieces of at most `size_bytes()` each."""
     for process in dirty:
-        rows = split(process.ranges, BATCH_BYTES)
-        ends = np.cumsum((rows[:, 1] - rows[:, 0]).astype(np.int64))
-        first, done = 0, 0
-        while first < len(rows):
-            last = max(first + 1, int(np.searchsorted(ends, done + BATCH_BYTES, side="right")))
-            yield ProcessPages(process.pid, process.ns_pid, rows[first:last])
-            first, done = last, int(ends[last - 1])
+        ranges = process.ranges
+        ends = np.cumsum((ranges[:, 1] - ranges[:, 0]).astype(np.int64))
+        done, size = 0, process.size_bytes
+        while done < size:
+            until = min(done + size_bytes(), size)
+            yield ProcessPages(process.pid, process.ns_pid, _cut(ranges, ends, done, until))
+            done = until
+
+
+def _cut(ranges: Ranges, ends: NDArray[np.int64], start: int, stop: int) -> Ranges:
+    """The part of `ranges` between byte `start` and byte `stop` of their contents; `ends`: where each row ends."""
+    first = int(np.searchsorted(ends, start, side="right"))
+    last = int(np.searchsorted(ends, stop, side="left"))
+    rows = ranges[first : last + 1].copy()
+    rows[-1, 1] -= np.uint64(int(ends[last]) - stop)
+    rows[0, 0] = ranges[first, 1] - np.uint64(int(ends[first]) - start)
+    return rows
 
 
 def _read(piece: ProcessPages, buffer: bytearray) -> Pages:
+    start_s = time.monotonic()
     view = memoryview(buffer)[: piece.size_bytes]
     ranges = piece.ranges
     missing = read_pages_into(piece.pid, ranges, view)
     if len(missing):
         ranges, view = _without(ranges, missing, view)
-    return Pages(piece.ns_pid, ranges, view)
+    return Pages(piece.ns_pid, ranges, view, time.monotonic() - start_s)
 
 
 def _without(ranges: Ranges, missing: Ranges, view: memoryview) -> tuple[Ranges, memoryview]:

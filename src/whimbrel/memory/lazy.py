@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from whimbrel.memory.store import Pages
 from whimbrel.memory.supply import MISSING, Supply
@@ -190,9 +191,9 @@ class LazyServer:
         self._spaces[space.uffd] = space
         self._poll.register(space.uffd, select.EPOLLIN)
 
-    def arrived(self, supply: Supply, pages: Pages, first_slot: int) -> None:
+    def arrived(self, supply: Supply, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
         """Pages of a process came into the store."""
-        supply.arrived(pages, first_slot)
+        supply.arrived(pages, slots)
         for space in list(self._spaces.values()):
             if space.supply is supply:
                 space.wanted = True

@@ -1,7 +1,8 @@
-"""The destination's store of pages that came ahead: contents in one stretch of memory, and an index.
+"""A store of pages: contents in one stretch of memory, and an index. The destination keeps there what came ahead.
 
 Contents are only appended; a page that crosses again points to its newest copy. A page's way into the restored
-process is one copy (UFFDIO_COPY out of the stretch), and nothing remains after a crash.
+process is one copy (UFFDIO_COPY out of the stretch), and nothing remains after a crash. The first page of the stretch
+holds zeros, for all pages that do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from whimbrel.model.units import PAGE_BYTES
 Pages = npt.NDArray[np.uint64]
 """Shape (n,): page numbers (address / 4096), ascending, unique."""
 
+ZERO_SLOT = 0
+UNKNOWN = -1
 TOUCH_PAGES = 1 << 12
+LIST_PAGES = 1 << 20
 RESERVE_BYTES = 128 << 20
 _POPULATE_WRITE = 23  # Linux 5.14
 _MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
@@ -51,12 +55,12 @@ class ProcessIndex:
 
     pages: Pages = field(default_factory=lambda: np.empty(0, np.uint64))
     slots: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    _arrived: list[tuple[Pages, int]] = field(default_factory=list)
+    _arrived: list[tuple[Pages, npt.NDArray[np.int64]]] = field(default_factory=list)
 
-    def note(self, pages: Pages, first_slot: int) -> None:
-        """`pages` were appended from `first_slot` on."""
+    def note(self, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
+        """The newest copies of `pages` lie in `slots` from now on."""
         if len(pages):
-            self._arrived.append((pages, first_slot))
+            self._arrived.append((pages, slots))
 
     def merge(self) -> None:
         """Take in what was noted, in the order of arrival. Call before any look-up."""
@@ -67,27 +71,46 @@ class ProcessIndex:
             frames, self._arrived = self._arrived[:count], self._arrived[count:]
             self._update(
                 np.concatenate([pages for pages, _ in frames]),
-                np.concatenate([np.arange(slot, slot + len(pages)) for pages, slot in frames]),
+                np.concatenate([slots for _, slots in frames]),
             )
 
     def _update(self, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
         if len(self.pages) == 0:
             self.pages, self.slots = pages, slots
             return
-        at = np.searchsorted(self.pages, pages)
-        known = np.zeros(len(pages), bool)
-        inside = at < len(self.pages)
-        known[inside] = self.pages[at[inside]] == pages[inside]
+        at, known = self._locate(pages)
         self.slots[at[known]] = slots[known]
         if not known.all():
             self.pages = np.insert(self.pages, at[~known], pages[~known])
             self.slots = np.insert(self.slots, at[~known], slots[~known])
+
+    def _locate(self, pages: Pages) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """For each of the ascending pages: where in `pages` it is or would be, and whether it is there."""
+        at = np.searchsorted(self.pages, pages)
+        known = np.zeros(len(pages), bool)
+        inside = at < len(self.pages)
+        known[inside] = self.pages[at[inside]] == pages[inside]
+        return at, known
+
+    def find(self, pages: Pages) -> npt.NDArray[np.int64]:
+        """The slots of the newest copies of the ascending pages, `UNKNOWN` where there is none; takes in first what
+        was noted."""
+        self.merge()
+        at, known = self._locate(pages)
+        slots = np.full(len(pages), UNKNOWN, np.int64)
+        slots[known] = self.slots[at[known]]
+        return slots
 
     def span(self, ranges: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """For each byte range: where its pages begin and end in `pages`."""
         low = np.searchsorted(self.pages, ranges[:, 0] // np.uint64(PAGE_BYTES))
         high = np.searchsorted(self.pages, ranges[:, 1] // np.uint64(PAGE_BYTES))
         return low, high
+
+    def zeros(self) -> Pages:
+        """The pages that hold nothing but zeros."""
+        zeros: Pages = self.pages[self.slots == ZERO_SLOT]
+        return zeros
 
     def stretches(self, ranges: npt.NDArray[np.uint64]) -> list[tuple[int, int]]:
         """The pages of the byte ranges, in order, as (first slot, count) of what is contiguous in the store."""
@@ -123,7 +146,8 @@ class PageStore:
         self._capacity_pages = os.sysconf("SC_PHYS_PAGES")
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self.map = mmap.mmap(-1, self._capacity_pages * PAGE_BYTES, flags=flags)
-        self.used_pages = 0
+        self.used_pages = ZERO_SLOT + 1
+        self._listed_pages = 0
         self.index: dict[int, ProcessIndex] = {}
         self.recent: dict[int, list[Pages]] = {}
         self._closing = False
@@ -143,27 +167,48 @@ class PageStore:
                 libc.madvise(base + page * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES, _POPULATE_WRITE)
 
     def room_for(self, pages: int) -> memoryview:
-        """A writable window for the next `pages` pages; `commit` then gives them their meaning.
+        """A writable window for the next `pages` pages, the first of them in slot `used_pages`; `take` keeps them.
 
         Raises StepFailed when the host is about to run out of memory.
         """
         end = self.used_pages + pages
-        if end > self._capacity_pages or (end // TOUCH_PAGES > self.used_pages // TOUCH_PAGES and _short_of_memory()):
-            raise StepFailed(
-                f"the destination is out of memory after {self.used_pages * PAGE_BYTES >> 20} MiB of pages: "
-                "free some there or choose another node"
-            )
+        if end > self._capacity_pages or (end // TOUCH_PAGES > self.used_pages // TOUCH_PAGES and short_of_memory()):
+            raise self._full()
         return memoryview(self.map)[self.used_pages * PAGE_BYTES : end * PAGE_BYTES]
 
-    def commit(self, ns_pid: int, pages: Pages, *, recent: bool) -> None:
-        """The window that `room_for` gave now holds `pages` of process `ns_pid`, in order.
+    def take(self, pages: int) -> None:
+        """The first `pages` pages of the window that `room_for` gave are filled."""
+        self.used_pages += pages
 
-        `recent` marks pages that were written while we watched: they are wanted first after the resume.
+    def commit(self, ns_pid: int, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
+        """The newest copies of the ascending `pages` of process `ns_pid` lie in `slots`, `ZERO_SLOT` for zeros.
+
+        Raises StepFailed when the host is about to run out of memory: pages of zeros take none here, but their names
+        do.
         """
-        self.index.setdefault(ns_pid, ProcessIndex()).note(pages, self.used_pages)
-        self.used_pages += len(pages)
-        if recent:
-            self.recent.setdefault(ns_pid, []).append(pages)
+        self._listed_pages += len(pages)
+        if self._listed_pages >= LIST_PAGES:
+            self._listed_pages = 0
+            if short_of_memory():
+                raise self._full()
+        self.of(ns_pid).note(pages, slots)
+
+    def of(self, ns_pid: int) -> ProcessIndex:
+        return self.index.setdefault(ns_pid, ProcessIndex())
+
+    def words(self) -> npt.NDArray[np.uint64]:
+        """All slots as arrays of 64-bit words, shape (slots, 512), not copied."""
+        return np.frombuffer(self.map, np.uint64).reshape(-1, PAGE_BYTES // 8)
+
+    def written(self, ns_pid: int, pages: Pages) -> None:
+        """These pages were written while we watched: they are wanted first after the resume."""
+        self.recent.setdefault(ns_pid, []).append(pages)
+
+    def _full(self) -> StepFailed:
+        return StepFailed(
+            f"the destination is out of memory after {self.used_pages * PAGE_BYTES >> 20} MiB of pages: "
+            "free some there or choose another node"
+        )
 
     def merge(self) -> None:
         """Make everything that has arrived findable."""
@@ -184,6 +229,10 @@ class PageStore:
         hot: Pages = again[np.concatenate(([True], again[1:] != again[:-1]))][:limit]
         return hot
 
+    def touched(self) -> None:
+        """Wait until what is expected is populated."""
+        self._ahead.join()
+
     def close(self) -> None:
         self._closing = True
         self._ahead.join()
@@ -191,9 +240,10 @@ class PageStore:
             self.map.close()
 
 
-def _short_of_memory() -> bool:
+def short_of_memory(wanted_bytes: int = 0) -> bool:
+    """Would the host be about to run out of memory with so much more of it taken?"""
     with open("/proc/meminfo", "rb") as file:
         for line in file:
             if line.startswith(b"MemAvailable:"):
-                return int(line.split()[1]) * 1024 < RESERVE_BYTES
+                return int(line.split()[1]) * 1024 < RESERVE_BYTES + wanted_bytes
     return False

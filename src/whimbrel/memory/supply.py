@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel.memory.store import Pages
+from whimbrel.memory.store import UNKNOWN, Pages
 
-MISSING = -1
+MISSING = UNKNOWN
 
 
 class Supply:
@@ -31,13 +31,13 @@ class Supply:
             self._asked.add(index)
             self._ask(int(self.pages[index]))
 
-    def arrived(self, pages: Pages, first_slot: int) -> None:
-        """`pages` (ascending) now lie in the store, from `first_slot` on."""
+    def arrived(self, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
+        """`pages` (ascending) now lie in `slots` of the store."""
         at = np.searchsorted(self.pages, pages)
         inside = at < len(self.pages)
         known = np.zeros(len(pages), bool)
         known[inside] = self.pages[at[inside]] == pages[inside]
-        self.slots[at[known]] = first_slot + np.flatnonzero(known)
+        self.slots[at[known]] = slots[known]
         self.changed.set()
 
     def missing(self) -> int:

@@ -87,9 +87,9 @@ class TrackedProcess:
         self._report_all = False
         return union(*parts)
 
-    def scan_stopped(self, scanner: uffd.Scanner) -> Ranges:
-        """The same for a process that stands still, whoever stopped it: changes nothing in it, attaches
-        nothing."""
+    def scan_stopped(self, scanner: uffd.Scanner, *, rearm: bool) -> Ranges:
+        """The same for a process that stands still, whoever stopped it: attaches nothing, and re-arms only if told, so
+        that a second look finds what its stopper wrote."""
         private = self._private()
         keep = private.rows
         if not len(keep):
@@ -103,7 +103,7 @@ class TrackedProcess:
             else:
                 # Two looks, because a mark left over in a moved mapping means nothing (Linux before 6.14
                 # keeps it).
-                parts += self._written(private, runs, pagemap, scanner, rearm=False)
+                parts += self._written(private, runs, pagemap, scanner, rearm=rearm)
                 parts += [scanner.unregistered(pagemap, *run) for run in runs]
         finally:
             os.close(pagemap)

@@ -73,12 +73,12 @@ class TreeTracker:
         """{pid: ms that one of its threads stood still} for the last attachment of each process."""
         return {pid: process.stop_ms for pid, process in self._processes.items() if process.stop_ms is not None}
 
-    def scan(self, *, final: bool = False) -> list[ProcessPages]:
+    def scan(self, *, final: bool = False, rearm: bool = False) -> list[ProcessPages]:
         """For each living process the pages written since the last scan (in the first: all), re-armed.
 
-        `final`: for a tree that stands still, whoever stopped it. Nothing is attached or re-armed; a
-        process or mapping that is not tracked yet is returned whole. An exception loses nothing: the next
-        scan then returns everything.
+        `final`: for a tree that stands still, whoever stopped it. Nothing is attached; a process or mapping that
+        is not tracked yet is returned whole; re-armed only with `rearm`, when another look is to follow. An
+        exception loses nothing: the next scan then returns everything.
         """
         tree = tree_of(self._root_pid)
         for pid in self._processes.keys() - tree.keys():
@@ -87,7 +87,7 @@ class TreeTracker:
         try:
             for pid, parent in tree.items():
                 with suppress(ProcessLookupError):
-                    pages = self._scan_one(pid, parent, final)
+                    pages = self._scan_one(pid, parent, final, rearm)
                     if pages is not None:
                         results.append(pages)
         except BaseException:
@@ -117,7 +117,7 @@ class TreeTracker:
             self._processes.popitem()[1].close()
         self._guardian.close()
 
-    def _scan_one(self, pid: int, parent: int, final: bool) -> ProcessPages | None:
+    def _scan_one(self, pid: int, parent: int, final: bool, rearm: bool) -> ProcessPages | None:
         for _ in range(2):
             process = self._processes.get(pid)
             if process is None:
@@ -126,7 +126,11 @@ class TreeTracker:
                     return None
                 process = self._processes[pid] = TrackedProcess(pid)
             try:
-                ranges = process.scan_stopped(self._scanner) if final else process.scan(self._scanner, self._guardian)
+                ranges = (
+                    process.scan_stopped(self._scanner, rearm=rearm)
+                    if final
+                    else process.scan(self._scanner, self._guardian)
+                )
             except ProcessLookupError:
                 # Gone; once more, if its number belongs to a new process already.
                 self._processes.pop(pid).close()

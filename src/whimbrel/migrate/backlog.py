@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from whimbrel.memory.codecs import Encoder
 from whimbrel.memory.peek import read_pages_into
 from whimbrel.memory.ranges import Ranges, ranges_of, total_bytes
 from whimbrel.memory.store import Pages, pages_of
@@ -46,6 +47,7 @@ class Backlog:
     def __init__(self, left: list[ProcessPages]) -> None:
         self._processes = {part.ns_pid: _Process(part.pid, pages_of(part.ranges)) for part in left if len(part.ranges)}
         self._lock = threading.Lock()
+        self._encoder = Encoder()
 
     def ranges(self) -> dict[int, bytes]:
         """{pid: byte ranges as pairs of uint64}, as `RestoreOrder.behind` carries them."""
@@ -79,7 +81,7 @@ class Backlog:
             pages = process.take(first, limit)
             if len(pages):
                 ranges = ranges_of(pages)
-                channel.send_pages(ns_pid, ranges, _read(process.pid, ranges))
+                channel.send_pages(ns_pid, self._encoder.plain(ranges, _read(process.pid, ranges)))
 
 
 def _read(pid: int, ranges: Ranges) -> memoryview:

@@ -4,13 +4,41 @@ from __future__ import annotations
 
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import PageChannel
-from whimbrel.plan.choice import HYBRID, Situation, choose
+from whimbrel.migrate.staging.shared import stage_below
+from whimbrel.model.errors import Refused
+from whimbrel.plan.choice import HYBRID, SHARED, Situation, choose
 from whimbrel.plan.strategies import AUTO, Carry, Strategy, strategy_of
 
 
 def first_choice(job: Migration) -> Strategy:
     """What was asked for; for ``auto`` what the destination is to prepare for. Raises BadInput."""
-    return strategy_of(HYBRID if job.request.strategy == AUTO else job.request.strategy)
+    request = job.request
+    if request.strategy != AUTO:
+        return strategy_of(request.strategy)
+    if not (job.source.status.shared and job.node.capabilities.shared):
+        return strategy_of(HYBRID)
+    # The link cannot be measured yet. So what depends on it is left to the choice that knows it.
+    if request.handover_in_ms > 0 or request.max_downtime_ms > 0 or request.deadline_ms > 0:
+        return strategy_of(HYBRID)
+    job.say("auto: nobody knows when the user leaves, and both nodes mount the storage that the service lives on: no "
+            "file is copied")  # fmt: skip
+    return strategy_of(SHARED)
+
+
+def storage_needed(job: Migration, strategy: Strategy) -> str:
+    """Identity of the shared storage that the destination must mount too; "" when none is needed. Raises Refused when
+    it does not work here."""
+    if job.source.status.shared:
+        return job.source.status.shared
+    if strategy.carry is not Carry.SHARED:
+        return ""
+    node = job.node.endpoint.name
+    stage_below(job.node.shared_directory, job.request.id, node=node)
+    if not job.node.capabilities.shared:
+        raise Refused(
+            f"the shared storage of {node} is away (`whimbrel node ls` says why): use --strategy tmpfs or hybrid"
+        )
+    return job.node.capabilities.shared[0]
 
 
 def second_choice(job: Migration, strategy: Strategy, channel: PageChannel) -> Strategy:

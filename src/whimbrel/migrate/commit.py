@@ -89,13 +89,11 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
             job.journal("arrived")
         # Only now: freeing a gigabyte would take the processor from those who need it to answer.
         with _forward(job):
-            await parts.hands.do(job.source.cgroup.kill_frozen)
-        for close in (parts.dump.close, parts.carrier.close, parts.channel.close):
+            await job.end()
+        for close in (parts.dump.close, parts.carrier.close, parts.files.close, parts.channel.close):
             with _forward(job):
                 close()
-        with _forward(job):
-            await parts.hands.do(job.source.layer.end_settling, [])
-        job.bytes_sent = parts.carrier.sent_bytes
+        job.count_bytes(parts.carrier.sent_bytes, parts.files.sent_bytes)
         await _tell_the_end(job, parts.peer)
         with _forward(job):
             await job.discard()
@@ -121,6 +119,7 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
     """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
     over a new one."""
     deadline = time.monotonic() + FILL_TIMEOUT_S
+    parts.channel.limit(job.request.bandwidth_bps)
     while True:
         parts.channel.sock.settimeout(FILL_TIMEOUT_S)
         try:
@@ -132,9 +131,12 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
                 raise
             parts.channel.shutdown()
             await asyncio.sleep(RECONNECT_S)
-            with contextlib.suppress(Unreachable):
+            try:
                 await parts.hands.do(parts.reconnect)
                 parts.carrier.link_was_cut()
+            except Unreachable as error:
+                if isinstance(error.__cause__, ConnectionRefusedError):
+                    raise  # the link is there, but nobody is any more who could take the pages
 
 
 @contextlib.contextmanager

@@ -17,13 +17,13 @@ from pathlib import Path
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, local_binds
-from whimbrel.storage.layer import Layer
-from whimbrel.storage.shared.root import SharedRoot
+from whimbrel.runtime.moving import Departure
+from whimbrel.storage.images import StoredImage
 
 _CLOSE = struct.pack("<I4xQQQ", 0x1023, 0, 0, 0)  # of CRIU's page-server protocol, 4.2 and later
 _STDIO = re.compile(r"pipe:\[[0-9]+\]")
@@ -32,23 +32,28 @@ _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 @dataclass(frozen=True)
 class Source:
     """One running service as its node sees it; `run_dir` is on the node's tmpfs;
-    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`)."""
+    `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from,
+    None for another engine's container, and where no image crosses."""
 
     status: ServiceStatus
-    layer: Layer | SharedRoot
-    cgroup: Cgroup
+    departure: Departure
     run_dir: Path
     holes: bool
+    image: StoredImage | None
 
     @property
     def pid(self) -> int:
         return self.status.pid
 
+    @property
+    def cgroup(self) -> Cgroup:
+        return Cgroup(self.departure.cgroup)
+
 
 def stdio_pipes(pid: int) -> dict[str, int]:
-    """CRIU's names of the pipes that the container's first process got as standard output and error."""
+    """CRIU's names of the pipes that the container's first process got as its standard streams."""
     names: dict[str, int] = {}
-    for stream in (2, 1):
+    for stream in (2, 1, 0):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/{pid}/fd/{stream}")
             if _STDIO.fullmatch(target):
@@ -61,12 +66,10 @@ class Dump:
 
     def __init__(self, source: Source, work_dir: Path) -> None:
         self._source = source
-        self._binds = local_binds(source.layer.upper, source.layer.local)
         self.stage = work_dir
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
-        shutil.rmtree(work_dir, ignore_errors=True)
-        self.images.mkdir(parents=True)
+        self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
         self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
         ours, theirs = socket.socketpair()
         self._page_server = ours
@@ -102,10 +105,10 @@ class Dump:
             notify_scripts=True,
             log_level=1,
             log_file="dump.log",
-            root=str(self._source.layer.rootfs),
+            root=self._source.departure.rootfs,
             config_file=str(self._conf),
-            ghost_limit=1 << 28,
-            external=[f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}", *(bind.at_dump for bind in self._binds)],
+            ghost_limit=NAMELESS_LIMIT_BYTES,
+            external=self._source.departure.external,
         )
         if parent_image:
             opts.track_mem = True

@@ -32,6 +32,7 @@ class Node:
     capabilities: Capabilities
     port: ServicePort
     journal: Journal
+    shared_directory: str = ""
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Migration:
     destination: Endpoint
     gateways: tuple[Endpoint, ...]
     emit: Callable[[Progress], None]
+    end: Callable[[], Any]
     send_logs: Callable[[Peer], Any]
     discard: Callable[[], Any]
     started_s: float = field(default_factory=time.monotonic)
@@ -51,6 +53,8 @@ class Migration:
     phases: list[Phase] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     bytes_sent: int = 0
+    image_bytes: int = 0
+    file_bytes: int = 0
     freeze_ms: float = 0.0
     reason: str = ""
     strategy: str = ""
@@ -113,6 +117,11 @@ class Migration:
                 raise Cancelled("cancelled on request; the service runs on where it was")
             self.committed = True
 
+    def count_bytes(self, carrier_bytes: int, file_bytes: int) -> None:
+        """What has left this node so far, by what it was for."""
+        self.file_bytes = file_bytes
+        self.bytes_sent = self.image_bytes + carrier_bytes + file_bytes
+
     def begin_undo(self) -> None:
         with self._gate:
             self._undoing = True
@@ -138,6 +147,9 @@ class Migration:
             freeze_ms=round(self.freeze_ms, 3),
             rss_bytes=self.source.status.rss_bytes,
             bytes_sent=self.bytes_sent,
+            raw_bytes=sum(turn.raw_bytes for turn in self.rounds),
+            image_bytes=self.image_bytes,
+            file_bytes=self.file_bytes,
             phases=tuple(self.phases),
             rounds=tuple(self.rounds),
         )

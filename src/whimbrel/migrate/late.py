@@ -7,8 +7,8 @@ import threading
 from typing import Protocol
 
 from whimbrel.memory.lazy import LazyServer
-from whimbrel.memory.store import Pages
 from whimbrel.memory.supply import Supply
+from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.model.errors import StepFailed, WhimbrelError
 
@@ -17,12 +17,9 @@ class Destination(Protocol):
     """What of the receiving process is needed here (see `receive.Receiver`)."""
 
     committed: bool
+    intake: PageIntake
     lazy: LazyServer
     supplies: dict[int, Supply]
-
-    def take_pages(
-        self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool
-    ) -> tuple[Pages, int]: ...
 
     def accept_again(self) -> PageChannel: ...
 
@@ -73,10 +70,10 @@ class LatePages:
     def _read_one(self) -> None:
         kind, number, ranges, size = self._channel.receive_header()
         if kind is Kind.PAGES:
-            pages, slot = self._receiver.take_pages(self._channel, number, ranges, size, recent=False)
+            pages, slots = self._receiver.intake.take(self._channel, number, ranges, size, recent=False)
             supply = self._receiver.supplies.get(number)
             if supply is not None:
-                self._receiver.lazy.arrived(supply, pages, slot)
+                self._receiver.lazy.arrived(supply, pages, slots)
         else:
             payload = self._channel.receive_payload(size)
             self._channel.check(kind, number, payload, Kind.GO)

@@ -5,9 +5,9 @@ treated as hostile: lengths are bounded before anything is allocated, and the fi
 that the destination's agent gave to the source's.
 
     HELLO    token                                  source says who it is
-    PAGES    number = pid in the container; `ranges` pairs of (start, end) as uint64, then their bytes
+    PAGES    number = pid in the container; pages of that process, see below
     ROUND    number = round; answered by ACK        everything up to here is in the store
-    FILES    a tar of changed files of the writable layer; answered by ACK
+    FILES    changed files, on a connection of their own: see `filestream`
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
     RESTORE  msgpack RestoreOrder
     PROBE    anything, answered by ACK: how fast is the link?
@@ -17,10 +17,23 @@ that the destination's agent gave to the source's.
     RUNNING  destination: runs (before the first packet is let in)
     FILLED   msgpack FillReport                     all pages are local
     ABORT    text                                   either side gives up (only before GO)
+
+PAGES carries `ranges` runs, then contents. A run is two uint64, ``start | coding, end``: byte addresses of whole
+pages that are coded alike (`memory.codecs.Coding`), ascending. At most 4,096 pages a frame. Then:
+
+    RAW            4096 bytes for each page of each raw run, in order
+    ZERO           nothing: the pages hold zeros
+    SAME           nothing: the pages are as they last crossed
+    PACKED, DELTA  together one block, up to the end of the frame: uint64 sum of all 64-bit words of its pages as they
+                   are at the source; then one zstd frame of the pages in order, those of DELTA XORed with what they
+                   last crossed as
+
+"Last crossed" means before this frame, in this connection.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import threading
@@ -28,9 +41,8 @@ import time
 from enum import IntEnum
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
+from whimbrel.memory.codecs import Coded
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, Unreachable
 
 HEADER = struct.Struct("<B3xIQQ")
@@ -41,13 +53,13 @@ NOT_SENT_BYTES = 128 << 10
 PROBE_BYTES = 64 << 10
 PROBE_ENOUGH_S = 0.02
 _TCP_NOTSENT_LOWAT = 25  # Python does not name it
+PACED_BYTES = 1 << 16
 _LINK_WATCH = (
     (socket.TCP_KEEPIDLE, 1),
     (socket.TCP_KEEPINTVL, 1),
     (socket.TCP_KEEPCNT, 2),
     (socket.TCP_USER_TIMEOUT, 2000),
 )
-Ranges = npt.NDArray[np.uint64]
 
 
 class Kind(IntEnum):
@@ -70,14 +82,15 @@ class Kind(IntEnum):
 class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
     `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
-    after the resume, by the pid in the container; `written`: files of a root on shared storage as the source sees them,
-    for the destination to wait until it sees the same (path, size, time of change in ns)."""
+    after the resume, by the pid in the container; `file_passes` of files must have arrived, whole and checked;
+    `written`: files of a root on shared storage as the source sees them (path, size, time of change in ns)."""
 
     lazy: bool
     stdio: dict[str, int]
     eager_hot_pages: int
     staged: bool = False
     behind: dict[int, bytes] = {}
+    file_passes: int = 0
     written: tuple[tuple[str, int, int], ...] = ()
 
 
@@ -103,9 +116,11 @@ class PageChannel:
         self._pace_bps = 0.0
         self._sending = threading.Lock()
         self._paced_until = 0.0
+        self._shut = threading.Event()
 
     @classmethod
-    def connect(cls, host: str, port: int, token: str, *, timeout_s: float = 3.0) -> PageChannel:
+    def connect(cls, host: str, port: int, token: str, *, number: int = 0, timeout_s: float = 3.0) -> PageChannel:
+        """`number` says what the connection is for: 0 for pages."""
         try:
             sock = socket.create_connection((host, port), timeout=timeout_s)
         except OSError as error:
@@ -114,8 +129,12 @@ class PageChannel:
             ) from error
         sock.settimeout(None)
         channel = cls(sock)
-        channel.send(Kind.HELLO, payload=token.encode())
+        channel.send(Kind.HELLO, number, token.encode())
         return channel
+
+    @property
+    def limit_bytes_per_s(self) -> float:
+        return self._pace_bps / 8
 
     def limit(self, bandwidth_bps: float) -> None:
         """From now on send no faster than this (bits per second; 0 = as fast as it goes)."""
@@ -145,41 +164,50 @@ class PageChannel:
         """Go on with another connection; the old one is closed."""
         with self._sending:
             old, self.sock = self.sock, fresh.sock
+            self._shut.clear()
         old.close()
 
     def _pace(self, size_bytes: int) -> None:
-        if self._pace_bps <= 0:
-            return
         now = time.monotonic()
         self._paced_until = max(self._paced_until, now - 0.01) + size_bytes * 8 / self._pace_bps
-        if self._paced_until > now:
-            time.sleep(self._paced_until - now)
+        if self._paced_until > now and self._shut.wait(self._paced_until - now):
+            raise OSError(errno.ESHUTDOWN, "it was shut")
+
+    def _put(self, *parts: bytes | memoryview) -> None:
+        """Hand all parts to the connection, in slices when there is a limit."""
+        for index, part in enumerate(parts):
+            more = socket.MSG_MORE if index < len(parts) - 1 else 0
+            if self._pace_bps <= 0:
+                self.sock.sendall(part, more)
+                continue
+            view = memoryview(part)
+            for at in range(0, len(view), PACED_BYTES):
+                piece = view[at : at + PACED_BYTES]
+                self._pace(len(piece))
+                self.sock.sendall(piece, more)
 
     def send(self, kind: Kind, number: int = 0, payload: bytes | memoryview = b"", *, ranges: int = 0) -> None:
         header = HEADER.pack(kind, number, ranges, len(payload))
         try:
             with self._sending:
                 if len(payload) <= CHUNK_BYTES:
-                    self.sock.sendall(header + bytes(payload))
+                    self._put(header + bytes(payload))
                 else:
-                    self.sock.sendall(header)
-                    self.sock.sendall(payload)
+                    self._put(header, payload)
         except OSError as error:
             raise StepFailed(f"the link to the other side broke while sending: {error}") from error
         self.sent_bytes += HEADER.size + len(payload)
 
-    def send_pages(self, ns_pid: int, ranges: Ranges, contents: memoryview) -> None:
-        """One PAGES frame: byte ranges of shape (n, 2) and their contents, in order."""
-        raw = np.ascontiguousarray(ranges, np.uint64).tobytes()
-        self._pace(len(raw) + len(contents))
+    def send_pages(self, ns_pid: int, coded: Coded) -> None:
+        """One PAGES frame."""
+        runs = coded.runs.tobytes()
         try:
-            header = HEADER.pack(Kind.PAGES, ns_pid, len(ranges), len(raw) + len(contents))
+            header = HEADER.pack(Kind.PAGES, ns_pid, len(coded.runs), coded.wire_bytes)
             with self._sending:
-                self.sock.sendall(header + raw, socket.MSG_MORE)
-                self.sock.sendall(contents)
+                self._put(header + runs, *(part for part in (coded.raw, coded.block) if len(part)))
         except OSError as error:
             raise StepFailed(f"the link to the destination broke while pages crossed: {error}") from error
-        self.sent_bytes += HEADER.size + len(raw) + len(contents)
+        self.sent_bytes += HEADER.size + coded.wire_bytes
 
     def receive_exactly(self, view: memoryview) -> None:
         while len(view):
@@ -225,6 +253,7 @@ class PageChannel:
 
     def shutdown(self) -> None:
         """Wake whoever waits on this socket in another thread; then `close`."""
+        self._shut.set()
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import psutil
+
 from whimbrel.model.errors import Refused
 from whimbrel.model.node import Capabilities, Resources
 from whimbrel.model.units import format_bytes
+from whimbrel.storage.openfiles import Nameless
 from whimbrel.wire.calls import OfferReply
 
 MEMORY_RESERVE_BYTES = 64 << 20
 DISK_RESERVE_BYTES = 64 << 20
+NAMELESS_LIMIT_BYTES = 1 << 28
 STORE_FACTOR = 2.2  # arriving pages live twice for a moment: in the store and in the process; and rounds repeat
 
 
@@ -33,9 +39,43 @@ def compare(source: Capabilities, destination: Capabilities, where: str) -> None
         )
 
 
-def check_room(rss_bytes: int, disk_bytes: int, resources: Resources, where: str) -> None:
-    """Raises Refused when the destination is too small. `disk_bytes` is what its disk must take in."""
-    needed = int(rss_bytes * STORE_FACTOR) + MEMORY_RESERVE_BYTES
+@dataclass(frozen=True)
+class FileRoom:
+    """What the files of a service take at the destination: on its disk, and in its memory (/dev/shm); and what the
+    image takes on the disk, if it must cross too.
+
+    `nameless_bytes` are of files that are open and have no name: they lie in CRIU's images, in the memory of both
+    sides; a single one of more than `NAMELESS_LIMIT_BYTES` is `too_large`.
+    """
+
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+    image_bytes: int = 0
+    nameless_bytes: int = 0
+    too_large: Nameless | None = None
+
+
+def check_here(files: FileRoom) -> None:
+    """Raises Refused when what the source itself must keep for a while is too much."""
+    if files.too_large is not None:
+        raise Refused(
+            f"process {files.too_large.pid} holds the deleted file {files.too_large.path} of "
+            f"{format_bytes(files.too_large.allocated_bytes)} open; more than {format_bytes(NAMELESS_LIMIT_BYTES)} "
+            "cannot cross without a name: restart what holds it, or let it close it"
+        )
+    free = psutil.virtual_memory().available
+    if files.nameless_bytes + MEMORY_RESERVE_BYTES > free:
+        raise Refused(
+            f"deleted files that are still open have {format_bytes(files.nameless_bytes)}, which cross by way of this "
+            f"node's memory, and {format_bytes(free)} of it is free; free memory here"
+        )
+
+
+def check_room(rss_bytes: int, files: FileRoom, resources: Resources, where: str) -> None:
+    """Raises Refused when the destination is too small."""
+    disk_bytes = files.disk_bytes + files.image_bytes
+    # Nameless files twice: as CRIU's images, and as what is restored of them.
+    needed = int(rss_bytes * STORE_FACTOR) + files.memory_bytes + 2 * files.nameless_bytes + MEMORY_RESERVE_BYTES
     if needed > resources.memory_available_bytes:
         raise Refused(
             f"{where} has {format_bytes(resources.memory_available_bytes)} of memory free, the migration needs "
@@ -49,6 +89,7 @@ def check_room(rss_bytes: int, disk_bytes: int, resources: Resources, where: str
         )
 
 
-def check_offer(source: Capabilities, reply: OfferReply, *, rss_bytes: int, disk_bytes: int, where: str) -> None:
+def check_offer(source: Capabilities, reply: OfferReply, *, rss_bytes: int, files: FileRoom, where: str) -> None:
     compare(source, reply.capabilities, where)
-    check_room(rss_bytes, disk_bytes, reply.resources, where)
+    check_here(files)
+    check_room(rss_bytes, files, reply.resources, where)

@@ -5,8 +5,8 @@ that an agent that dies after the commit takes no pages with it. Before the comm
 standard input ends), with the source (the page channel ends) or by ABORT, and takes the half-restored tree along.
 
 Run as ``python -m whimbrel.migrate.receive FD``; FD is a socket on which its `ReceiveOrder` comes, with two
-descriptors: the service's log, and the agent's keeper. Events go to stdout as JSON lines: ``listening``, ``running``,
-``filled``, ``failed``.
+descriptors: the service's log (or who becomes the CRIU that restores), and the agent's keeper. Events go to stdout as
+JSON lines: ``listening``, ``running``, ``filled``, ``failed``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import array
 import contextlib
 import hmac
-import io
 import os
 import socket
 import struct
@@ -28,58 +27,52 @@ import msgspec
 import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
-from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.checkpoint.images import forget_masters
+from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer, LazySpace, address_of
-from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
-from whimbrel.memory.store import Pages, PageStore, ProcessIndex, pages_of
+from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract
+from whimbrel.memory.store import PageStore, ProcessIndex, pages_of
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.backlog import unpack
+from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.migrate.settling import Appearing
 from whimbrel.migrate.staging.host import StageHost
+from whimbrel.migrate.takefiles import FileArrival
 from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.spec import SHM_EXTERNAL
-from whimbrel.storage.archive import apply
-from whimbrel.storage.shared.helper import Helper
-from whimbrel.storage.shared.place import await_visible
+from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
+from whimbrel.runtime.moving import Landing
 
 RESTORE_FINISHED = 0x52535446
 MAX_ORDER_BYTES = 1 << 16
 AT_WORK = "receiving"  # the process's short name from its order on, to tell it from one that waits
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
-VISIBLE_S = 2.0  # attribute caches that last longer are too long
 HANDOVER_S = 10.0
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the worker needs; paths are the destination's own. `external`: more bind mounts, as CRIU wants to know
-    them; `shared`: the root is on shared storage."""
+    """Everything the worker needs; paths are the destination's own."""
 
     service: str
     token: str
     listen_host: str
     work_dir: str
+    stage_dir: str
     criu_run_dir: str
-    rootfs: str
-    upper_dir: str
-    shm_dir: str
-    netns: str
     netns_dir: str
-    cgroup_path: str
-    runc_root: str
+    landing: Landing
     expected_pages: int
     staged: bool
-    external: tuple[str, ...] = ()
-    shared: bool = False
 
 
 def say(event: str, **fields: object) -> None:
@@ -102,18 +95,22 @@ class Laps:
 
 
 class Receiver:
-    """`output_fd` is the service's log, `keeper_fd` where the agent takes the userfaultfds (see `memory.keeper`)."""
+    """`output_fd` is the service's log, or a connection to who becomes its CRIU if the landing is `foreign`;
+    `keeper_fd` is where the agent takes the userfaultfds (see `memory.keeper`)."""
 
     def __init__(self, order: ReceiveOrder, output_fd: int, keeper_fd: int) -> None:
         self.order = order
+        self.landing = order.landing
         self._output_fd = output_fd
         self.work = Path(order.work_dir)
-        self.stage = self.work / "stage"
+        self.stage = Path(order.stage_dir)
         self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
         self.store = PageStore(0 if order.staged else order.expected_pages)
+        self.intake = PageIntake(self.store)
         self.host: StageHost | None = None
-        self.cgroup = Cgroup(order.cgroup_path)
+        self.cgroup = Cgroup(self.landing.cgroup)
+        self.files = FileArrival(self.landing.files, order.token)
         self.committed = False
         self.eager_pages = 0
         self._aborted = False
@@ -128,7 +125,7 @@ class Receiver:
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
         self.late: LatePages | None = None
-        self.helper = Helper(order.rootfs) if order.shared else None
+        self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
         self.port = ServicePort(Path(order.netns_dir))
         self.port.info(order.service)  # opens its sockets: none of that in the freeze
@@ -136,12 +133,13 @@ class Receiver:
     # --- before the freeze: pages and files ---------------------------------------------------------------
     def accept(self) -> PageChannel:
         self.listener = socket.create_server((self.order.listen_host, 0))
-        if self.order.staged:
+        if self.order.staged and self.stage.parent == self.work:  # not on storage that both nodes see
             self.host = StageHost(
                 self.order.listen_host, self.stage, self.order.token, run_dir=Path(self.order.criu_run_dir),
                 complain=lambda error: say("warning", error=error),
             )  # fmt: skip
-        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0)
+        say("listening", port=self.listener.getsockname()[1], stage_port=self.host.port if self.host else 0,
+            files_port=self.files.listen(self.order.listen_host))  # fmt: skip
         return self.accept_again()
 
     def accept_again(self) -> PageChannel:
@@ -161,7 +159,7 @@ class Receiver:
         while True:
             kind, number, ranges, size = channel.receive_header()
             if kind is Kind.PAGES:
-                self.take_pages(channel, number, ranges, size, recent=round_number > 0)
+                self.intake.take(channel, number, ranges, size, recent=round_number > 0)
                 continue
             payload = channel.receive_payload(size)
             if kind is Kind.ROUND:
@@ -170,8 +168,6 @@ class Receiver:
                 channel.send(Kind.ACK, number)
             elif kind is Kind.PROBE:
                 channel.send(Kind.ACK, number)
-            elif kind is Kind.FILES:
-                self._take_files(number, payload)
             elif kind is Kind.IMAGES:
                 self._take_images(payload)
             elif kind is Kind.RESTORE:
@@ -180,29 +176,6 @@ class Receiver:
                 raise StepFailed(payload.decode(errors="replace"))
             else:
                 raise ProtocolMismatch(f"{kind.name} is not due here")
-
-    def take_pages(
-        self, channel: PageChannel, ns_pid: int, count: int, size: int, *, recent: bool
-    ) -> tuple[Pages, int]:
-        """Into the store; returns the pages and where the first of them lies."""
-        raw = bytearray(count * 16)
-        channel.receive_exactly(memoryview(raw))
-        ranges = np.frombuffer(raw, np.uint64).reshape(-1, 2)
-        if bool((ranges[:, 0] >= ranges[:, 1]).any()) or total_bytes(ranges) != size - len(raw):
-            raise ProtocolMismatch("a frame of pages has another length than its ranges")
-        pages = pages_of(ranges)
-        with self.store.room_for(len(pages)) as window:
-            channel.receive_exactly(window)
-        first_slot = self.store.used_pages
-        self.store.commit(ns_pid, pages, recent=recent)
-        return pages, first_slot
-
-    def _take_files(self, number: int, archive: bytes) -> None:
-        """`number` 0 is the writable layer, 1 the container's /dev/shm."""
-        roots = (self.order.upper_dir, self.order.shm_dir)
-        if number >= len(roots):
-            raise ProtocolMismatch(f"there is no place for files number {number}")
-        apply(Path(roots[number]), io.BytesIO(archive))
 
     def _take_images(self, payload: bytes) -> None:
         for name, content in msgspec.msgpack.decode(payload, type=dict[str, bytes]).items():
@@ -213,13 +186,26 @@ class Receiver:
     # --- the freeze: restore ------------------------------------------------------------------------------
     def start_criu(self) -> None:
         """Ready before the freeze; the restored tasks are born in the container's control groups."""
-        images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
-        self.images_fd = images_fd
+        self.images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+        landing = self.landing
+        self.root, launch = Path(landing.rootfs), launch_bound
+        binds: list[tuple[Path, Path]] = []
+        self.stdio = dict.fromkeys((1, 2), self._output_fd)
+        if landing.foreign:
+            # CRIU wants a mount point that it may take apart; the engine's own may be none, or needed elsewhere
+            self.root = self.work / "root"
+            self.root.mkdir()
+            binds = [(Path(landing.rootfs), self.root)]
+            launch = Handover(self._output_fd).launch
+            self.stdio = {stream: STDIO_BASE + stream for stream in range(3)}
         self.criu = CriuWorker(
-            netns=Path(self.order.netns),
+            netns=Path(self.order.netns_dir) / self.order.service,
             run_dir=Path(self.order.criu_run_dir),
             cgroup_procs=self.cgroup.procs_files(),
-            pass_fds=[images_fd, self._output_fd],
+            own_cgroupns=landing.own_cgroupns,
+            binds=binds,
+            pass_fds=[self.images_fd] if landing.foreign else [self.images_fd, self._output_fd],
+            launch=launch,
         )
         self.criu.warm_up()
 
@@ -227,15 +213,18 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         laps = Laps()
+        self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
+        laps.lap("files")
         later: list[LazyPages] = []
         if not order.staged:
             later, self.eager_pages = settle(
                 self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=unpack(order.behind)
             )
+        if self.landing.foreign:
+            forget_masters(self.images)
         laps.lap("settle")
-        if self.helper is not None:
-            await_visible(self.helper, Path(self.order.rootfs), list(order.written), timeout_s=VISIBLE_S)
-            self.helper.close()
+        if self.appearing is not None:
+            self.appearing.wait(order.written)
             laps.lap("visible")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
@@ -247,14 +236,16 @@ class Receiver:
             notify_scripts=True,
             log_level=1,
             log_file="restore.log",
-            root=self.order.rootfs,
+            root=str(self.root),
             lazy_pages=order.lazy,
-            external=[f"mnt[{SHM_EXTERNAL}]:{self.order.shm_dir}", *self.order.external],
+            external=self.landing.external,
+            rst_sibling=self.landing.foreign,
         )
         if not order.lazy:
             write_word(self.work, WHOLE)
-        for name in order.stdio:
-            opts.inherit_fd.add(key=name, fd=self._output_fd)
+        for name, stream in order.stdio.items():
+            if stream in self.stdio:
+                opts.inherit_fd.add(key=name, fd=self.stdio[stream])
         if order.behind:
             self.late = LatePages(self, channel)
         handover = self._listen_for_faults(later, unpack(order.behind)) if order.lazy else None
@@ -273,6 +264,8 @@ class Receiver:
         failpoints.wait_at("receive.ready")
         if not self.criu.alive():
             raise StepFailed("CRIU died at the destination before the service was handed over")
+        if self.landing.pid_file:
+            Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
         channel.send(Kind.READY)
         if self.late is not None:
             self.late.wait_for_go()
@@ -290,8 +283,9 @@ class Receiver:
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
-        pid = self.criu.restored_pid
-        self._forward(lambda: adopt(Path(self.order.runc_root), self.order.service, pid))
+        pid, landing = self.criu.restored_pid, self.landing
+        if landing.runc_id:
+            self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
 
@@ -376,6 +370,7 @@ class Receiver:
         write_word(self.work, WHOLE)
         if self.late is not None:
             self.late.stop()
+        self._forward(self.files.settle)  # before the source removes its own
         with contextlib.suppress(WhimbrelError):
             channel.send(Kind.FILLED, payload=msgspec.msgpack.encode(report))
         self.kept.whole()

@@ -59,14 +59,17 @@ def settle(
         old = img.read_pagemap(images, ns_pid)
         index = store.index.get(ns_pid, ProcessIndex())
         holes = (old.flags & (img.PE_PARENT | img.PE_LAZY)) != 0  # CRIU wrote no contents of these
-        ours = old.ranges[holes]
         ours_behind = union(behind.get(ns_pid, EMPTY))
-        _check_all_arrived(ns_pid, subtract(union(ours), ours_behind), index)
+        _check_all_arrived(ns_pid, subtract(union(old.ranges[holes]), ours_behind), index)
+        anonymous = img.lazy_ranges(images, ns_pid)
+        # A page of zeros of anonymous memory need not exist: whoever touches it gets zeros from the kernel.
+        zeros = subtract(intersect(ranges_of(index.zeros()), anonymous), ours_behind)
+        ours = subtract(union(old.ranges[holes]), zeros)
         waiting = EMPTY
         if lazy:
             hot = subtract(ranges_of(store.hot_pages(ns_pid, hot_pages)), ours_behind)
-            waiting = subtract(intersect(union(ours), img.lazy_ranges(images, ns_pid)), hot)
-        now = subtract(union(ours), waiting)
+            waiting = subtract(intersect(ours, anonymous), hot)
+        now = subtract(ours, waiting)
         in_place += total_bytes(now) // PAGE_BYTES
         pieces = _pieces(old, holes, now, waiting)
         _write_pages(images / f"pages-{old.pages_id}.img", pieces, index, store)

@@ -56,11 +56,14 @@ def _time_left_ms(job: Migration, lead_ms: float) -> float:
 async def _one_round(job: Migration, parts: Parts, number: int) -> RoundFacts:
     start = job.now_ms()
     carried = await parts.hands.do(parts.carrier.round, number)
+    file_bytes = await parts.hands.do(parts.files.round)
     took_ms = job.now_ms() - start
-    job.rounds.append(round_of(number, carried, took_ms))
+    job.rounds.append(round_of(number, carried, took_ms, file_bytes))
+    if carried.remark and carried.remark not in job.reason:
+        job.say(carried.remark)
     _add_parts(job, f"round.{number}", carried)
     job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
-    return RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES, duration_ms=took_ms)
+    return RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES + file_bytes, duration_ms=took_ms)
 
 
 def _add_parts(job: Migration, name: str, carried: Carried) -> None:
@@ -71,5 +74,14 @@ def _add_parts(job: Migration, name: str, carried: Carried) -> None:
         start_ms += taken_ms
 
 
-def round_of(number: int, carried: Carried, took_ms: float) -> Round:
-    return Round(n=number, dirty_pages=carried.pages, bytes_sent=carried.sent_bytes, duration_ms=round(took_ms, 3))
+def round_of(number: int, carried: Carried, took_ms: float, file_bytes: int) -> Round:
+    return Round(
+        n=number,
+        dirty_pages=carried.pages,
+        bytes_sent=carried.sent_bytes + file_bytes,
+        duration_ms=round(took_ms, 3),
+        raw_bytes=carried.pages * PAGE_BYTES,
+        zero_pages=carried.zero_pages,
+        codec=carried.codec,
+        file_bytes=file_bytes,
+    )

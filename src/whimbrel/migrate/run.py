@@ -22,20 +22,21 @@ import msgspec
 
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate.carriers.choose import make_carrier
-from whimbrel.migrate.choosing import first_choice, second_choice
+from whimbrel.migrate.choosing import first_choice, second_choice, storage_needed
 from whimbrel.migrate.commit import commit, follow_through
 from whimbrel.migrate.dump import Dump, stdio_pipes
-from whimbrel.migrate.files import FileSync
+from whimbrel.migrate.files import files_of, room_for_files
 from whimbrel.migrate.gateways import Gateways, drain
 from whimbrel.migrate.job import Hands, Migration
 from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
+from whimbrel.migrate.pushimage import bring_image
 from whimbrel.migrate.rounds import round_of, run_rounds, until_handover
+from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
 from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.plan.strategies import Carry, Strategy
-from whimbrel.storage.listing import snapshot
 from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, PrepareIncoming
 from whimbrel.wire.rpc import Peer
 
@@ -86,25 +87,29 @@ async def _preflight(job: Migration, peer: Peer) -> Strategy:
     strategy = first_choice(job)
     job.strategy = strategy.name
     status = job.source.status
+    departure = job.source.departure
     offer = await peer.call(
         OfferMigration(
-            spec=status.spec, rss_bytes=status.rss_bytes, image_digest=status.image_digest, shared=status.shared
+            spec=status.spec,
+            rss_bytes=status.rss_bytes,
+            image_digest=status.image_digest,
+            description=departure.description,
+            shared=storage_needed(job, strategy),
         )
     )
-    layer = await asyncio.to_thread(snapshot, job.source.layer.upper)
-    job.files_bytes = disk_bytes = sum(entry.size for entry in layer.values())
-    check_offer(
-        job.node.capabilities, offer, rss_bytes=status.rss_bytes, disk_bytes=disk_bytes, where=job.destination.name
-    )
+    room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image)
+    check_offer(job.node.capabilities, offer, rss_bytes=status.rss_bytes, files=room, where=job.destination.name)
+    job.files_bytes = room.disk_bytes + room.memory_bytes
     return strategy
 
 
 async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextlib.AsyncExitStack) -> None:
     async with contextlib.AsyncExitStack() as undo:
         async with job.phase("prepare"):
+            await bring_image(job, peer)
             parts = await _prepare(job, strategy, peer, outer, undo)
         async with job.phase("rounds"):
-            await parts.hands.do(parts.files.send, parts.channel, job.source.cgroup.pids())
+            await parts.hands.do(parts.files.ahead)
             if parts.strategy.rounds.limit:
                 await run_rounds(job, parts)
             await until_handover(job, parts)
@@ -115,7 +120,7 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             except TimeoutError:
                 raise StepFailed("the freeze took far too long: CRIU or the destination hangs") from None
             resume_here = await commit(job, parts, undo)
-        job.bytes_sent = parts.carrier.sent_bytes
+        job.count_bytes(parts.carrier.sent_bytes, parts.files.sent_bytes)
     await follow_through(job, parts, resume_here)
 
 
@@ -125,8 +130,12 @@ async def _prepare(
     """Everything ready on both sides; `undo` takes it away again, in the order that the freeze wants."""
     hands = Hands()
     source = job.source
-    undo.push_async_callback(_end_settling, job)
-    await hands.do(source.layer.begin_settling, source.cgroup.pids())
+    stage = source.run_dir / f"dump-{job.request.service}"
+    await hands.do(close_stage, stage)  # of an earlier migration that died
+    if strategy.carry is Carry.SHARED:
+        stage = stage_below(job.node.shared_directory, job.request.id, node=job.node.endpoint.name)
+        undo.callback(close_stage, stage)
+        await hands.do(open_stage, stage, job.request.id)
     undo.push_async_callback(_abort_destination, job, peer)
     ready: IncomingReady = await peer.call(
         PrepareIncoming(
@@ -134,7 +143,7 @@ async def _prepare(
             service=source.status,
             strategy=strategy.name,
             source_host=job.node.endpoint.host,
-            runc_config=b"",
+            description=source.departure.description,
         ),
         timeout_s=120,
     )
@@ -142,7 +151,7 @@ async def _prepare(
     await gateways.reach(outer)
     undo.callback(job.node.journal.clear, job.request.id, "source")  # not before the service runs on here
     undo.push_async_callback(gateways.undo)
-    dump = Dump(source, source.run_dir / f"dump-{job.request.service}")
+    dump = Dump(source, stage)
     undo.callback(dump.undo)
     warm = asyncio.create_task(hands.do(dump.warm_up))
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
@@ -152,15 +161,18 @@ async def _prepare(
     strategy = await hands.do(second_choice, job, strategy, channel)
     carrier = await hands.do(make_carrier, job, strategy, channel, ready, dump)
     undo.callback(carrier.close)
+    files = files_of(job)
+    outer.callback(files.close)
+    await hands.do(files.start, job.destination.host, ready.files_port, ready.token, job.request.bandwidth_bps)
     await warm
     job.journal("prepared")
     # Undone first: no cancel any more, wake the threads, wait for them; CRIU is not interrupted inside a step
     # unless it hangs. Then the service is let run, and only then the packets are let in.
     undo.push_async_callback(hands.settle, dump.interrupt)
     undo.callback(channel.shutdown)
+    undo.callback(files.close)
     undo.callback(job.begin_undo)
     await job.pause_at("prepare.ready")
-    files = FileSync((source.layer.upper, source.layer.shm))
 
     def reconnect() -> None:
         channel.replace(PageChannel.connect(job.destination.host, ready.page_port, ready.token))
@@ -181,22 +193,20 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         job.journal("frozen")
         await hands.do(dump.freeze)
         job.node.port.close(job.request.service)
+    if not job.request.bandwidth_bps:  # else pages and files together would take more than is allowed
+        parts.files.begin_last()
     async with job.step("freeze.dump"):
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
-        # A root on shared storage does not cross: what the service wrote there must have arrived at its server.
-        _, early, written = await asyncio.gather(
-            hands.do(dump.finish),
-            hands.do(carrier.while_dumping),
-            hands.do(job.source.layer.settle, job.source.cgroup.pids()),
-        )
+        _, early = await asyncio.gather(hands.do(dump.finish), hands.do(carrier.while_dumping))
     async with job.step("freeze.pages"):
         late = await hands.do(carrier.last, dump.images)
-        await hands.do(parts.files.send, channel, job.source.cgroup.pids())
+    async with job.step("freeze.files"):
+        file_bytes = await hands.do(parts.files.last)
     channel.limit(0)
     async with job.step("freeze.copy"):
         delivered = await hands.do(carrier.deliver, dump.images)
     took_ms = (time.monotonic() - job.frozen_s) * 1e3
-    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered, took_ms))
+    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered, took_ms, file_bytes))
     async with job.step("freeze.restore"):
         order = RestoreOrder(
             lazy=parts.strategy.lazy,
@@ -204,7 +214,8 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             eager_hot_pages=EAGER_HOT_PAGES,
             staged=parts.strategy.carry is not Carry.STREAM,
             behind=carrier.ranges_behind(),
-            written=written,
+            file_passes=parts.files.passes,
+            written=parts.files.written,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         await hands.do(_expect_ready, parts)
@@ -220,10 +231,6 @@ def _expect_ready(parts: Parts) -> None:
         if kind is Kind.ABORT:
             raise StepFailed(f"the destination could not restore: {payload.decode(errors='replace')}")
         parts.carrier.answer(kind, number, payload)
-
-
-async def _end_settling(job: Migration) -> None:
-    await asyncio.to_thread(job.source.layer.end_settling, job.source.cgroup.pids())
 
 
 async def _abort_destination(job: Migration, peer: Peer) -> None:

@@ -40,16 +40,25 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """`raw_bytes` of dirty pages became `bytes_sent` on the way; `zero_pages` of them held nothing but zeros and
+    did not cross; `codec`: how the others did, like ``zstd`` or ``xor+zstd 63 %, raw 37 %`` (by pages). `file_bytes`
+    of `bytes_sent` were for files."""
+
     n: int
     dirty_pages: int
     bytes_sent: int
     duration_ms: float
+    raw_bytes: int = 0
+    zero_pages: int = 0
+    codec: str = ""
+    file_bytes: int = 0
 
 
 class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One migration, whole. Times in ms, sizes in bytes. `asked` is the strategy that was asked for: where that was
     ``auto``, `strategy` is what it came to and `reason` says why. `outage_*`, `lost`, `resets` and `state_ok` are
-    measured by a client outside and are null when nobody measured."""
+    measured by a client outside and are null when nobody measured. Of `bytes_sent`, `image_bytes` went for an image
+    that the destination had not, `file_bytes` for files."""
 
     id: str
     service: str
@@ -72,6 +81,9 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     state_ok: bool | None = None
     rss_bytes: int = 0
     bytes_sent: int = 0
+    raw_bytes: int = 0
+    image_bytes: int = 0
+    file_bytes: int = 0
     phases: tuple[Phase, ...] = ()
     rounds: tuple[Round, ...] = ()
 

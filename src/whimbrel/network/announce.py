@@ -32,6 +32,7 @@ class Announcer:
 
     def __init__(self, ifname: str, address: str, mac: str) -> None:
         self.mac = mac
+        self.interface = ifname
         self._frames = arp_frames(address, mac)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         self._socket.bind((ifname, 0))

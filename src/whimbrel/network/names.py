@@ -10,6 +10,7 @@ from whimbrel.model.errors import BadInput
 BRIDGE = "wb0"
 TUNNEL = "wbx0"
 CONTAINER_INTERFACE = "eth0"
+SECOND_INTERFACE = "whimbrel0"  # in a container that has an eth0 from its own engine
 VNI = 77
 VXLAN_PORT = 4789
 OVERLAY_MTU_BYTES = 1450  # an underlay of 1500 less the 50 of the tunnel header

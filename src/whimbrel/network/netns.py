@@ -130,6 +130,22 @@ def create(path: Path) -> None:
         raise Refused(f"cannot make the network namespace {path} ({error}): run as root") from error
 
 
+def keep(path: Path, source: Path) -> None:
+    """Give an existing namespace (``/proc/PID/ns/net``) a name of ours too; `remove` takes it away again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+    except FileExistsError as error:
+        raise Conflict(f"the network namespace {path} exists already: remove it, or use another name") from error
+    try:
+        _check(_libc.mount(os.fsencode(source), os.fsencode(path), None, MS_BIND, None), "mount")
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise Refused(
+            f"the network namespace {source} cannot be kept ({error}): does its process still run?"
+        ) from error
+
+
 def remove(path: Path) -> None:
     """Forget the namespace at `path`; the kernel ends it with its last process. Safe to repeat."""
     while path.exists():

@@ -22,6 +22,7 @@ from whimbrel.network.names import (
     BRIDGE,
     CONTAINER_INTERFACE,
     OVERLAY_MTU_BYTES,
+    SECOND_INTERFACE,
     interface,
     mac_bytes,
     mac_of,
@@ -30,6 +31,7 @@ from whimbrel.network.names import (
 from whimbrel.network.overlay import explained, find_link, wait_until
 
 REPEAT_AFTER_S = (0.02, 0.1, 0.5, 2.0)
+MAIN_TABLE, OWN_TABLE = 254, 77  # routing tables in the container
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class PortInfo:
     netns_path: Path
     mac: str
     host_ifname: str
+    interface: str = CONTAINER_INTERFACE
 
 
 @dataclass
@@ -69,43 +72,53 @@ class ServicePort:
 
     def info(self, service: str) -> PortInfo:
         handles = self._ready(service)
-        return PortInfo(self.path(service), handles.announcer.mac, port_name(service))
+        return PortInfo(self.path(service), handles.announcer.mac, port_name(service), handles.announcer.interface)
 
     def exists(self, service: str) -> bool:
         return self.path(service).exists()
 
-    def create(self, service: str, address: str, gateway: str | None = None) -> PortInfo:
+    def create(
+        self, service: str, address: str, gateway: str | None = None, *, inside: Path | None = None, name: str = ""
+    ) -> PortInfo:
         """Make namespace and port, disabled. `address` with prefix length; `gateway` is the overlay address
-        of a Whimbrel gateway. Leaves nothing behind when it fails (Refused, Conflict, BadInput)."""
+        of a Whimbrel gateway. Leaves nothing behind when it fails (Refused, Conflict, BadInput).
+
+        `inside`: an existing namespace (``/proc/PID/ns/net``) to plug the port into; what is in there stays as it is.
+        `name` is the interface's in there, chosen when empty.
+        """
         interface(address), mac_of(gateway or address)
         path, host = self.path(service), port_name(service)
         with IPRoute() as ip:
             if find_link(ip, host) is not None:
                 raise Refused(f"the port {host} of {service} is there already: remove the service here first")
-        netns.create(path)
+        if inside is None:
+            netns.create(path)
+            netns.call(path, _no_ipv6)
+        else:
+            netns.keep(path, inside)
         try:
             with explained(f"making the network port of {service}", "see `whimbrel check`"):
-                self._attach(service, path, mac_of(address))
-                netns.call(path, lambda: _set_address(address, gateway))
+                name = name or netns.call(path, _free_name)
+                self._attach(service, path, name, mac_of(address))
+                netns.call(path, lambda: _set_address(name, address, gateway))
             return self.info(service)
         except BaseException:
             self.remove(service)
             raise
 
-    def _attach(self, service: str, path: Path, mac: str) -> None:
+    def _attach(self, service: str, path: Path, name: str, mac: str) -> None:
         host = port_name(service)
         with IPRoute() as ip, path.open() as inside:
             bridge = next(iter(ip.link_lookup(ifname=BRIDGE)), None)
             if bridge is None:
                 raise Refused(f"this node has no bridge {BRIDGE}: its overlay is not up, restart its agent")
-            netns.call(path, _no_ipv6)
-            peer = {"ifname": CONTAINER_INTERFACE, "address": mac, "mtu": OVERLAY_MTU_BYTES,
+            peer = {"ifname": name, "address": mac, "mtu": OVERLAY_MTU_BYTES,
                     "net_ns_fd": inside.fileno()}  # fmt: skip
             ip.link("add", ifname=host, kind="veth", mtu=OVERLAY_MTU_BYTES, peer=peer)
             index = ip.link_lookup(ifname=host)[0]
             netns.write_sysctl(f"net/ipv6/conf/{host}/disable_ipv6", 1)
             ip.link("set", index=index, state="up")
-            netns.call(path, _links_up)
+            netns.call(path, lambda: _links_up(name))
 
             def is_up() -> bool:
                 link = find_link(ip, host)
@@ -192,16 +205,22 @@ def _no_ipv6() -> None:
         netns.write_sysctl(f"net/ipv6/conf/{scope}/disable_ipv6", 1)
 
 
-def _links_up() -> None:
+def _free_name() -> str:
     with IPRoute() as ip:
-        for name in ("lo", CONTAINER_INTERFACE):
-            ip.link("set", index=ip.link_lookup(ifname=name)[0], state="up")
+        return SECOND_INTERFACE if find_link(ip, CONTAINER_INTERFACE) is not None else CONTAINER_INTERFACE
 
 
-def _set_address(address: str, gateway: str | None) -> None:
+def _links_up(name: str) -> None:
+    netns.write_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", 1)
+    with IPRoute() as ip:
+        for link in ("lo", name):
+            ip.link("set", index=ip.link_lookup(ifname=link)[0], state="up")
+
+
+def _set_address(name: str, address: str, gateway: str | None) -> None:
     own = interface(address)
     with IPRoute() as ip:
-        index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
+        index = ip.link_lookup(ifname=name)[0]
         ip.addr("add", index=index, address=str(own.ip), prefixlen=own.network.prefixlen)
     if gateway:
         hop = str(interface(gateway).ip)
@@ -211,12 +230,21 @@ def _set_address(address: str, gateway: str | None) -> None:
         netlink.set_neighbour(route, index, hop, netlink.NUD_PERMANENT, mac_bytes(mac_of(hop)))
         route.close()
         with IPRoute() as ip:
-            ip.route("add", dst="default", gateway=hop)
+            if any(route["dst_len"] == 0 for route in ip.get_routes(family=2, table=MAIN_TABLE)):
+                # The container's own engine leads its traffic elsewhere. What it answers to users, from its address
+                # on the overlay, goes by the overlay all the same.
+                ip.route("add", dst="default", gateway=hop, table=OWN_TABLE)
+                ip.rule("add", src=str(own.ip), src_len=32, table=OWN_TABLE, priority=OWN_TABLE)
+            else:
+                ip.route("add", dst="default", gateway=hop)
 
 
 def _open_inside() -> tuple[Announcer, netlink.NetlinkSocket]:
     with IPRoute() as ip:
-        index = ip.link_lookup(ifname=CONTAINER_INTERFACE)[0]
-        mac = ip.get_links(index)[0].get_attr("IFLA_ADDRESS")
-        address = next(iter(ip.get_addr(index=index, family=2))).get_attr("IFA_LOCAL")
-    return Announcer(CONTAINER_INTERFACE, address, mac), netlink.NetlinkSocket(netlink.NETLINK_SOCK_DIAG)
+        second = find_link(ip, SECOND_INTERFACE)
+        link = second or find_link(ip, CONTAINER_INTERFACE)
+        if link is None:
+            raise Refused("the container has lost its port on the overlay")
+        address = next(iter(ip.get_addr(index=link["index"], family=2))).get_attr("IFA_LOCAL")
+    name = SECOND_INTERFACE if second is not None else CONTAINER_INTERFACE
+    return Announcer(name, address, link.get_attr("IFLA_ADDRESS")), netlink.NetlinkSocket(netlink.NETLINK_SOCK_DIAG)

@@ -9,9 +9,9 @@ and declared external to CRIU as `SHM_EXTERNAL`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -43,30 +43,6 @@ OPEN_FILES = 16384  # hosts without CAP_SYS_RESOURCE may not go above their own 
 
 SHM_MOUNT = "/dev/shm"
 SHM_EXTERNAL = "whimbrel-shm"  # dump: --external mnt[/dev/shm]:KEY, restore: --external mnt[KEY]:<the agent's tmpfs>
-
-
-class Bind(NamedTuple):
-    """A folder of the node's, bound into the container at `point`; `key` is its name in CRIU's images."""
-
-    point: str
-    source: Path
-    key: str
-
-    @property
-    def at_dump(self) -> str:
-        """CRIU's ``--external`` when the container is saved."""
-        return f"mnt[{self.point}]:{self.key}"
-
-    @property
-    def at_restore(self) -> str:
-        return f"mnt[{self.key}]:{self.source}"
-
-
-def local_binds(upper: Path, names: Iterable[str]) -> tuple[Bind, ...]:
-    """Top-level folders that come from a local layer, because the root itself is on shared storage. They are mounted
-    below the root before runc sees it: told to mount /dev itself, it would leave /dev alone."""
-    return tuple(Bind(f"/{name}", upper / name, f"whimbrel-{name}") for name in names)
-
 
 _MOUNTS: list[dict[str, Any]] = [
     {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -134,8 +110,29 @@ def cgroup_path(node: str, service: str) -> str:
     return f"/whimbrel/{node}/{service}"
 
 
-def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: Path, netns: Path, cgroup: str) -> bytes:
-    """config.json of an OCI bundle. `rootfs`, `shm` (a tmpfs for /dev/shm) and `netns` are absolute paths.
+def volume_external(name: str) -> str:
+    """CRIU's key of a volume: a mount of ours, as /dev/shm is."""
+    return f"whimbrel-volume-{name}"
+
+
+def local_external(name: str) -> str:
+    """The same of a top-level folder that is the node's own, because the root itself is on shared storage. It is
+    mounted below the root before runc sees it: told to mount /dev itself, runc would leave it empty."""
+    return f"whimbrel-local-{name}"
+
+
+def build_spec(
+    service: ServiceSpec,
+    image: ImageConfig,
+    *,
+    rootfs: Path,
+    shm: Path,
+    netns: Path,
+    cgroup: str,
+    volumes: Mapping[str, Path] | None = None,
+) -> bytes:
+    """config.json of an OCI bundle. `rootfs`, `shm` (a tmpfs for /dev/shm) and `netns` are absolute paths; `volumes`
+    are folders by the path where the container sees them.
 
     Raises BadInput (see above).
     """
@@ -145,6 +142,10 @@ def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: P
         "source": str(shm),
         "options": ["bind", "nosuid", "noexec", "nodev"],
     }
+    bound = [
+        {"destination": path, "type": "bind", "source": str(folder), "options": ["bind", "nodev"]}
+        for path, folder in (volumes or {}).items()
+    ]
     resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
     if service.memory_limit_bytes:
         limit = service.memory_limit_bytes
@@ -163,7 +164,7 @@ def build_spec(service: ServiceSpec, image: ImageConfig, *, rootfs: Path, shm: P
         },
         "root": {"path": str(rootfs), "readonly": False},
         "hostname": service.name,
-        "mounts": [*_MOUNTS, shared_memory],
+        "mounts": [*_MOUNTS, shared_memory, *bound],
         "linux": {
             "cgroupsPath": cgroup,
             "resources": resources,

@@ -19,6 +19,8 @@ _LINKS = {
     "ptmx": "pts/ptmx",
 }
 _FOLDERS = ("pts", "shm", "mqueue")
+# null, zero, full, random, urandom; tty, console, ptmx: every container has them, and they lead to nothing of the host
+_HARMLESS = {*((1, minor) for minor in (3, 5, 7, 8, 9)), *((5, minor) for minor in (0, 1, 2))}
 SHM_OPTIONS = "mode=1777,size=64m"
 
 
@@ -41,3 +43,8 @@ def is_standard_node(path: str, mode: int) -> bool:
     """Whether `path` (relative to the layer) is one of the nodes that each node makes for itself."""
     parent, _, name = path.rpartition("/")
     return parent == "dev" and name in _NODES and stat.S_ISCHR(mode)
+
+
+def is_harmless(device: tuple[int, int]) -> bool:
+    """Whether a character device may be made for a container, by (major, minor)."""
+    return device in _HARMLESS

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
-from whimbrel.model.errors import BadInput, Refused, WhimbrelError
-from whimbrel.storage.archive import apply
+from whimbrel.model.errors import BadInput, StepFailed, WhimbrelError
+from whimbrel.storage.listing import allocated_bytes
 from whimbrel.storage.oci import find_image, parse_reference
-from whimbrel.storage.prescan import prescan_layout
+from whimbrel.storage.treedigest import is_digest, tree_digest
+from whimbrel.storage.unpack import Start, copy_tree, digest_of_tree, unpack
 
-_LAYOUT_TAG = "whimbrel"
+ROOTFS = "rootfs"
+NODES_OWN = "rootfs/dev"  # every node makes its own: what an image has there is hidden, and does not cross
 _IMAGE_FILE_MAX_BYTES = 1 << 20
 
 
@@ -43,29 +43,37 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[int, ...] = ()
 
 
-class _ImageFile(msgspec.Struct, frozen=True):
-    """image.json: an Image without its place on this node."""
+class _ImageFile(msgspec.Struct, frozen=True, kw_only=True):
+    """image.json. `tree` vouches for the unpacked files (see `treedigest`) when they cross to another node."""
 
-    argv: tuple[str, ...] = ()
-    entrypoint: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    cwd: str = "/"
-    uid: int = 0
-    gid: int = 0
-    groups: tuple[int, ...] = ()
+    start: Start
+    tree: str
+    reference: str = ""
+    size_bytes: int = 0
 
 
-def portable(image: Image) -> Any:
+class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
+    """`folder` holds image.json and rootfs; `size_bytes` is what they take on disk."""
+
+    digest: str
+    folder: Path
+    tree: str
+    reference: str
+    size_bytes: int
+
+
+def portable(image: Image) -> dict[str, Any]:
     """All but its place on this node, for another node to make `placed` of."""
-    return {name: value for name, value in msgspec.structs.asdict(image).items() if name != "rootfs"}
+    about: dict[str, Any] = msgspec.to_builtins(image, enc_hook=str)
+    del about["rootfs"]
+    return about
 
 
 def placed(about: Any, rootfs: Path) -> Image:
     """What `portable` told, with its root file system at `rootfs`. Raises BadInput for something else."""
     try:
-        config = msgspec.convert({name: value for name, value in about.items() if name != "digest"}, _ImageFile)
-        return Image(digest=str(about["digest"]), rootfs=rootfs, **msgspec.structs.asdict(config))
-    except (msgspec.ValidationError, KeyError, AttributeError) as error:
+        return msgspec.convert({**about, "rootfs": str(rootfs)}, Image, dec_hook=lambda _, text: Path(text))
+    except (msgspec.ValidationError, TypeError) as error:
         raise BadInput(f"what was told of an image is not valid: {error!r}") from error
 
 
@@ -80,12 +88,34 @@ class ImageStore:
 
     def get(self, digest: str) -> Image:
         """Raises BadInput for a digest that is not here."""
-        folder = self._folder(digest)
+        file = self._read(digest)
+        return Image(digest=digest, rootfs=self._folder(digest) / ROOTFS, **msgspec.structs.asdict(file.start))
+
+    def stored(self, digest: str) -> StoredImage:
+        """What another node needs to take it. Raises BadInput for a digest that is not here."""
+        file = self._read(digest)
+        return StoredImage(
+            digest=digest,
+            folder=self._folder(digest),
+            tree=file.tree,
+            reference=file.reference,
+            size_bytes=file.size_bytes,
+        )
+
+    def all(self) -> list[StoredImage]:
+        names = [path.name for path in sorted(self.root.glob("*")) if not path.name.startswith(".")]
+        return [self.stored(f"sha256:{name}") for name in names if self.has(f"sha256:{name}")]
+
+    def _read(self, digest: str) -> _ImageFile:
         try:
-            config = _read_config(folder)
+            return _read_config(self._folder(digest))
         except FileNotFoundError as error:
             raise BadInput(f"image {digest} is not on this node: run the service by its reference") from error
-        return Image(digest=digest, rootfs=folder / "rootfs", **msgspec.structs.asdict(config))
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            folder = self._folder(digest)
+            raise BadInput(
+                f"{folder}/image.json is not of this version: remove {folder} and run the service again"
+            ) from error
 
     def ensure(self, reference: str) -> Image:
         """Unpack the image unless it is here; ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]``, ``rootfs:DIR``.
@@ -93,37 +123,68 @@ class ImageStore:
         Raises BadInput for a reference or image that cannot be used, Refused when a program is missing.
         Nothing stays behind after an error.
         """
+        digest, fill = self._found(reference)
+
+        def make(staging: Path) -> _ImageFile:
+            start = fill(staging)
+            tree = tree_digest(staging / ROOTFS, without="dev")
+            return _ImageFile(start=start, tree=tree, reference=reference, size_bytes=allocated_bytes(staging))
+
+        return self._once(digest, make)
+
+    def can_make(self, reference: str, digest: str) -> bool:
+        """Whether `reference` names this very image here, so that `ensure` would give it."""
+        try:
+            return self._found(reference)[0] == digest
+        except WhimbrelError:
+            return False
+
+    def _found(self, reference: str) -> tuple[str, Callable[[Path], Start]]:
         kind, path, tag = parse_reference(reference)
         if kind == "rootfs":
-            digest = digest_of_tree(path)
-            return self._once(digest, lambda staging: _copy_tree(path, staging))
+            return digest_of_tree(path), lambda staging: copy_tree(path, staging)
         found = find_image(kind, path, tag)
-        return self._once(found.digest, lambda staging: _unpack(found.source, reference, staging))
+        return found.digest, lambda staging: unpack(found.source, reference, staging)
 
-    def export_tar(self, digest: str) -> list[str]:
-        """Command whose standard output is a tar stream that `import_tar` takes."""
-        self.get(digest)
-        return [
-            "tar", "--create", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--format=posix",
-            "--exclude=rootfs/dev/*", "--directory", str(self._folder(digest)), "image.json", "rootfs",
-        ]  # fmt: skip
+    def take(self, digest: str, tree: str, fill: Callable[[Path], None]) -> bool:
+        """Take an image from another node: `fill` puts image.json and rootfs into a folder. False when it was here
+        already (then `fill` is not called).
 
-    def import_tar(self, digest: str, stream: IO[bytes]) -> Image:
-        """Take what `export_tar` of a peer gave, unless the image is here (then the stream is not read).
-
-        Raises BadInput for a hostile or broken stream, of which nothing stays.
+        Raises what `fill` raises, StepFailed when what it brought is not what `tree` vouches for; nothing stays then.
         """
+        called = False
 
         def receive(staging: Path) -> _ImageFile:
-            apply(staging, stream)
-            if not (staging / "rootfs").is_dir() or (staging / "rootfs").is_symlink():
+            nonlocal called
+            called = True
+            fill(staging)
+            rootfs = staging / ROOTFS
+            if not rootfs.is_dir() or rootfs.is_symlink():
                 raise BadInput(f"what arrived as image {digest} holds no root file system")
             try:
-                return _read_config(staging)
+                file = _read_config(staging)
             except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
                 raise BadInput(f"what arrived as image {digest} has no valid image.json: {error}") from error
+            if tree_digest(rootfs, without="dev") != tree or file.tree != tree:
+                raise StepFailed(
+                    f"image {digest} is not what it was when it was unpacked: remove it on the node that sent it "
+                    "(its files were changed), and run the service again by its reference"
+                )
+            return msgspec.structs.replace(file, size_bytes=allocated_bytes(staging))
 
-        return self._once(digest, receive)
+        self._once(digest, receive)
+        return called
+
+    def forget_half(self, digest: str) -> None:
+        """Remove what a process left that was killed while it took this image; waits for one that is still at it."""
+        if self.root.exists():
+            with self._lock(digest), self._staging(digest):
+                return
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half-done; call it when no other process uses the store."""
+        for left in self.root.glob(".new-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _once(self, digest: str, fill: Callable[[Path], _ImageFile]) -> Image:
         if not self.has(digest):
@@ -136,10 +197,9 @@ class ImageStore:
         return self.get(digest)
 
     def _folder(self, digest: str) -> Path:
-        algorithm, _, value = digest.partition(":")
-        if algorithm != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        if not is_digest(digest):
             raise BadInput(f"{digest!r} is not an image digest")
-        return self.root / value
+        return self.root / digest.partition(":")[2]
 
     @contextlib.contextmanager
     def _lock(self, digest: str) -> Iterator[None]:
@@ -169,67 +229,3 @@ def _read_config(folder: Path) -> _ImageFile:
     file = os.open(folder / "image.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(file, "rb") as opened:
         return msgspec.json.decode(opened.read(_IMAGE_FILE_MAX_BYTES), type=_ImageFile)
-
-
-def digest_of_tree(folder: Path) -> str:
-    """Digest over names, kinds, owners, modes, sizes, times and link targets (contents are not read)."""
-    summary = hashlib.sha256()
-    for directory, folders, files in os.walk(folder, onerror=_raise):
-        folders.sort()
-        for name in sorted(folders + files):
-            path = os.path.join(directory, name)
-            status = os.lstat(path)
-            target = os.readlink(path) if os.path.islink(path) else ""
-            size = status.st_size if not os.path.isdir(path) else 0
-            facts = (os.path.relpath(path, folder), status.st_mode, status.st_uid, status.st_gid, size,
-                     status.st_mtime_ns, target)  # fmt: skip
-            summary.update(repr(facts).encode(errors="surrogateescape"))
-    return f"sha256:{summary.hexdigest()}"
-
-
-def _raise(error: OSError) -> None:
-    raise BadInput(f"cannot read {error.filename}: {error.strerror}") from error
-
-
-def _copy_tree(source: Path, staging: Path) -> _ImageFile:
-    run("cp", "--archive", "--reflink=auto", "--one-file-system", str(source), str(staging / "rootfs"))
-    return _ImageFile()
-
-
-def _unpack(source: str, reference: str, staging: Path) -> _ImageFile:
-    layout = staging / "layout"
-    try:
-        run("skopeo", "copy", "--quiet", "--insecure-policy", source, f"oci:{layout}:{_LAYOUT_TAG}")
-    except WhimbrelError as error:
-        raise BadInput(f"image {reference} cannot be read: {error}") from error
-    labels = prescan_layout(layout, reference)
-    try:
-        run("umoci", "raw", "unpack", "--image", f"{layout}:{_LAYOUT_TAG}", str(staging / "rootfs"))
-        run("umoci", "raw", "runtime-config", "--image", f"{layout}:{_LAYOUT_TAG}",
-            "--rootfs", str(staging / "rootfs"), str(staging / "config.json"))  # fmt: skip
-    except WhimbrelError as error:
-        raise BadInput(f"image {reference} cannot be unpacked: {error}") from error
-    process = msgspec.json.decode((staging / "config.json").read_bytes())["process"]
-    (staging / "config.json").unlink()
-    shutil.rmtree(layout)
-    user = process["user"]
-    return _ImageFile(
-        argv=tuple(process.get("args") or ()),
-        entrypoint=labels.entrypoint,
-        env=tuple(process.get("env") or ()),
-        cwd=process.get("cwd") or "/",
-        uid=user["uid"],
-        gid=user["gid"],
-        groups=tuple(user.get("additionalGids") or ()),
-    )
-
-
-def run(*argv: str) -> None:
-    """Run one program; raises WhimbrelError with its last line, Refused when it is not installed."""
-    try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    except FileNotFoundError as error:
-        raise Refused(f"{argv[0]} is not installed: run `whimbrel check`") from error
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise WhimbrelError(f"{argv[0]}: {lines[-1][:400]}")

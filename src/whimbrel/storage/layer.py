@@ -61,15 +61,6 @@ class Layer:
             with contextlib.suppress(FileNotFoundError):
                 mount_point.rmdir()
 
-    def begin_settling(self, pids: list[int]) -> None:
-        """Its files cross as changes (see `listing`): there is nothing to settle. So too with the next two."""
-
-    def settle(self, pids: list[int]) -> tuple[tuple[str, int, int], ...]:
-        return ()
-
-    def end_settling(self, pids: list[int]) -> None:
-        """Nothing."""
-
 
 def mount_shm(target: Path) -> None:
     """Mount a tmpfs for /dev/shm, unless there is one."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable
+import stat
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from whimbrel.storage.confined import FOLDER, open_folder, refuses_path
 from whimbrel.storage.devices import is_standard_node
+
+CLOCK_TICK_NS = 20_000_000
+BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's is
 
 
 class Entry(NamedTuple):
@@ -21,87 +26,133 @@ class Entry(NamedTuple):
     links: int
 
 
-Listing = dict[str, Entry]  # path relative to the folder -> Entry, parents before children
+Listing = dict[str, Entry]  # path relative to the folder ("" is itself) -> Entry
 
 
-class Changes(NamedTuple):
-    """`changed` (new or different, parents first) and `removed` (outermost only) paths."""
+class Difference(NamedTuple):
+    """Two looks, and what is not the same: `changed` (new or different, parents first) and `gone` paths."""
 
-    changed: tuple[str, ...]
-    removed: tuple[str, ...]
+    before: Listing
+    after: Listing
+    changed: list[str]
+    gone: set[str]
 
-    def __bool__(self) -> bool:
-        return bool(self.changed or self.removed)
 
+class Lister:
+    """One folder, looked at again and again while others write into it. Blocks; about 2 us a file (a system call).
 
-def snapshot(folder: Path) -> Listing:
-    """Look at all of `folder` without following links; files that vanish meanwhile are left out.
-
-    The per-node device nodes of /dev are not listed. About 2 us a file.
+    Links are never followed, nor is a path whose folders are replaced meanwhile. The per-node device nodes of /dev
+    are not listed. Files that vanish while they are looked at are left out: the folder's time has moved then, and the
+    next look finds out.
     """
-    listing: Listing = {}
-    root = os.fspath(folder)
-    pending = [""]
-    while pending:
-        parent = pending.pop()
+
+    def __init__(self, folder: Path, *, without: str = "") -> None:
+        """`without`: a folder in it whose contents are left out."""
+        self._root = os.open(folder, FOLDER)
+        self._without = without
+        self._listing: Listing = {}
+        self._names: dict[str, list[str]] = {}  # folder -> what is in it
+        self._racy: set[str] = set()
+        self.allocated_bytes = 0
+
+    def close(self) -> None:
+        os.close(self._root)
+
+    @property
+    def root(self) -> int:
+        """The open folder."""
+        return self._root
+
+    def look(self, always: Collection[str] = ()) -> Difference:
+        """Everything since the last look (the first time: all). `always` are paths to count as changed when they exist
+        (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, without holes."""
+        return self._look(always, only_folders=False)
+
+    def look_at_folders(self) -> Difference:
+        """The same for new, renamed and vanished names only, when nothing else can have changed: far fewer files
+        are asked about than in `look`."""
+        if not any(folder in self._racy or self._differs(folder) for folder in self._names):
+            return Difference(self._listing, self._listing, [], set())
+        return self._look((), only_folders=True)
+
+    def _differs(self, folder: str) -> bool:
         try:
-            entries = list(os.scandir(os.path.join(root, parent)))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for item in entries:
-            path = f"{parent}/{item.name}" if parent else item.name
+            status = os.stat(folder or ".", dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            return True
+        return status.st_ctime_ns != self._listing[folder].ctime_ns
+
+    def _look(self, always: Collection[str], *, only_folders: bool) -> Difference:
+        now_ns = time.time_ns()
+        before, after, changed = self._listing, Listing(), []
+        names_before, self._names = self._names, {}
+        allocated, several = 0, set[int]()
+        # Time stamps are a tick coarse: what was written just now may be written again within the same one.
+        suspects, racy = self._racy.union(always), set[str]()
+
+        def note(path: str, status: os.stat_result) -> None:
+            old = before.get(path)
+            ctime_ns = status.st_ctime_ns
+            if old is not None and old.ctime_ns == ctime_ns and old.inode == status.st_ino:
+                after[path] = old
+                if path in suspects and not only_folders:
+                    changed.append(path)
+            else:
+                size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+                after[path] = Entry(status.st_ino, status.st_mode, size, ctime_ns, status.st_nlink)
+                changed.append(path)
+            if ctime_ns > now_ns - CLOCK_TICK_NS:
+                racy.add(path)
+
+        note("", os.fstat(self._root))
+        pending = [""]
+        while pending:
+            folder = pending.pop()
             try:
-                status = item.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if is_standard_node(path, status.st_mode):
-                continue
-            is_folder = item.is_dir(follow_symlinks=False)
-            listing[path] = Entry(
-                status.st_ino,
-                status.st_mode,
-                0 if is_folder else status.st_size,
-                status.st_ctime_ns,
-                status.st_nlink,
-            )
-            if is_folder:
-                pending.append(path)
-    return listing
+                fd = open_folder(self._root, folder)
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) or refuses_path(error):
+                    continue
+                raise
+            try:
+                known = before.get(folder)
+                same = known is not None and known is after[folder] and folder not in suspects
+                names = names_before[folder] if same and folder in names_before else os.listdir(fd)
+                if folder and folder == self._without:
+                    names = []
+                self._names[folder] = names
+                for name in names:
+                    path = f"{folder}/{name}" if folder else name
+                    if only_folders and (old := before.get(path)) is not None and not stat.S_ISDIR(old.mode) and same:
+                        after[path] = old
+                        continue
+                    try:
+                        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    mode = status.st_mode
+                    if stat.S_ISDIR(mode):
+                        pending.append(path)
+                    elif stat.S_ISCHR(mode) and is_standard_node(path, mode):
+                        continue
+                    elif status.st_nlink == 1 or status.st_ino not in several:
+                        several.add(status.st_ino) if status.st_nlink > 1 else None
+                        allocated += status.st_blocks * BLOCK_BYTES
+                    note(path, status)
+            finally:
+                os.close(fd)
+        if not only_folders:
+            self.allocated_bytes = allocated
+        self._listing, self._racy = after, racy if not only_folders else self._racy | racy
+        changed.sort()
+        return Difference(before, after, changed, before.keys() - after.keys())
 
 
-def changed(before: Listing, after: Listing, *, always: Iterable[str] = ()) -> Changes:
-    """From `before` to `after`. `always` are paths to count as changed when they exist (see `mapped_files`).
-
-    A new name of an old file changes the file's ctime, so all names of one file are changed together: the
-    receiver can make it anew and link it again. A file whose last other name went away is changed too.
-    """
-    different = {path for path, entry in after.items() if before.get(path) != entry}
-    different.update(path for path in always if path in after)
-    gone = {path for path in before if path not in after}
-    outermost = tuple(sorted(path for path in gone if not _has_parent_in(path, gone)))
-    return Changes(tuple(sorted(different)), outermost)
-
-
-def _has_parent_in(path: str, paths: set[str]) -> bool:
-    parent = path.rpartition("/")[0]
-    return bool(parent) and (parent in paths or _has_parent_in(parent, paths))
-
-
-_SHARED_MAPPING = re.compile(rb"^[0-9a-f]+-[0-9a-f]+ .w.s [0-9a-f]+ \S+ [1-9][0-9]* +(/.*)$", re.MULTILINE)
-
-
-def mapped_files(pids: Iterable[int]) -> set[str]:
-    """Files that the processes map shared and writable, as paths inside the container without leading ``/``.
-
-    A store into such a mapping need not move any time stamp, so the last look must not trust the stamps.
-    """
-    found: set[str] = set()
-    for pid in pids:
-        try:
-            maps = Path(f"/proc/{pid}/maps").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for path in _SHARED_MAPPING.findall(maps):
-            if not path.endswith(b" (deleted)"):
-                found.add(os.fsdecode(path.replace(b"\\012", b"\n")).lstrip("/"))
-    return found
+def allocated_bytes(folder: Path) -> int:
+    """What the files below a folder take on disk: holes and second names are not counted."""
+    lister = Lister(folder)
+    try:
+        lister.look()
+    finally:
+        lister.close()
+    return lister.allocated_bytes

@@ -9,7 +9,8 @@ import msgspec
 
 from whimbrel.model.migration import MigrationRecord, MigrationRequest
 from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources
-from whimbrel.model.service import ExecResult, ServiceSpec, ServiceStatus
+from whimbrel.model.service import ExecResult, ImageInfo, ServiceSpec, ServiceStatus
+from whimbrel.model.volume import VolumeInfo
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, tag_field="call"):
@@ -32,6 +33,14 @@ class RunService(Call, tag="service.run", frozen=True):
     reply: ClassVar[Any] = ServiceStatus
 
 
+class AdoptService(Call, tag="service.adopt", frozen=True):
+    """Make a running container of another engine (`spec.engine`; its name or id there) a service."""
+
+    spec: ServiceSpec
+    container: str
+    reply: ClassVar[Any] = ServiceStatus
+
+
 class ListServices(Call, tag="service.list", frozen=True):
     reply: ClassVar[Any] = tuple[ServiceStatus, ...]
 
@@ -42,6 +51,13 @@ class InspectService(Call, tag="service.inspect", frozen=True):
 
 
 class RemoveService(Call, tag="service.remove", frozen=True):
+    name: str
+    keep_volumes: bool = False
+
+
+class ReleaseService(Call, tag="service.release", frozen=True):
+    """Forget a container of another engine, which runs on there without the overlay."""
+
     name: str
 
 
@@ -93,16 +109,22 @@ class GetMigration(Call, tag="migrate.get", frozen=True):
 
 # --- migration, destination side --------------------------------------------------------------------------
 class OfferMigration(Call, tag="incoming.offer", frozen=True):
-    """May this service come? Answers with what the source compares; raises Refused with the reason if not."""
+    """May this service come? Answers with what the source compares; raises Refused with the reason if not.
+
+    `description`: what the engine of the container says about it, for the engine there (empty for runc). `shared`:
+    the identity of the shared storage that the destination must mount, "" for none."""
 
     spec: ServiceSpec
     rss_bytes: int
     image_digest: str
+    description: bytes = b""
     shared: str = ""
     reply: ClassVar[Any] = "OfferReply"
 
 
 class OfferReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`has_image`: it is there, or can be unpacked there; else the source brings it."""
+
     capabilities: Capabilities
     resources: Resources
     has_image: bool
@@ -115,16 +137,17 @@ class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
     service: ServiceStatus
     strategy: str
     source_host: str
-    runc_config: bytes
+    description: bytes = b""
     reply: ClassVar[Any] = "IncomingReady"
 
 
 class IncomingReady(msgspec.Struct, frozen=True, kw_only=True):
     """`page_port`: TCP port of the page channel; `stage_port`: where rsync and layers for the page server go (0 when
-    the strategy stages nothing); `token`: what the source must say first at either."""
+    the strategy stages nothing); `files_port`: where files go; `token`: what the source must say first at each."""
 
     page_port: int
     stage_port: int = 0
+    files_port: int
     token: str
 
 
@@ -158,6 +181,49 @@ class FinishIncoming(Call, tag="incoming.finish", frozen=True):
     reply: ClassVar[Any] = ServiceStatus
 
 
+# --- volumes ----------------------------------------------------------------------------------------------
+class ListVolumes(Call, tag="volume.list", frozen=True):
+    reply: ClassVar[Any] = tuple[VolumeInfo, ...]
+
+
+class RemoveVolume(Call, tag="volume.remove", frozen=True):
+    """Of a service that is gone. Raises Conflict while it is there."""
+
+    service: str
+    name: str
+
+
+# --- images -----------------------------------------------------------------------------------------------
+class ListImages(Call, tag="image.list", frozen=True):
+    reply: ClassVar[Any] = tuple[ImageInfo, ...]
+
+
+class PushImage(Call, tag="image.push", frozen=True):
+    """Bring an image from the node that is asked to `destination`. Answers with the bytes sent; 0: it was there."""
+
+    digest: str
+    destination: Endpoint
+    reply: ClassVar[Any] = int
+
+
+class TakeImage(Call, tag="image.take", frozen=True):
+    """May this image come? Answered when it is there, or when a place for it is ready; while another node is bringing
+    it, that is waited for. Raises Refused when there is no room."""
+
+    digest: str
+    tree: str
+    reference: str
+    size_bytes: int
+    reply: ClassVar[Any] = "ImageSlot"
+
+
+class ImageSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to bring an image, and what to say first there. `port` 0: it is there already."""
+
+    port: int = 0
+    token: str = ""
+
+
 # --- holding packets at a gateway -------------------------------------------------------------------------
 class PrepareHold(Call, tag="hold.prepare", frozen=True):
     """Make room for the packets of one address: queue size and retry times; changes no traffic."""
@@ -180,14 +246,17 @@ class Release(Call, tag="hold.off", frozen=True):
 
 OfferMigration.reply = OfferReply
 PrepareIncoming.reply = IncomingReady
+TakeImage.reply = ImageSlot
 
 AnyCall = (
     GetNode
     | SetPeers
     | RunService
+    | AdoptService
     | ListServices
     | InspectService
     | RemoveService
+    | ReleaseService
     | ServiceLogs
     | AddLogs
     | ExecInService
@@ -199,6 +268,11 @@ AnyCall = (
     | AbortIncoming
     | AwaitIncoming
     | FinishIncoming
+    | ListVolumes
+    | RemoveVolume
+    | ListImages
+    | PushImage
+    | TakeImage
     | PrepareHold
     | Hold
     | Release

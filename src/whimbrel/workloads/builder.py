@@ -25,7 +25,7 @@ import msgspec
 
 from whimbrel.model.errors import Refused, WhimbrelError
 from whimbrel.workloads import layers, layout, tree
-from whimbrel.workloads.commands import run
+from whimbrel.workloads.commands import run_inside
 from whimbrel.workloads.packages import pinned
 from whimbrel.workloads.recipe import Layer, Recipe
 
@@ -154,7 +154,7 @@ def _make_stage(layer: Layer, recipe: Recipe, below: Path | None, stage: Path, w
 
 def _check(root: Path, command: tuple[str, ...], recipe: Recipe) -> None:
     try:
-        run("chroot", str(root), *command, env={})
+        run_inside(root, *command)
     except WhimbrelError as error:
         raise Refused(f"{recipe.folder / 'recipe.toml'}: check {' '.join(command)!r} failed: {error}") from error
 

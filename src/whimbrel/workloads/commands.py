@@ -9,6 +9,13 @@ from pathlib import Path
 
 from whimbrel.model.errors import Refused
 
+# A program may look at its processor, or write to /dev/null, before it does anything: the tree has these file systems
+# for as long as the program runs, in a mount namespace of its own.
+_INSIDE = """
+for name in proc sys dev; do mount --rbind "/$name" "$1/$name" || exit 1; done
+exec chroot "$@"
+"""
+
 
 def run(*argv: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
     """Run one program to its end and return what it printed. `env` replaces this process's settings.
@@ -27,3 +34,14 @@ def run(*argv: str, env: Mapping[str, str] | None = None, cwd: Path | None = Non
         cause = lines[-1].strip() if lines else f"status {result.returncode}"
         raise Refused(f"building an image: {' '.join(argv[:3])} failed: {cause}")
     return result.stdout
+
+
+def run_inside(root: Path, *argv: str, env: Mapping[str, str] | None = None) -> str:
+    """Run a program of a tree, with the tree as its root folder. Raises Refused with its last line."""
+    settings = {} if env is None else env
+    script = ("sh", "-c", _INSIDE, "sh", str(root), *argv)
+    try:
+        return run("unshare", "--mount", "--propagation", "private", *script, env=settings)
+    except Refused as error:
+        cause = str(error).partition(" failed: ")[2]
+        raise Refused(f"building an image: {' '.join(argv[:2])} failed in it: {cause}") from error

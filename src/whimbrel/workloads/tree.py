@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from whimbrel.model.errors import Refused
-from whimbrel.workloads.commands import run
+from whimbrel.workloads.commands import run, run_inside
 
 # One time for every file: the digest of a layer then depends on what is in it, not on when it was made.
 EPOCH_S = 946_684_800
@@ -161,7 +161,7 @@ def import_in(root: Path, modules: str) -> None:
     that follows the hash seed."""
     wanted = " ".join(modules.split())
     settings = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
-    run("chroot", str(root), "/usr/bin/python3", "-c", f"import {wanted}", env=settings)
+    run_inside(root, "/usr/bin/python3", "-c", f"import {wanted}", env=settings)
 
 
 def link_copy(source: Path, target: Path) -> None:

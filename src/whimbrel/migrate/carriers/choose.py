@@ -10,6 +10,7 @@ from whimbrel.migrate.carriers.stream import StreamCarrier
 from whimbrel.migrate.dump import Dump
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import Kind, PageChannel
+from whimbrel.migrate.staging.shared import Publish
 from whimbrel.migrate.staging.ship import Rsync
 from whimbrel.plan.strategies import Carry, Strategy
 from whimbrel.wire.calls import IncomingReady
@@ -24,10 +25,11 @@ def make_carrier(job: Migration, strategy: Strategy, channel: PageChannel, ready
     if not own_way:
         why = "feeds CRIU's page server" if has_soft_dirty() else "stands in for the soft-dirty bits this kernel lacks"
         job.say(f"our write-protect tracker {why}")
-    ship = Rsync(host, ready.stage_port, ready.token, job.request.bandwidth_bps)
+    shared = strategy.carry is Carry.SHARED
+    ship = Publish() if shared else Rsync(host, ready.stage_port, ready.token, job.request.bandwidth_bps)
     if own_way:
         return PreDumpCarrier(source.pid, dump.stage, source.run_dir, ship)
-    if strategy.carry is Carry.RSYNC:
+    if strategy.carry in (Carry.RSYNC, Carry.SHARED):
         return StagedCarrier(source.pid, dump.stage, LayersHere(dump.stage), ship)
 
     def connect(layer: int) -> PageChannel:

@@ -15,7 +15,6 @@ from whimbrel.migrate.backlog import Backlog
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import PageSender, vdso_of
-from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Strategy
 
 
@@ -29,7 +28,7 @@ class StreamCarrier:
         self._early = holes and strategy.rounds.limit > 0
         self._behind = strategy.behind
         self._backlog = Backlog([])
-        self._sender = PageSender(channel)
+        self._sender = PageSender(channel, strategy.codec)
         self._tracker = TreeTracker(root_pid)
 
     @property
@@ -50,7 +49,10 @@ class StreamCarrier:
         self._behind = True
 
     def while_dumping(self) -> Carried:
-        return self._send(self._tracker.scan(final=True)) if self._early and not self._behind else Carried()
+        """Re-armed, so that `last` finds only what CRIU's own work in the processes touched."""
+        if not self._early or self._behind:
+            return Carried()
+        return self._send(self._tracker.scan(final=True, rearm=True))
 
     def last(self, images: Path) -> Carried:
         dirty = merged(self._tracker.scan(final=True), vdso_of(self._root_pid))
@@ -90,8 +92,7 @@ class StreamCarrier:
 
     def close(self) -> None:
         self._tracker.close()
+        self._sender.close()
 
     def _send(self, dirty: list[ProcessPages]) -> Carried:
-        before = self._channel.sent_bytes
-        sent = self._sender.send(dirty)
-        return Carried(pages=sent // PAGE_BYTES, sent_bytes=self._channel.sent_bytes - before)
+        return self._sender.send(dirty)

@@ -26,6 +26,8 @@ class Codec(StrEnum):
     """zstd, and XOR against the copy that crossed before, where that is measured to pay."""
     DELTA = "delta"
     """XOR and zstd always."""
+    ZSTD = "zstd"
+    """zstd always."""
     RAW = "raw"
 
 

@@ -93,7 +93,7 @@ class Helper:
 
 
 def _calls() -> dict[str, Callable[..., Any]]:
-    from whimbrel.storage.shared import migrations, probe, roots, visible
+    from whimbrel.storage.shared import probe, roots, visible
 
     return {
         function.__name__: function
@@ -104,13 +104,10 @@ def _calls() -> dict[str, Callable[..., Any]]:
             roots.describe,
             roots.claim,
             roots.remove,
+            roots.sweep,
             roots.tidy,
             visible.settle,
-            visible.publish,
             visible.await_visible,
-            migrations.open_folder,
-            migrations.remove_folder,
-            migrations.sweep,
         )
     }
 

@@ -42,43 +42,17 @@ class SharedStorage:
     def remove(self, name: str) -> bool:
         return bool(self._call("remove", REMOVE_S, name=name, node=self._node))
 
-    # --- folders of migrations ----------------------------------------------------------------------------
-    def open_folder(self, migration: str) -> Path:
-        """An empty folder for what a migration's two sides exchange; `remove_folder` must follow, on either side."""
-        return Path(self._call("open_folder", QUICK_S, migration=migration, node=self._node))
-
-    def folder_of(self, migration: str) -> Path:
-        """Where the folder that the other side has opened is seen here."""
-        return self.directory / "whimbrel" / "migrations" / migration
-
-    def remove_folder(self, migration: str) -> None:
-        self._call("remove_folder", REMOVE_S, migration=migration, node=self._node)
-
-    def sweep(self, keep: list[str]) -> list[str]:
-        """At the node's start: remove what its last life left behind; `keep` are the migrations still to settle."""
-        removed: list[str] = self._call("sweep", REMOVE_S, node=self._node, keep=keep)
-        return removed
-
-    def publish(self, folder: Path, *, durable: bool = True, timeout_s: float = REMOVE_S) -> list[Seen]:
-        """Hand over all files below `folder`; give the answer to the other node's `await_visible`."""
+    def tidy(self, root: Path, pids: list[int]) -> None:
         with self.helper() as helper:
-            return publish(helper, folder, durable=durable, timeout_s=timeout_s)
+            helper.call("tidy", timeout_s=QUICK_S, root=str(root), pids=pids)
 
-    def await_visible(self, folder: Path, seen: list[Seen], *, timeout_s: float) -> float:
-        """Until all that `publish` told is seen here; ms that it took. Raises StepFailed when it is not."""
-        with self.helper() as helper:
-            return await_visible(helper, folder, seen, timeout_s=timeout_s)
+    def sweep(self) -> None:
+        """At the node's start: remove what it was making or deleting when it ended."""
+        self._call("sweep", REMOVE_S, node=self._node)
 
     def _call(self, call: str, timeout_s: float, /, **arguments: Any) -> Any:
         with self.helper() as helper:
             return helper.call(call, timeout_s=timeout_s, directory=str(self.directory), **arguments)
-
-
-def publish(helper: Helper, folder: Path, *, durable: bool, timeout_s: float) -> list[Seen]:
-    """`SharedStorage.publish` by a helper that is there already. With `durable` it is on the server's disk too, which
-    takes longer; the other node sees it either way."""
-    answer = helper.call("publish", timeout_s=timeout_s, folder=str(folder), durable=durable)
-    return [(path, size, mtime_ns) for path, size, mtime_ns in answer]
 
 
 def await_visible(helper: Helper, folder: Path, seen: list[Seen], *, timeout_s: float) -> float:

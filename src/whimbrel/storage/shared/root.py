@@ -14,15 +14,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from whimbrel.model.errors import WhimbrelError
 from whimbrel.storage.devices import fill_dev
 from whimbrel.storage.layer import mount_shm, unmount
 from whimbrel.storage.mounts import mount_at
-from whimbrel.storage.shared.helper import Helper
 from whimbrel.storage.shared.place import SharedStorage, required
-from whimbrel.storage.shared.visible import Seen
 
 LOCAL = ("dev", "run", "tmp")
-SETTLE_S = 5.0
 _MARK = "shared.json"
 
 
@@ -37,7 +35,6 @@ class SharedRoot:
         self._name = service_dir.name
         self._mark = service_dir / _MARK
         self._storage, self._node = storage, node
-        self._helper: Helper | None = None
 
     @staticmethod
     def is_marked(service_dir: Path) -> bool:
@@ -79,7 +76,7 @@ class SharedRoot:
             self._required.attach(self._name, self.rootfs, owner, local)
 
     def claim(self) -> None:
-        """It has come: this node's from now on."""
+        """It has come: this node's from now on. Again before it goes: that may not have been heard."""
         self._required.claim(self._name, self._node)
 
     # --- going ------------------------------------------------------------------------------------------------
@@ -88,7 +85,8 @@ class SharedRoot:
         that it is its, this node does."""
         self.leave()
         if self._storage is not None:
-            self._storage.claim(self._name, to, before=self._node)
+            with contextlib.suppress(WhimbrelError):  # `to` says so itself when it moves on
+                self._storage.claim(self._name, to, before=self._node)
 
     def remove(self) -> None:
         """Unmount, and delete the root if it is this node's. Raises Unreachable, and keeps it, while nobody answers."""
@@ -110,27 +108,9 @@ class SharedRoot:
         unmount(self.rootfs)
         unmount(self.shm)
 
-    # --- in a migration, at the source --------------------------------------------------------------------------
-    def begin_settling(self, pids: list[int]) -> None:
-        """Before the freeze: have somebody ready for it, and tidy up after an earlier one. Whose the root is may not
-        have been written down when the service came here."""
-        self._required.claim(self._name, self._node)
-        self._helper = self._required.helper()
-        self._helper.call("tidy", timeout_s=SETTLE_S, root=str(self.rootfs), pids=pids)
-
-    def settle(self, pids: list[int]) -> tuple[Seen, ...]:
-        """In the freeze: what was written is handed to the server. The destination waits until it sees all of this."""
-        assert self._helper is not None
-        answer = self._helper.call("settle", timeout_s=SETTLE_S, root=str(self.rootfs), pids=pids)
-        return tuple((path, size, mtime_ns) for path, size, mtime_ns in answer)
-
-    def end_settling(self, pids: list[int]) -> None:
-        """After the freeze, however it ended: what CRIU left when it was killed goes. Raises nothing."""
-        helper, self._helper = self._helper, None
-        if helper is not None:
-            with contextlib.suppress(Exception):
-                helper.call("tidy", timeout_s=SETTLE_S, root=str(self.rootfs), pids=pids)
-            helper.close()
+    def tidy(self, pids: list[int]) -> None:
+        """Remove what CRIU left there when it was killed in a dump or restore."""
+        self._required.tidy(self.rootfs, pids)
 
     @property
     def _required(self) -> SharedStorage:

@@ -22,7 +22,7 @@ from whimbrel.model.errors import BadInput, Refused
 from whimbrel.storage.mounts import bind
 from whimbrel.storage.shared.copying import copy_tree, remove_tree
 from whimbrel.storage.shared.marker import FOLDER, write_whole
-from whimbrel.storage.shared.paths import hidden, open_below
+from whimbrel.storage.shared.paths import all_hidden, hidden, open_below
 
 # CRIU's own temporary names for files without one (criu/files-reg.c): a restore or a dump that was killed leaves them.
 _REMAP = re.compile(r"link_remap\.\d+|.*\.cr\.[0-9a-f]+\.ghost")
@@ -84,6 +84,12 @@ def remove(directory: str, name: str, node: str) -> bool:
         return False
     _delete(folder, node)
     return True
+
+
+def sweep(directory: str, node: str) -> None:
+    """What the node was deleting when it ended goes."""
+    for leftover in all_hidden(Path(directory, FOLDER, "services"), node):
+        remove_tree(leftover)
 
 
 def tidy(root: str, pids: list[int]) -> None:

@@ -116,45 +116,6 @@ def _look(root: str, path: str) -> Seen | None:
     return (path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
 
-def publish(folder: str, durable: bool) -> list[Seen]:
-    """All files below `folder` are handed over, and with `durable` on the server's disk; tells what is there then."""
-    root = Path(folder)
-    paths, folders = [], []
-    for parent, _, names in os.walk(root):
-        folders.append(parent)
-        paths += [os.path.join(parent, name) for name in names]
-    with ThreadPoolExecutor(THREADS) as pool:
-        seen = list(pool.map(lambda path: _publish_one(path, durable), paths))
-        if durable:
-            list(pool.map(_sync_folder, folders))
-    return [(os.path.relpath(path, root), *facts) for path, facts in zip(paths, seen, strict=True) if facts]
-
-
-def _publish_one(path: str, durable: bool) -> tuple[int, int] | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # a link, or a socket
-        return None
-    try:
-        if durable:
-            os.fsync(fd)
-        else:
-            _libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE_OUT)
-        status = os.fstat(fd)
-    finally:
-        os.close(fd)
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # FUSE file systems without it have nothing to sync
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def await_visible(root: str, expected: list[Seen], wait_s: float) -> float:
     """Look below `root` until all of `expected` is seen as the writer saw it. Returns how long that took, in ms.
 

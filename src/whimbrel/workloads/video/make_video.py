@@ -30,10 +30,11 @@ def encode_piece(path: Path, seconds: int, video_kbps: int, audio_kbps: int) -> 
     rate = f"{video_kbps}k"
     ffmpeg(
         *("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", "anoisesrc=color=pink:amplitude=0.3:seed=1"),
-        *("-t", str(seconds), "-threads", "2", "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p"),
-        # the same bit rate throughout, with padding where the picture does not need it
+        *("-t", str(seconds), "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p"),
+        # the same bit rate throughout, with padding where the picture does not need it; on one thread, because
+        # with several and a constant bit rate x264 gives other bytes each time
         *("-g", str(2 * FRAMES_PER_S), "-b:v", rate, "-minrate", rate, "-maxrate", rate, "-bufsize", rate),
-        *("-x264-params", "nal-hrd=cbr:threads=2", "-c:a", "aac", "-b:a", f"{audio_kbps}k"),
+        *("-x264-params", "nal-hrd=cbr:threads=1", "-c:a", "aac", "-b:a", f"{audio_kbps}k"),
         *EXACT,
         str(path),
     )

@@ -1,0 +1,92 @@
+"""Whimbrel's own promise: what a client notices of a migration, for all the papers' services."""
+
+from __future__ import annotations
+
+from whimbrel.experiments.model import By, Cell, Drawing, Experiment, Figure, Link, Promise, Row
+from whimbrel.experiments.quantities import DAMAGED, FREEZE, LOST, OUTAGE_TCP, RESETS, TOTAL
+
+MOST_MS = 100.0
+MOST_OF_TMPFS = 1 / 5
+WORKLOADS = ("blank", "simple", "video", "redis", "face", "objects")
+OURS = ("hybrid", "auto")
+REFERENCE = "tmpfs"
+MOVES = {"redis": 4}  # of each instance: with five repetitions 20 migrations under load
+OTHER_MOVES = 2
+
+
+def cells(*strategies: str) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(workload, strategy, moves=MOVES.get(workload, OTHER_MOVES))
+        for workload in WORKLOADS
+        for strategy in strategies
+    )
+
+
+def is_ours(row: Row) -> bool:
+    return row.strategy in OURS
+
+
+def none_of(quantity: str, text: str) -> Promise:
+    return Promise(text, quantity, lambda row: None if row.ours is None else row.ours == 0, is_ours)
+
+
+def _short(row: Row) -> bool | None:
+    return None if row.median is None else row.median <= MOST_MS
+
+
+def _much_shorter(row: Row) -> bool | None:
+    if row.median is None or not row.baseline_median:
+        return None
+    return row.median / row.baseline_median <= MOST_OF_TMPFS
+
+
+OUTAGES = Figure(
+    key="outage",
+    of="outage",
+    title="What a client notices: outage of its TCP requests",
+    cells=cells(*OURS, REFERENCE),
+    quantities=(OUTAGE_TCP, FREEZE, TOTAL),
+    drawing=Drawing(bars=("outage",), limit=MOST_MS),
+    promises=(
+        Promise(f"median outage of hybrid and auto at most {MOST_MS:g} ms", "outage", _short, is_ours),
+        Promise("median outage of hybrid and auto at most 1/5 of tmpfs's", "outage", _much_shorter, is_ours),
+    ),
+)
+STATE = Figure(
+    key="state",
+    of="state",
+    title="What is lost, reset or damaged (sums over all migrations)",
+    cells=cells(*OURS, REFERENCE),
+    quantities=(LOST, RESETS, DAMAGED),
+    drawing=None,
+    notes=(
+        "redis: 200 MB, about 5,000 writes a second; after each migration every acknowledged write is read back.",
+        "The other clients check the service's counter, or each answer and each piece of the file.",
+    ),
+    promises=(
+        none_of("lost", "no request and no acknowledged write lost"),
+        none_of("resets", "no connection reset"),
+        none_of("damaged", "state whole after every migration"),
+    ),
+)
+
+
+def against_tmpfs(cell: Cell) -> tuple[str, By] | None:
+    return (REFERENCE, By.WHIMBREL) if cell.strategy in OURS else None
+
+
+EXPERIMENT = Experiment(
+    name="outage",
+    paper="own",
+    summary="hybrid and auto against tmpfs for six services, as their clients see it",
+    figures=(OUTAGES, STATE),
+    link=Link(rate_bps=1e9),
+    runs=5,
+    quick_workloads=("blank", "simple"),
+    baseline=against_tmpfs,
+    baseline_label="tmpfs",
+    notes=(
+        "Links have 1 Gbit/s both ways. Service, client, gateway and both agents share the machine's processors.",
+        "Outage: the longest time from sending a request to its answer, minus the median of the quiet phase.",
+    ),
+)

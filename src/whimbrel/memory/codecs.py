@@ -1,0 +1,227 @@
+"""How the contents of a batch of pages are coded for the way. Pure: values in, values out.
+
+A batch is cut into *runs*: byte ranges of pages that are coded alike. A run is a row ``[start | coding, end)``; pages
+are aligned, so the low bits of `start` are free to say how. Zero pages and pages that are as they crossed before
+have no contents at all. What is worth it goes into one block of zstd for the whole batch: page by page the same data
+was measured 5 to 15 % larger and took twice as long.
+
+The block is ``<Q`` the sum of all 64-bit words of its pages, then one zstd frame. The sum is taken over the pages as
+they are in the end: if the two sides ever disagreed about what crossed before, it shows here, not in the service.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from whimbrel.memory.ranges import Ranges
+from whimbrel.memory.store import Pages, pages_of
+from whimbrel.model.errors import ProtocolMismatch
+from whimbrel.model.units import PAGE_BYTES
+
+Words = npt.NDArray[np.uint64]
+"""Contents of pages: shape (n, 512)."""
+Codings = npt.NDArray[np.uint8]
+"""One `Coding` per page: shape (n,)."""
+
+WORDS_PER_PAGE = PAGE_BYTES // 8
+MAX_BATCH_PAGES = 1 << 12
+LEVEL = 1  # measured on process memory: level 3 saves 2 to 6 % more at 2/3 of the speed, level 6 8 % at 1/4
+WORTH_IT = 0.95
+MOSTLY_UNCHANGED = WORDS_PER_PAGE // 2
+_MAX_WINDOW_BYTES = 1 << 23
+_SUM = struct.Struct("<Q")
+_CODING_BITS = np.uint64(PAGE_BYTES - 1)
+
+
+class Coding(IntEnum):
+    RAW = 0
+    ZERO = 1
+    """Nothing but zeros: no contents."""
+    PACKED = 2
+    """In the block."""
+    DELTA = 3
+    """In the block, XORed with the newest copy that crossed before."""
+    SAME = 4
+    """As the newest copy that crossed before: no contents."""
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What crossed before: page i of a batch is `copies[slots[i]]`, or unknown where `slots[i]` is -1."""
+
+    slots: npt.NDArray[np.int64]
+    copies: Words
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """A batch, ready to cross: its runs, the contents of the raw ones, the block (empty without any page in it), and
+    how each page is coded."""
+
+    runs: Ranges
+    raw: memoryview
+    block: bytes
+    codings: Codings
+
+    @property
+    def wire_bytes(self) -> int:
+        return self.runs.nbytes + len(self.raw) + len(self.block)
+
+    def count(self, coding: Coding) -> int:
+        return int(np.count_nonzero(self.codings == coding))
+
+
+def as_words(contents: memoryview | bytearray) -> Words:
+    return np.frombuffer(contents, np.uint64).reshape(-1, WORDS_PER_PAGE)
+
+
+def zero_pages(words: Words) -> npt.NDArray[np.bool_]:
+    """Which pages hold nothing but zeros. For most others their first word tells, or one in 64: 3 to 15 us for 2 MB."""
+    zero: npt.NDArray[np.bool_] = words[:, 0] == 0
+    for sample in (64, 1):
+        maybe = np.flatnonzero(zero)
+        if not len(maybe):
+            break
+        rows = words if len(maybe) == len(words) else words[maybe]
+        zero[maybe] = np.logical_not(rows[:, ::sample].any(axis=1))
+    return zero
+
+
+class Encoder:
+    """Codes batches, for one thread."""
+
+    def __init__(self, level: int = LEVEL) -> None:
+        self._zstd = zstandard.ZstdCompressor(level=level, write_content_size=True)
+
+    def plain(self, ranges: Ranges, contents: memoryview) -> Coded:
+        """All but zero pages as they are."""
+        words = as_words(contents)
+        zero = zero_pages(words)
+        if not zero.any():
+            return Coded(ranges, contents, b"", np.zeros(len(words), np.uint8))
+        codings = zero.astype(np.uint8) * np.uint8(Coding.ZERO)
+        return Coded(to_runs(pages_of(ranges), codings), _data(words[~zero]), b"", codings)
+
+    def packed(self, ranges: Ranges, contents: memoryview, before: Before | None) -> Coded:
+        """As small as it gets: unchanged pages left out, little-changed ones as their difference, all in one block.
+        A block that is not worth it crosses raw."""
+        words = as_words(contents)
+        zero = zero_pages(words)
+        codings = np.where(zero, np.uint8(Coding.ZERO), np.uint8(Coding.PACKED))
+        coded = words
+        if before is not None:
+            coded = _differences(words, codings, before)
+        chosen = in_block(codings)
+        block = b""
+        if chosen.any():
+            everything = bool(chosen.all())
+            frame = self._zstd.compress(_data(coded if everything else coded[chosen]))
+            if len(frame) < WORTH_IT * PAGE_BYTES * int(np.count_nonzero(chosen)):
+                block = _SUM.pack(_sum(words if everything else words[chosen])) + frame
+            else:
+                codings[chosen] = Coding.RAW
+        raw = codings == Coding.RAW
+        rest = contents if raw.all() else _data(words[raw])
+        return Coded(to_runs(pages_of(ranges), codings), rest, block, codings)
+
+
+def _differences(words: Words, codings: Codings, before: Before) -> Words:
+    """What to compress in place of `words`; settles DELTA and SAME in `codings`."""
+    known = np.flatnonzero((before.slots >= 0) & (codings == Coding.PACKED))
+    if not len(known):
+        return words
+    difference = before.copies[before.slots[known]]
+    np.bitwise_xor(difference, words[known], out=difference)
+    changed = np.count_nonzero(difference, axis=1)
+    codings[known[changed == 0]] = Coding.SAME
+    pays = (changed > 0) & (changed <= MOSTLY_UNCHANGED)
+    codings[known[pays]] = Coding.DELTA
+    if not pays.any():
+        return words
+    coded = words.copy()
+    coded[known[pays]] = difference[pays]
+    return coded
+
+
+def in_block(codings: Codings) -> npt.NDArray[np.bool_]:
+    inside: npt.NDArray[np.bool_] = (codings == Coding.PACKED) | (codings == Coding.DELTA)
+    return inside
+
+
+def _data(words: Words) -> memoryview:
+    return np.ascontiguousarray(words).reshape(-1).view(np.uint8).data
+
+
+def _sum(words: Words) -> int:
+    return int(np.add.reduce(words, axis=None, dtype=np.uint64))
+
+
+def to_runs(pages: Pages, codings: Codings) -> Ranges:
+    """Ascending pages with their codings as runs."""
+    if not len(pages):
+        return np.empty((0, 2), np.uint64)
+    cut = np.flatnonzero((np.diff(pages) != 1) | (np.diff(codings) != 0)) + 1
+    first = np.concatenate(([0], cut))
+    last = np.concatenate((cut, [len(pages)])) - 1
+    page = np.uint64(PAGE_BYTES)
+    return np.stack((pages[first] * page | codings[first], (pages[last] + np.uint64(1)) * page), axis=1)
+
+
+def from_runs(runs: Ranges) -> tuple[Pages, Codings]:
+    """The pages of runs that came over the wire, and their codings. Raises ProtocolMismatch for anything that no
+    encoder writes: unknown codings, runs that are empty, overlap, descend, or hold too many pages."""
+    codings = (runs[:, 0] & _CODING_BITS).astype(np.int64)
+    ranges = runs.copy()
+    ranges[:, 0] &= ~_CODING_BITS
+    good = bool(
+        (codings <= max(Coding)).all()
+        and not (ranges[:, 1] & _CODING_BITS).any()
+        and (ranges[:, 0] < ranges[:, 1]).all()
+        and (ranges[1:, 0] >= ranges[:-1, 1]).all()
+    )
+    # Checked before anything is as large as they say: ascending runs cannot overflow the sum of their lengths.
+    counts = (ranges[:, 1] - ranges[:, 0]) // np.uint64(PAGE_BYTES)
+    if not good or int(counts.sum()) > MAX_BATCH_PAGES:
+        raise ProtocolMismatch("a frame of pages has runs that make no sense")
+    return pages_of(ranges), np.repeat(codings.astype(np.uint8), counts.astype(np.int64))
+
+
+class Decoder:
+    """Decodes blocks, for one thread. Takes no more memory than it is given, whatever the block says."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+
+    def unpack(self, block: memoryview, into: memoryview, before: Words, delta: npt.NDArray[np.int64]) -> None:
+        """Fill `into` with the pages of `block`; of those, number `delta[i]` is a difference from `before[i]`.
+
+        Raises ProtocolMismatch when it is no block of exactly so many pages, or a sum is wrong.
+        """
+        self._decompress(block[_SUM.size :], into)
+        words = as_words(into)
+        if len(delta):
+            words[delta] ^= before
+        if len(block) < _SUM.size or _sum(words) != _SUM.unpack_from(block)[0]:
+            raise ProtocolMismatch("pages differ from what the source sent: its copies and ours have come apart")
+
+    def _decompress(self, frame: memoryview, into: memoryview) -> None:
+        try:
+            if zstandard.frame_content_size(frame) != len(into):
+                raise ProtocolMismatch("a block of pages has another length than its runs")
+            with self._zstd.stream_reader(frame) as reader:
+                done = 0
+                while done < len(into):
+                    count = reader.readinto(into[done:])
+                    if count == 0:
+                        raise ProtocolMismatch("a block of pages is cut short")
+                    done += count
+                if reader.read(1):
+                    raise ProtocolMismatch("a block of pages is longer than it says")
+        except zstandard.ZstdError as error:
+            raise ProtocolMismatch(f"a block of pages cannot be decompressed: {error}") from error

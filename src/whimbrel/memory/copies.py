@@ -1,0 +1,82 @@
+"""The source's copies of the pages as they last crossed, so that next time their difference may cross instead."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from whimbrel.memory.codecs import Before, Coded, Coding, Words
+from whimbrel.memory.store import UNKNOWN, ZERO_SLOT, Pages, PageStore, short_of_memory
+from whimbrel.model.errors import StepFailed
+
+SPARE = 1.1
+
+
+class Copies:
+    """One copy of each page, replaced when it crosses again. For one thread.
+
+    Either every page that crosses is told to `keep`, or the copies are given up: one that is out of date would make a
+    wrong difference.
+    """
+
+    def __init__(self) -> None:
+        self._store: PageStore | None = None
+        self._given_up = False
+
+    @property
+    def kept(self) -> bool:
+        return self._store is not None
+
+    @property
+    def given_up(self) -> bool:
+        return self._given_up
+
+    def begin(self, expected_bytes: int) -> bool:
+        """From now on copies are kept. False when there is too little memory for so many."""
+        if self._store is None and not self._given_up:
+            if short_of_memory(int(expected_bytes * SPARE)):
+                self._given_up = True
+            else:
+                self._store = PageStore(0)
+        return self._store is not None
+
+    def before(self, ns_pid: int, pages: Pages) -> Before | None:
+        """The copies of ascending `pages`; None when none are kept."""
+        if self._store is None:
+            return None
+        return Before(self._store.of(ns_pid).find(pages), self._store.words())
+
+    def keep(self, ns_pid: int, pages: Pages, words: Words, coded: Coded, before: Before) -> None:
+        """`pages` cross with the contents `words`, `before` was known of them. Gives all copies up when memory runs
+        short."""
+        if self._store is None:
+            return
+        news = coded.codings != Coding.SAME
+        own = before.slots > ZERO_SLOT
+        before.copies[before.slots[news & own]] = words[news & own]
+        zero = coded.codings == Coding.ZERO
+        slots = before.slots.copy()
+        slots[zero & (slots == UNKNOWN)] = ZERO_SLOT
+        fresh = ~zero & ~own
+        count = int(np.count_nonzero(fresh))
+        if count:
+            try:
+                with self._store.room_for(count) as window:
+                    np.frombuffer(window, np.uint64).reshape(count, -1)[:] = words[fresh]
+            except StepFailed:
+                self.give_up()
+                return
+            slots[fresh] = np.arange(self._store.used_pages, self._store.used_pages + count)
+            self._store.take(count)
+        changed = slots != before.slots
+        self._store.of(ns_pid).note(pages[changed], slots[changed])
+
+    def drop(self) -> None:
+        """Free what is kept; `begin` may start anew."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def give_up(self) -> None:
+        """Free what is kept, for good."""
+        self._given_up = True
+        self.drop()

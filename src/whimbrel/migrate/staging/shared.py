@@ -1,0 +1,77 @@
+"""Staging on storage that both nodes mount: one folder per migration, seen by both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from whimbrel.model.errors import Refused, StepFailed
+
+FOLDER = "whimbrel/migrations"
+MARK = "migration"
+SEEN_WITHIN_S = 5.0
+
+
+def stage_below(shared_directory: str, migration: str, *, node: str) -> Path:
+    """The migration's folder as this node sees it. Raises Refused when the node mounts no shared storage."""
+    if not shared_directory:
+        raise Refused(
+            f"{node} mounts no shared storage (`shared_directory` in its agent's settings): use --strategy tmpfs or "
+            "hybrid"
+        )
+    return Path(shared_directory) / FOLDER / migration
+
+
+def open_stage(stage: Path, migration: str) -> None:
+    """At the source, before the destination looks. Raises StepFailed when the storage cannot be written."""
+    try:
+        stage.mkdir(parents=True)
+        (stage / MARK).write_text(migration)
+    except OSError as error:
+        raise StepFailed(f"the shared storage at {stage} cannot be written: {error.strerror}") from error
+
+
+def find_stage(stage: Path, migration: str, *, node: str) -> None:
+    """At the destination: it must see what the source wrote. Raises Refused when it does not."""
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while True:
+        with contextlib.suppress(OSError):
+            if (stage / MARK).read_text() == migration:
+                return
+        if time.monotonic() > deadline:
+            raise Refused(
+                f"{node} does not mount the same shared storage as the source: mount it there, or use --strategy tmpfs "
+                "or hybrid"
+            )
+        time.sleep(0.05)
+
+
+def close_stage(stage: Path) -> None:
+    """Remove it, whoever comes first."""
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+class Publish:
+    """The `Ship` of shared storage: what was written is made to be seen by the other node."""
+
+    def folders(self, root: Path, names: Sequence[str]) -> int:
+        for name in names:
+            for folder, _, files in os.walk(root / name, topdown=False):
+                for file in files:
+                    _sync(Path(folder, file))
+                _sync(Path(folder))
+        return 0
+
+
+def _sync(path: Path) -> None:
+    """Some network file systems know no fsync of folders; there closing is enough."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

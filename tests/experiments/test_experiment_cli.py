@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from whimbrel.cli.main import run
+from whimbrel.experiments.catalogue import experiments
+
+
+def test_ls_shows_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["experiment", "ls", "--json"]) == 0
+    listed = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert set(listed) == set(experiments()) >= {"fast", "train-migration", "delta", "outage"}
+    assert listed["fast"]["paper"] == "fast"
+    assert {"Figure 4", "Figure 5", "Figure 6", "Figure 7", "Table II"} <= set(listed["fast"]["figures"])
+    assert run(["experiment", "ls"]) == 0
+    assert "train-migration" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "named"),
+    [
+        (["run", "nonsense"], 1, "there is no experiment 'nonsense': choose from"),
+        (["run", "fast", "--runs", "-1"], 2, "--runs"),
+        (["run", "fast", "--out", "/dev/null/there"], 1, "--out /dev/null/there cannot be made"),
+    ],
+)
+def test_bad_input_is_one_line(argv: list[str], code: int, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["experiment", *argv]) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert named in said
+
+
+def test_samples_of_another_experiment_are_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "samples.json").write_text(
+        '{"experiment": "delta", "quick": false, "seed": 1, "link_rate_bps": 1, "machine": {}}'
+    )
+    assert run(["experiment", "run", "fast", "--out", str(tmp_path)]) == 1
+    assert "has samples of another run (experiment 'delta', now 'fast')" in capsys.readouterr().err
+
+
+def test_the_pictures_program_is_loaded_only_to_draw() -> None:
+    """The command must start fast: matplotlib and scipy take a second."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from whimbrel.cli.main import run; run(['experiment', 'ls']); "
+        "sys.exit(bool({'matplotlib', 'scipy'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0

@@ -1,0 +1,132 @@
+"""One small experiment from beginning to end: a lab, services, migrations by Whimbrel and by the scripts, results."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from whimbrel.experiments.catalogue import find
+from whimbrel.experiments.model import By, Cell, Experiment, Link
+from whimbrel.experiments.runner import Options, run
+from whimbrel.experiments.samples import FILE
+from whimbrel.experiments.site import Place, site
+from whimbrel.model.errors import BadInput
+
+pytestmark = pytest.mark.real
+PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "te")
+PLACE = Place(PREFIX, Path(f"/var/lib/whimbrel-tests/{PREFIX}/experiment"))
+CELLS = (
+    Cell("blank", "hybrid", work_s=0.2, moves=2),
+    Cell("blank", "tmpfs", by=By.SCRIPT, work_s=0.2),
+    Cell("blank", "diskless", by=By.SCRIPT, work_s=0.2),
+    Cell("blank", "hybrid", work_s=0.2, label="silent", settings={"PORT": "none"}),
+    Cell("no-such-workload", "hybrid", label="elsewhere"),
+)
+
+
+def small() -> Experiment:
+    whole = find("fast")
+    figure = next(figure for figure in whole.figures if figure.key == "figure-7")
+    return replace(whole, figures=(replace(figure, cells=CELLS),))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("moving containers needs root")
+    folder = tmp_path_factory.mktemp("experiment")
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    run(small(), Options(folder, runs=1, place=PLACE), console)
+    (folder / "said.txt").write_text(console.file.getvalue())  # type: ignore[attr-defined]
+    return folder
+
+
+def samples(out: Path, cell: Cell) -> list[dict[str, object]]:
+    return [each for each in msgspec.json.decode((out / FILE).read_bytes())["samples"] if each["cell"] == cell.key]
+
+
+def test_whimbrel_and_the_scripts_moved_it(out: Path) -> None:
+    ours, tmpfs, diskless, *_ = (samples(out, cell) for cell in CELLS)
+    assert [each["error"] for each in (*ours, *tmpfs, *diskless)] == [""] * 4, "two moves of ours, one of each script"
+    for each in (*ours, *tmpfs, *diskless):
+        record = each["record"]
+        assert isinstance(record, dict)
+        assert (record["outcome"], record["state_ok"], record["resets"]) == ("done", True, 0)
+        assert record["outage_tcp_ms"] > 0
+
+
+def test_a_script_tells_its_steps_and_what_it_cannot_do(out: Path) -> None:
+    (tmpfs,) = samples(out, CELLS[1])
+    record = tmpfs["record"]
+    assert isinstance(record, dict)
+    steps = [phase["name"] for phase in record["phases"]]
+    assert steps[:2] == ["prepare", "rootfs"]
+    assert steps[-3:] == ["freeze.dump", "freeze.copy", "freeze.restore"]
+    assert ("round.1.dump" in steps) != ("no dump ahead of the freeze" in record["reason"])
+    assert record["rounds"][-1]["dirty_pages"] > 0
+
+
+def test_a_failure_and_what_cannot_be_measured_are_told(out: Path) -> None:
+    (silent,) = samples(out, CELLS[3])
+    assert silent["error"]
+    assert samples(out, CELLS[4]) == []
+    said = (out / "said.txt").read_text()
+    assert "elsewhere hybrid" in said
+    assert "no workload 'no-such-workload'" in said
+
+
+def test_the_documents_have_the_form_of_the_design(out: Path) -> None:
+    for name in ("figure-7.json", "fast.json"):
+        document = msgspec.json.decode((out / name).read_bytes())
+        assert (document["paper"], document["figure"]) == ("fast", "Figure 7")
+        assert document["machine"]["cpus"] == os.cpu_count()
+        rows = {(row["workload"], row["strategy"], row["by"], row["quantity"]): row for row in document["rows"]}
+        row = rows["blank", "hybrid", "whimbrel", "total"]
+        assert row["n"] == 2
+        assert row["ours"] > 0
+        assert row["sd"] >= 0
+        assert {"paper", "ci95", "baseline", "ratio"} <= row.keys()
+        assert rows["silent", "hybrid", "whimbrel", "total"]["failed"] == 1
+    assert (out / "figure-7.png").read_bytes().startswith(b"\x89PNG")
+    assert "Figure 7" in (out / "report.md").read_text()
+
+
+def test_what_is_done_is_not_done_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (out / FILE).read_bytes()
+    monkeypatch.setattr("whimbrel.experiments.runner.site", None)  # a lab would be an error now
+    document = run(small(), Options(out, runs=1, place=PLACE), Console(file=io.StringIO()))
+    assert (out / FILE).read_bytes() == before
+    assert document["rows"]
+
+
+def test_nothing_is_left(out: Path) -> None:
+    spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert f"{PREFIX}-{PREFIX}-1" not in spaces
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert "whimbrel-script-" not in mounts
+    assert str(PLACE.lab_dir) not in mounts
+
+
+def test_links_have_the_rate_that_was_asked_for(out: Path) -> None:
+    with site(PLACE, Link(rate_bps=100e6), lambda _: None) as where:
+        router = next(node for node in where.status.nodes if node.role == "router")
+        for edge in where.edges:
+            namespace = next(node.namespace for node in where.status.nodes if node.name == edge)
+            for inside, device in ((namespace, "eth0"), (router.namespace, edge)):
+                argv = ["tc", "-n", inside, "qdisc", "show", "dev", device]
+                said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+                assert "tbf" in said
+                assert "rate 100Mbit" in said
+
+
+def test_a_folder_that_cannot_be_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"--out .* cannot be made"):
+        run(small(), Options(tmp_path / "file"), Console(file=io.StringIO()))

@@ -1,0 +1,120 @@
+"""A Debian with sysvinit as an LXC container on a node of the lab."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from tests.migrate.conftest import Lab
+from tests.migrate.docker_nodes import CACHE
+from whimbrel.lab import commands
+from whimbrel.network import netns
+from whimbrel.workloads.memory import service
+
+PACKAGES = "sysvinit-core,busybox-syslogd,cron,python3-minimal,libpython3-stdlib"
+SLIM = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]
+SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list")
+SETTINGS = """\
+lxc.include = /usr/share/lxc/config/common.conf
+lxc.uts.name = {name}
+lxc.rootfs.path = dir:{rootfs}
+lxc.net.0.type = empty
+lxc.console.path = none
+lxc.tty.max = 0
+lxc.cgroup.pids.max = 321
+"""
+
+
+def missing() -> str:
+    """Why LXC cannot be tested here, "" when it can."""
+    lacking = [name for name in ("lxc-start", "lxc-checkpoint", "mmdebstrap") if shutil.which(name) is None]
+    return f"{', '.join(lacking)} missing: run scripts/setup --engines" if lacking else ""
+
+
+def _suite() -> str:
+    words = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    return words["VERSION_CODENAME"].strip('"')
+
+
+def debian() -> Path:
+    """A small Debian of the machine's own release, made once; the demo's service is one of its processes."""
+    root, note = CACHE / "debian-sysvinit", CACHE / "debian-sysvinit.key"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".debian.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not note.exists() or note.read_text() != PACKAGES:
+            shutil.rmtree(root, ignore_errors=True)
+            mirror = next(path for path in SOURCES if Path(path).exists())
+            build = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", *SLIM, _suite(), str(root), mirror]
+            done = subprocess.run(build, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-2000:]
+            inittab = root / "etc/inittab"
+            lines = [line for line in inittab.read_text().splitlines() if "getty" not in line]
+            inittab.write_text("\n".join([*lines, "sv:2345:respawn:/usr/bin/python3 /srv/service.py", ""]))
+            note.write_text(PACKAGES)
+    shutil.copyfile(Path(service.__file__), root / "srv/service.py")
+    return root
+
+
+class LxcNode:
+    """The containers of one node; the commands run in its network namespace, where the monitors listen."""
+
+    def __init__(self, lab: Lab, node: str) -> None:
+        self.path = lab.state_dir(node) / "engines/lxc"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._namespace = commands.node_namespace(node, lab_dir=lab.directory)
+
+    def make(self, name: str, *, replace: tuple[str, str] = ("", "")) -> Path:
+        """A container of its own, not started; `replace`: a line of its settings by another. Returns its root."""
+        rootfs = self.path / name / "rootfs"
+        rootfs.parent.mkdir()
+        subprocess.run(["cp", "-a", str(debian()), str(rootfs)], check=True)
+        settings = SETTINGS.format(name=name, rootfs=rootfs)
+        old, new = replace
+        (rootfs.parent / "config").write_text(settings.replace(old, new) if old else f"{settings}{new}\n")
+        return rootfs
+
+    def run(self, name: str, *, memory_mb: int) -> None:
+        """Make one and start it."""
+        rootfs = self.make(name)
+        service_line = "/usr/bin/python3 /srv/service.py"
+        inittab = rootfs / "etc/inittab"
+        inittab.write_text(inittab.read_text().replace(service_line, f"{service_line} --memory-mb {memory_mb}"))
+        self("start", "-n", name, "-d")
+        deadline = time.monotonic() + 30
+        while not {"init", "syslogd", "cron", "python3"} <= set(self.processes(name)):
+            assert time.monotonic() < deadline, f"only {self.processes(name)} run"
+            time.sleep(0.2)
+
+    def processes(self, name: str) -> list[str]:
+        """The names of all processes inside."""
+        listed = self("attach", "-n", name, "--", "busybox", "ps", "-o", "comm").splitlines()
+        return sorted(line.strip() for line in listed[1:] if line.strip() not in ("ps", "busybox"))
+
+    def __call__(self, command: str, *arguments: str, may_fail: bool = False) -> str:
+        """Run an `lxc-…` command."""
+        argv = [f"lxc-{command}", "-P", str(self.path), *arguments]
+        output = None if command != "start" else subprocess.DEVNULL  # the monitor keeps what it gets
+        done = netns.call(
+            self._namespace,
+            lambda: subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=output or subprocess.PIPE, stderr=output or subprocess.PIPE,
+                text=True, check=False, timeout=60,
+            ),
+        )  # fmt: skip
+        assert may_fail or done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
+        return (done.stdout or "").strip()
+
+    def names(self) -> list[str]:
+        return self("ls").split()
+
+    def state(self, name: str) -> str:
+        return self("info", "-n", name, "-s", "-H").split(":")[-1].strip()
+
+    def stop(self) -> None:
+        for name in self.names():
+            self("stop", "-n", name, "-k", may_fail=True)
+            self("destroy", "-n", name, "-f")

@@ -1,0 +1,119 @@
+"""Migrations over a limited link: pages cross coded, and the service finds every byte of its memory as it left it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.migrate.conftest import EDGES, Lab, Running
+from whimbrel.lab import commands
+from whimbrel.model.migration import MigrationRecord, Outcome
+from whimbrel.model.units import PAGE_BYTES
+from whimbrel.network import netns
+from whimbrel.workloads.memory.service import expected_digest
+
+SERVICE_PORT = 7301
+ZERO_MB, OTHER_MB = 24, 12
+BANDWIDTH_BPS = 400e6
+
+# Memory that was set aside and is all zeros, and noise. Two threads change single bytes, empty pages and fill empty
+# ones, and know what must be where; asked, it compares everything.
+PROGRAM = f"""
+import mmap, os, random, socket, threading, time
+size = {ZERO_MB + OTHER_MB} << 20
+area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+copy = bytearray({ZERO_MB} << 20) + bytearray(os.urandom({OTHER_MB} << 20))
+area[:] = bytes(copy)
+rng, lock, turns = random.Random(3), threading.Lock(), [0]
+def churn():
+    while True:
+        with lock:
+            turns[0] += 1
+            at = rng.randrange(size)
+            page = at // 4096 * 4096
+            kind = rng.randrange(10)
+            if kind == 0:
+                area[page : page + 4096] = copy[page : page + 4096] = bytes(4096)
+            elif kind == 1:
+                area[page : page + 4096] = copy[page : page + 4096] = os.urandom(4096)
+            elif kind == 2:
+                area[page] = copy[page]  # dirty, and as it was
+            else:
+                at = {ZERO_MB << 20} + at % {OTHER_MB << 20}
+                area[at] = copy[at] = turns[0] % 251
+        time.sleep(0.0005)
+for _ in range(2):
+    threading.Thread(target=churn, daemon=True).start()
+server = socket.create_server(("0.0.0.0", {SERVICE_PORT}))
+while True:
+    conn, _ = server.accept()
+    while conn.recv(64):
+        with lock:
+            conn.sendall(b"%d %d\\n" % (area[:] == bytes(copy), turns[0]))
+"""
+
+
+@pytest.fixture
+def sparse(lab: Lab) -> Iterator[socket.socket]:
+    """A user's connection to the service, which runs on the first edge."""
+    status = lab.controller.run_service("sparse", lab.image, EDGES[0], args=["/usr/bin/python3", "-c", PROGRAM])
+    where = commands.node_namespace("ue-1", lab_dir=lab.directory)
+    address = status.spec.address.split("/")[0]
+    deadline = time.monotonic() + 15
+    while True:
+        try:
+            user = netns.call(where, lambda: socket.create_connection((address, SERVICE_PORT), timeout=20))
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the service does not answer"
+            time.sleep(0.05)
+    try:
+        yield user
+    finally:
+        user.close()
+        print(lab.controller.logs("sparse"))  # shown by pytest when the test has failed
+        lab.controller.remove_service("sparse")
+
+
+def ask(user: socket.socket) -> tuple[bool, int]:
+    user.sendall(b"?")
+    good, turns = user.recv(64).split()
+    return good == b"1", int(turns)
+
+
+def migrate(lab: Lab, service: str, to: str, strategy: str) -> MigrationRecord:
+    started = lab.controller.start_migration(service, to, strategy, bandwidth_bps=BANDWIDTH_BPS)
+    record = lab.controller.follow(started.id)
+    assert (record.outcome, record.error) == (Outcome.DONE, "")
+    return record
+
+
+def test_memory_of_zeros_and_of_small_changes_arrives_whole(lab: Lab, sparse: socket.socket) -> None:
+    turns = 0
+    for target, strategy in ((EDGES[1], "hybrid"), (EDGES[2], "pre-copy"), (EDGES[1], "stop-and-copy")):
+        record = migrate(lab, "sparse", target, strategy)
+        good, now = ask(sparse)
+        assert good, "a byte is not what the program wrote"
+        assert now > turns
+        assert ask(sparse)[0], "also after more of it was touched"
+        turns = now
+        assert record.raw_bytes == sum(turn.dirty_pages for turn in record.rounds) * PAGE_BYTES
+        if strategy == "hybrid":  # later most of the zeros do not even exist any more
+            assert record.rounds[0].zero_pages > ZERO_MB * 200
+            assert record.bytes_sent < record.raw_bytes * 2 / 3
+        if strategy != "stop-and-copy":
+            later = " ".join(turn.codec for turn in record.rounds[1:])
+            assert "xor+zstd" in later
+            assert "unchanged" in later
+
+
+def test_pages_of_a_pattern_shrink_on_a_slow_link(running: Running) -> None:
+    record = migrate(running.lab, running.name, EDGES[1], "hybrid")
+    first = record.rounds[0]
+    assert "zstd" in first.codec
+    assert first.bytes_sent < first.raw_bytes / 4
+    writes, digest = running.user.ask("digest")
+    assert digest == expected_digest(writes, running.memory_mb)
