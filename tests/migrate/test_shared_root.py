@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -11,13 +14,29 @@ from typing import Any
 
 import pytest
 
-from tests.migrate.conftest import EDGES, PORT, PREFIX, Lab
+from tests.migrate.conftest import EDGES, PORT, PREFIX, Lab, Running
+from tests.migrate.disturb import (
+    DESTINATION,
+    SOURCE,
+    destination_is_clean,
+    disturb,
+    held_at,
+    kill_agent,
+    receiver_pids,
+    record_of_the_last,
+    runs_only_at,
+    until,
+)
 from whimbrel.lab import commands
+from whimbrel.lab.config import agent_config, shared_directory
+from whimbrel.lab.processes import read_pid
+from whimbrel.model.errors import Refused
 from whimbrel.model.migration import Outcome
 from whimbrel.network import netns
 
 NAME = "rooted"
 VOLUMES = ["data:/srv/data"]
+SLEEP = ["/usr/bin/python3", "-c", "import time; time.sleep(3600)"]
 
 # Writes all the time: a log and a mapping that stay open, a file that is replaced again and again, a deleted one; on
 # shared storage, in the node's own /tmp, in /dev/shm and in a volume. `check` stops all writers and looks.
@@ -147,6 +166,157 @@ def test_there_and_back_without_a_copy_of_its_files(lab: Lab, user: socket.socke
         for node in set(EDGES) - {target}:
             assert lab.leftovers(node, NAME) == []
         before = found
-    left = {path.name for path in (root_of(lab) / "root/var/app").iterdir()}
-    assert {"log", "mapped", "settings"} <= left
-    assert not [name for name in left if name.startswith("link_remap") or name.endswith(".ghost")]
+    assert _strange_names(lab) == []
+
+
+# --- failures -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("point", ["rounds", "receive.ready"])
+def test_destination_agent_killed(lab: Lab, user: socket.socket, point: str) -> None:
+    """The service runs on at the source, whose root it still is; also when it was restored over there already."""
+    before = check(user)
+    running = _as_running(lab)
+
+    def strike() -> None:
+        kill_agent(lab, DESTINATION)
+        until(lambda: not receiver_pids(lab, DESTINATION), "the receiving process outlives its agent")
+
+    record = disturb(running, point, strike)
+    assert record.outcome is Outcome.ROLLED_BACK
+    assert check(user)["lines"] > before["lines"]
+    destination_is_clean(running)
+    assert (owner(lab), running.node) == (SOURCE, SOURCE)
+    assert _strange_names(lab) == []
+    record = lab.controller.migrate(NAME, DESTINATION)
+    assert (record.outcome, record.error, owner(lab)) == (Outcome.DONE, "", DESTINATION)
+    check(user)
+
+
+@pytest.mark.parametrize(("point", "runs_at"), [("freeze.pages", SOURCE), ("receive.committed", DESTINATION)])
+def test_source_agent_killed(lab: Lab, user: socket.socket, point: str, runs_at: str) -> None:
+    """Whoever has the service in the end has its root, and the other one deletes nothing of it."""
+    before = check(user)
+    running = _as_running(lab)
+    with held_at(running, point):
+        kill_agent(lab, SOURCE)
+        lab.disarm()
+        lab.restart_agent(SOURCE)
+    record_of_the_last(running)
+    runs_only_at(running, runs_at)
+    assert check(user)["lines"] > before["lines"]
+    until(lambda: owner(lab) == runs_at, f"the root is {owner(lab)}'s")
+    other = DESTINATION if runs_at == SOURCE else SOURCE
+    until(lambda: lab.leftovers(other, NAME) == [], f"something is left at {other}")
+
+
+def _as_running(lab: Lab) -> Running:
+    return Running(lab, NAME, 0, user=None)  # type: ignore[arg-type]
+
+
+def _strange_names(lab: Lab) -> list[str]:
+    """What CRIU makes in the middle of its work."""
+    names = [path.name for path in (root_of(lab) / "root/var/app").iterdir()]
+    return [name for name in names if name.startswith("link_remap") or name.endswith(".ghost")]
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def sleeper(lab: Lab) -> Iterator[str]:
+    lab.controller.run_service(NAME, lab.image, EDGES[0], args=SLEEP, shared=True)
+    yield NAME
+    lab.controller.remove_service(NAME)
+
+
+@contextlib.contextmanager
+def storage_of(lab: Lab, node: str, kind: str) -> Iterator[None]:
+    """The node's storage is as `kind` says: its agent has ``none``, or ``another`` one; or it ``hangs``."""
+    if kind == "hangs":
+        client = read_pid(lab.state_dir(node) / "storage.pid")
+        os.kill(client, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(client, signal.SIGCONT)
+            until(lambda: not _shared_problem(lab, node), "the storage does not come back")
+        return
+    config = agent_config(lab.directory, node)
+    before = config.read_text()
+    lines = [line for line in before.splitlines() if not line.startswith("shared_directory")]
+    if kind == "another":
+        elsewhere = shared_directory(lab.directory, node) / "elsewhere"
+        elsewhere.mkdir(exist_ok=True)
+        lines.append(f'shared_directory = "{elsewhere}"')
+    try:
+        _restart_with(lab, node, "\n".join(lines) + "\n")
+        yield
+    finally:
+        _restart_with(lab, node, before)
+
+
+def _restart_with(lab: Lab, node: str, config: str) -> None:
+    agent_config(lab.directory, node).write_text(config)
+    kill_agent(lab, node)
+    lab.restart_agent(node)
+
+
+def _shared_problem(lab: Lab, node: str) -> str:
+    (view,) = [view for view in lab.controller.nodes() if view.name == node]
+    return "no storage" if view.shared is None else view.shared.problem
+
+
+REFUSALS = {
+    "none": f"{DESTINATION} mounts no shared storage: ",
+    "another": f"{DESTINATION} mounts another shared storage (",
+    "hangs": f"the shared storage of {DESTINATION} is away (",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_destination_that_cannot_have_it_is_refused(lab: Lab, sleeper: str, running: Running, kind: str) -> None:
+    """Before anything happens, in one line: a root, and memory that was to go by way of the storage."""
+    before = lab.controller.service(sleeper)
+    with storage_of(lab, DESTINATION, kind):
+        for name, strategy, way_out in (
+            (sleeper, "hybrid", f": choose a node that mounts the storage {before.shared}, which {sleeper} lives on"),
+            (running.name, "shared", ": use --strategy tmpfs or hybrid"),
+        ):
+            record = lab.controller.migrate(name, DESTINATION, strategy)
+            assert record.outcome is not Outcome.DONE
+            assert REFUSALS[kind] in record.error
+            assert way_out in record.error
+            assert "\n" not in record.error
+            assert lab.leftovers(DESTINATION, name) == []
+        assert lab.controller.service(sleeper).pid == before.pid
+        assert owner(lab) == EDGES[0]
+        assert lab.controller.migrate(running.name, DESTINATION).outcome is Outcome.DONE, "the way out is one"
+    assert lab.controller.migrate(sleeper, DESTINATION).outcome is Outcome.DONE
+
+
+def test_a_source_whose_storage_hangs_tells_it(lab: Lab, running: Running) -> None:
+    with storage_of(lab, SOURCE, "hangs"):
+        record = running.migrate(DESTINATION, "shared")
+        assert f"the shared storage of {SOURCE} is away" in record.error
+        assert "use --strategy tmpfs or hybrid" in record.error
+        with pytest.raises(Refused, match=f"no root file system can live on the shared storage of {SOURCE}: .* answer"):
+            lab.controller.run_service("never", lab.image, SOURCE, args=SLEEP, shared=True)
+        assert running.migrate(DESTINATION).outcome is Outcome.DONE
+    assert not root_of(lab, "never").exists()
+
+
+def test_a_node_without_storage_starts_no_service_on_it(lab: Lab) -> None:
+    with (
+        storage_of(lab, SOURCE, "none"),
+        pytest.raises(Refused, match=f"{SOURCE} has no shared file system: choose a node that has one"),
+    ):
+        lab.controller.run_service("never", lab.image, SOURCE, args=SLEEP, shared=True)
+
+
+# --- auto -----------------------------------------------------------------------------------------------------
+def test_auto_takes_the_storage_when_nobody_knows_when_the_user_leaves(lab: Lab, sleeper: str) -> None:
+    unknown = lab.controller.migrate(sleeper, EDGES[1], "auto")
+    assert (unknown.outcome, unknown.strategy) == (Outcome.DONE, "shared")
+    assert "both nodes mount the storage that the service lives on" in unknown.reason
+    known = lab.controller.migrate(sleeper, EDGES[2], "auto", handover_in_ms=1500.0)
+    assert (known.outcome, known.strategy) == (Outcome.DONE, "hybrid")
+    assert "the handover comes in 1.5 s" in known.reason
+    budget = lab.controller.migrate(sleeper, EDGES[0], "auto", max_downtime_ms=100.0)
+    assert (budget.outcome, budget.strategy) == (Outcome.DONE, "hybrid")
