@@ -15,13 +15,23 @@ def first_choice(job: Migration) -> Strategy:
     request = job.request
     if request.strategy != AUTO:
         return strategy_of(request.strategy)
-    if not (job.source.status.shared and job.node.capabilities.shared):
+    if not job.source.status.shared or request.handover_in_ms > 0:
         return strategy_of(HYBRID)
-    # The link cannot be measured yet. So what depends on it is left to the choice that knows it.
-    if request.handover_in_ms > 0 or request.max_downtime_ms > 0 or request.deadline_ms > 0:
+    # The destination has to mount it too, or refuses (see `storage_needed`). The link cannot be measured yet: what the
+    # storage must be prepared for is decided by what the user allows of it.
+    choice = choose(
+        Situation(
+            memory_bytes=job.source.status.rss_bytes,
+            files_bytes=0,
+            link_bytes_per_s=request.bandwidth_bps / 8,
+            shared=True,
+            max_downtime_ms=request.max_downtime_ms,
+            deadline_ms=request.deadline_ms,
+        )
+    )
+    if choice.strategy != SHARED:
         return strategy_of(HYBRID)
-    job.say("auto: nobody knows when the user leaves, and both nodes mount the storage that the service lives on: no "
-            "file is copied")  # fmt: skip
+    job.say(f"auto: {choice.reason}")
     return strategy_of(SHARED)
 
 
