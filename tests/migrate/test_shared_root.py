@@ -153,7 +153,7 @@ def check(user: socket.socket) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["hybrid", "shared", "stop-and-copy"])
+@pytest.mark.parametrize("strategy", ["hybrid", "shared"])
 def test_there_and_back_without_a_copy_of_its_files(lab: Lab, user: socket.socket, strategy: str) -> None:
     """Files open, mapped, replaced and deleted while it moves; the connection lives on."""
     before = check(user)
