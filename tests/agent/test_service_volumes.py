@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from service_node import SLEEP, ServiceNode
 
+from whimbrel.agent.service_calls import ServiceCalls
 from whimbrel.agent.services import ServiceHost
 from whimbrel.model.errors import BadInput, Conflict, WhimbrelError
 from whimbrel.wire import calls
@@ -35,14 +36,14 @@ def node(tmp_path: Path) -> Iterator[ServiceNode]:
 
 async def sh(host: ServiceHost, script: str) -> str:
     call = calls.ExecInService(name="svc", argv=("/bin/sh", "-c", script))
-    result = await host.handlers()[type(call)](call, lambda _: None)
+    result = await ServiceCalls(host).handlers()[type(call)](call, lambda _: None)
     assert result.exit_code == 0, result.stderr
     return str(result.stdout)
 
 
 async def listed(host: ServiceHost) -> list[tuple[str, bool]]:
     call = calls.ListVolumes()
-    found = await host.handlers()[type(call)](call, lambda _: None)
+    found = await ServiceCalls(host).handlers()[type(call)](call, lambda _: None)
     return [(f"{volume.service}/{volume.name}:{volume.path}", volume.in_use) for volume in found]
 
 
@@ -89,7 +90,7 @@ def test_a_service_that_fails_to_start_takes_no_kept_volume_with_it(node: Servic
 def test_a_volume_in_use_stays(node: ServiceNode) -> None:
     async def remove(host: ServiceHost, service: str, name: str) -> None:
         call = calls.RemoveVolume(service=service, name=name)
-        await host.handlers()[type(call)](call, lambda _: None)
+        await ServiceCalls(host).handlers()[type(call)](call, lambda _: None)
 
     async def story(host: ServiceHost) -> None:
         await host.run(node.spec(script=SLEEP, volumes=VOLUMES))

@@ -16,6 +16,7 @@ import pytest
 from service_node import ServiceNode, answers, until
 
 from whimbrel.agent.place import Place
+from whimbrel.agent.service_calls import ServiceCalls
 from whimbrel.agent.services import ServiceHost
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.service import ServiceSpec, ServiceState
@@ -43,7 +44,7 @@ def node(tmp_path: Path) -> Iterator[ServiceNode]:
 async def call(host: ServiceHost, request: calls.Call) -> Any:
     """As the RPC server does, msgpack included."""
     decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=calls.AnyCall)
-    reply = await host.handlers()[type(decoded)](decoded, lambda _: None)
+    reply = await ServiceCalls(host).handlers()[type(decoded)](decoded, lambda _: None)
     return msgspec.msgpack.decode(msgspec.msgpack.encode(reply), type=request.reply)
 
 

@@ -76,7 +76,7 @@ def test_a_service_from_run_to_rm(whimbrel: Call) -> None:
     assert status["spec"] == {
         "name": "web", "image": "rootfs:/srv/web", "address": "10.77.1.1/16", "ports": ["80/tcp", "53/udp"],
         "args": ["serve", "--fast"], "env": ["A=b=c"], "memory_limit_bytes": 64 << 20, "workload": "",
-        "engine": "runc", "volumes": [],
+        "engine": "runc", "volumes": [], "shared": False,
     }  # fmt: skip
     assert (status["node"], status["state"], status["rss_bytes"]) == ("edge-2", "running", 20 << 20)
     _, out, _ = whimbrel("service", "inspect", "web")

@@ -26,6 +26,10 @@ GBIT, MBIT100 = 125e6, 12.5e6
         (Situation(200 * MB, 0, MBIT100, max_downtime_ms=10), HYBRID, "nothing meets --max-downtime 10 ms"),
         (Situation(200 * MB, 600 * MB, MBIT100, deadline_ms=1000), POST_COPY, "nothing meets --deadline 1.0 s"),
         (Situation(200 * MB, 0, 0.0), HYBRID, ""),
+        (Situation(200 * MB, 0, 0.0, shared=True), SHARED, "shared arrives as soon as the link allows"),
+        (Situation(200 * MB, 0, 0.0, shared=True, max_downtime_ms=1000), HYBRID, ""),
+        (Situation(200 * MB, 0, 0.0, shared=True, deadline_ms=60_000), HYBRID, ""),
+        (Situation(200 * MB, 0, GBIT, shared=True, deadline_ms=60_000), SHARED, "both nodes mount"),
     ],
 )
 def test_what_is_chosen_and_why(situation: Situation, strategy: str, why: str) -> None:

@@ -72,7 +72,7 @@ class Incoming:
         }
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
-        has_image = await self._host.offer(call.spec, call.image_digest, call.description)
+        has_image = await self._host.offer(call.spec, call.image_digest, call.description, call.shared)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config.directory),

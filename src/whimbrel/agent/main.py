@@ -16,7 +16,9 @@ from whimbrel.agent.images import Images
 from whimbrel.agent.incoming import Incoming
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
 from whimbrel.agent.outgoing import Outgoing
+from whimbrel.agent.service_calls import ServiceCalls
 from whimbrel.agent.services import ServiceHost
+from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.swrk import criu_path
 from whimbrel.model.errors import Refused
@@ -51,6 +53,7 @@ class Agent:
         self.config = config
         self.overlay = Overlay(config.endpoint, config.bridge_address or None)
         self.holds: HoldTable | None = None
+        self.shared = SharedWatch(config.name, config.shared_directory)
         self.services: ServiceHost | None = None
         self.images: Images | None = None
         self.outgoing: Outgoing | None = None
@@ -71,7 +74,10 @@ class Agent:
                 EngineKind.PODMAN: Podman(Path(config.podman_socket)),
                 EngineKind.LXC: Lxc(Path(config.lxc_path), run_dir / "lxc", criu_path()),
             }
-            self.services = ServiceHost(config.name, config.directory, port, config.overlay_gateway, engines)
+            await self.shared.start()
+            self.services = ServiceHost(
+                config.name, config.directory, port, config.overlay_gateway, engines, self.shared
+            )
             self.incoming = Incoming(config, self.services, run_dir)
             self.outgoing = Outgoing(config, self.services, port, run_dir)
             self.incoming.start()
@@ -88,12 +94,14 @@ class Agent:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
         if self.incoming is not None:
             await self.incoming.close()
+        await self.shared.stop()
         if self.holds is not None:
             await asyncio.to_thread(self.holds.restore)
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         table: dict[type[calls.Call], Handler] = {calls.GetNode: self._node, calls.SetPeers: self._set_peers}
-        for part in (self.services, self.images, self.incoming):
+        calls_of_services = ServiceCalls(self.services) if self.services is not None else None
+        for part in (calls_of_services, self.images, self.incoming):
             if part is not None:
                 table.update(part.handlers())
         if self.outgoing is not None:
@@ -114,7 +122,11 @@ class Agent:
         )
         services = tuple(self.services.names()) if self.services is not None else ()
         return NodeStatus(
-            endpoint=self.config.endpoint, capabilities=capabilities, resources=resources, services=services
+            endpoint=self.config.endpoint,
+            capabilities=self.shared.added_to(capabilities),
+            resources=resources,
+            services=services,
+            shared=self.shared.mount,
         )
 
     async def _set_peers(self, call: calls.SetPeers, _: EmitEvent) -> None:

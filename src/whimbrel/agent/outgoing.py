@@ -30,7 +30,6 @@ from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, Whimb
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
-from whimbrel.model.volume import parse_volumes
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.wire.calls import (
@@ -78,7 +77,7 @@ class Outgoing:
         with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
             if status.spec.engine is EngineKind.RUNC:
-                places = [volume.path for volume in parse_volumes(status.spec.volumes)]
+                places = self._host.place(request.service).bound(status.spec)
                 problem = problem or await asyncio.to_thread(mounted_from_outside, status.pid, places)
             if problem is not None:
                 raise Refused(f"{request.service} cannot be migrated: {problem}")
@@ -87,7 +86,7 @@ class Outgoing:
                 source=await self._source(status),
                 node=Node(
                     self._config.endpoint,
-                    await asyncio.to_thread(collect_capabilities),
+                    await self._host.shared.with_shared(await asyncio.to_thread(collect_capabilities)),
                     self._port,
                     self._journal,
                     self._config.shared_directory,
@@ -97,7 +96,7 @@ class Outgoing:
                 emit=emit,
                 end=lambda: self._host.end(request.service),
                 send_logs=lambda peer: self._host.send_logs(request.service, peer),
-                discard=lambda: self._host.discard(request.service),
+                discard=lambda: self._host.discard(request.service, moved_to=call.destination.name),
             )
             self._running[request.id] = job
             try:
@@ -122,7 +121,7 @@ class Outgoing:
         except Refused as error:
             raise Refused(f"{status.spec.name} cannot be migrated: {error}") from error
         image = None
-        if status.spec.engine is EngineKind.RUNC:
+        if status.spec.engine is EngineKind.RUNC and not status.shared:
             image = await in_thread(self._host.images.stored, status.image_digest)
         return Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir), image=image)
 
@@ -205,7 +204,7 @@ class Outgoing:
             self._journal.write(msgspec.structs.replace(entry, step="arrived"))
             await self._host.end(entry.service)
             await self._hand_over(entry)
-            await self._host.discard(entry.service)
+            await self._host.discard(entry.service, moved_to=entry.peer.name)
         else:
             await asyncio.to_thread(leave_repair_mode, cgroup.pids())
             cgroup.thaw()

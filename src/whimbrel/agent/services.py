@@ -18,10 +18,11 @@ import structlog
 
 from whimbrel.agent.guests import Guests
 from whimbrel.agent.place import Place, Record
+from whimbrel.agent.shared import SharedWatch
 from whimbrel.agent.threads import in_thread
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.service import EngineKind, ExecResult, ServiceSpec, ServiceState, ServiceStatus
-from whimbrel.model.volume import VolumeInfo, parse_volumes
+from whimbrel.model.volume import parse_volumes
 from whimbrel.network.names import interface
 from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
@@ -29,13 +30,12 @@ from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines.base import Engine
 from whimbrel.runtime.logger import add_log_segments, open_log, pack_logs, settle, tail
 from whimbrel.runtime.mounts import drop_clones
-from whimbrel.runtime.moving import Departure, FileRoot, FileTarget, Landing
+from whimbrel.runtime.moving import Departure, Landing
 from whimbrel.runtime.runc import Runc
-from whimbrel.runtime.spec import SHM_EXTERNAL, SHM_MOUNT, volume_external
 from whimbrel.storage.images import Image, ImageStore
 from whimbrel.storage.volumes import VolumeStore
 from whimbrel.wire import calls
-from whimbrel.wire.rpc import EmitEvent, Handler, Peer
+from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
 LAST_WORDS_S = 2.0
@@ -44,7 +44,7 @@ TEND_EVERY_S = 1.0
 
 class ServiceHost:
     """All services below `state_dir`. `gateway`: the overlay address of their default route, "" for none. `engines`:
-    whose containers may be services here too."""
+    whose containers may be services here too. `shared`: the node's shared storage, if it has one."""
 
     def __init__(
         self,
@@ -53,31 +53,18 @@ class ServiceHost:
         port: ServicePort,
         gateway: str = "",
         engines: Mapping[EngineKind, Engine] | None = None,
+        shared: SharedWatch | None = None,
     ) -> None:
         self.images = ImageStore(state_dir / "images")
         self.volumes = VolumeStore(state_dir / "volumes")
         self.runc = Runc(state_dir / "run" / "runc")
-        self._node, self._state_dir = node, state_dir
+        self.node, self._state_dir = node, state_dir
         self._port, self._gateway = port, gateway
+        self.shared = shared or SharedWatch(node)
         self._guests = Guests(node, port, gateway, engines or {})
         self._records: dict[str, Record] = {}
         self._starting: dict[str, ServiceSpec] = {}
         self._busy: dict[str, str] = {}
-
-    def handlers(self) -> dict[type[calls.Call], Handler]:
-        return {
-            calls.RunService: self._on_run,
-            calls.AdoptService: self._on_adopt,
-            calls.ListServices: self._on_list,
-            calls.InspectService: self._on_inspect,
-            calls.RemoveService: self._on_remove,
-            calls.ReleaseService: self._on_release,
-            calls.ServiceLogs: self._on_logs,
-            calls.AddLogs: self._on_add_logs,
-            calls.ExecInService: self._on_exec,
-            calls.ListVolumes: self._on_volumes,
-            calls.RemoveVolume: self._on_remove_volume,
-        }
 
     # --- what there is ------------------------------------------------------------------------------------
     async def load(self) -> None:
@@ -88,19 +75,30 @@ class ServiceHost:
                 self._records[folder.name] = record
             else:
                 log.warning("removing a service that was never finished", service=folder.name)
-                await self.discard(folder.name)
+                await self._try_to_discard(folder.name)
 
     async def sweep(self) -> None:
         """Remove what still waits for a migration; call it when no such migration is left."""
         for name in [name for name, record in self._records.items() if record.incoming]:
+            await self._try_to_discard(name)
+
+    async def _try_to_discard(self, name: str) -> None:
+        """For an agent that starts: one service's trouble (shared storage that is away) must not keep it down."""
+        try:
             await self.discard(name)
+        except (WhimbrelError, OSError) as error:
+            log.error("a service could not be removed", service=name, error=str(error))
 
     def place(self, name: str) -> Place:
-        return Place(self._state_dir, self._node, name)
+        return Place(self._state_dir, self.node, name, self.shared.storage)
 
     def names(self) -> list[str]:
         """The services here, running or stopped, without the ones on their way."""
         return sorted(name for name, record in self._records.items() if not record.incoming)
+
+    def has(self, name: str) -> bool:
+        """A service of that name is here, on its way, or just being started."""
+        return name in self._records or name in self._starting
 
     def refuse_taken(self, spec: ServiceSpec) -> None:
         """Raises BadInput when the name or the address is in use on this node."""
@@ -109,11 +107,11 @@ class ServiceHost:
         for other in taken:
             if other.name == spec.name:
                 raise BadInput(
-                    f"there is a service {spec.name} on {self._node} already: choose another name, or remove "
+                    f"there is a service {spec.name} on {self.node} already: choose another name, or remove "
                     f"it (`whimbrel service rm {spec.name}`)"
                 )
             if interface(other.address).ip == wanted:
-                raise BadInput(f"address {wanted} is used by service {other.name} on {self._node}: choose another one")
+                raise BadInput(f"address {wanted} is used by service {other.name} on {self.node}: choose another one")
 
     async def inspect(self, name: str) -> ServiceStatus:
         """Raises BadInput for a service that is not here."""
@@ -122,7 +120,7 @@ class ServiceHost:
     def _known(self, name: str) -> Record:
         record = self._records.get(name)
         if record is None or record.incoming:
-            raise BadInput(f"there is no service {name!r} on {self._node}: see `whimbrel service ls`")
+            raise BadInput(f"there is no service {name!r} on {self.node}: see `whimbrel service ls`")
         return record
 
     def _observe(self, status: ServiceStatus) -> ServiceStatus:
@@ -166,37 +164,38 @@ class ServiceHost:
         if spec.engine is not EngineKind.RUNC:
             raise BadInput(f"services are started by runc only: start it with {spec.engine}, then adopt it")
         self.refuse_taken(spec)
+        storage = self.shared.require_roots() if spec.shared else ""
         self._starting[spec.name] = spec
         try:
             with self._doing(spec.name, "started"):
                 image = await in_thread(self.images.ensure, spec.image)
                 async with contextlib.AsyncExitStack() as undo:
                     undo.push_async_callback(self.discard, spec.name)
-                    status = await self._start(spec, image)
+                    status = await self._start(spec, image, storage)
                     undo.pop_all()
         finally:
             del self._starting[spec.name]
         log.info("service runs", service=spec.name, pid=status.pid)
         return await in_thread(self._observe, status)
 
-    async def _start(self, spec: ServiceSpec, image: Image) -> ServiceStatus:
+    async def _start(self, spec: ServiceSpec, image: Image, storage: str) -> ServiceStatus:
         place = self.place(spec.name)
         await in_thread(place.create)
         status = ServiceStatus(
             spec=spec,
-            node=self._node,
+            node=self.node,
             state=ServiceState.STARTING,
             pid=0,
             mac="",
             image_digest=image.digest,
             started_unix_s=time.time(),
+            shared=storage,
         )
         await in_thread(place.save, Record(status=status))
-        await in_thread(place.layer.mount, image.rootfs)
-        await in_thread(place.volumes.attach, spec.name, parse_volumes(spec.volumes), image.rootfs)
+        await in_thread(place.set_up, spec, image)
         port = await in_thread(self._make_port, spec)
         await in_thread(place.write_bundle, spec, image)
-        output = await in_thread(open_log, place.logs, self._node)
+        output = await in_thread(open_log, place.logs, self.node)
         try:
             pid = await self.runc.create(spec.name, place.folder, output_fd=output)
         finally:
@@ -261,10 +260,11 @@ class ServiceHost:
             await self._guests.release(self.place(name))
             self._records.pop(name, None)
 
-    async def discard(self, name: str, *, with_volumes: bool = True) -> None:
+    async def discard(self, name: str, *, with_volumes: bool = True, moved_to: str = "") -> None:
         """Remove whatever exists of a service here, dead or alive; each step is tried even when one fails.
 
-        `with_volumes`: another engine's named volumes too, which have moved along."""
+        `with_volumes`: another engine's named volumes too, which have moved along. A root on shared storage goes only
+        with a service that is this node's, and has not `moved_to` another."""
         place = self.place(name)
         record = self._records.get(name) or await in_thread(place.load)
         if record is not None and record.status.spec.engine is not EngineKind.RUNC:
@@ -276,7 +276,8 @@ class ServiceHost:
             return
         async with contextlib.AsyncExitStack() as steps:
             steps.push_async_callback(in_thread, place.volumes.remove_unkept, name)
-            steps.push_async_callback(in_thread, place.remove_files)
+            coming = record is not None and record.incoming
+            steps.push_async_callback(in_thread, place.remove_files, keep_root=coming, moved_to=moved_to)
             steps.push_async_callback(in_thread, place.cgroup.remove)
             steps.push_async_callback(in_thread, self._port.remove, name)
             steps.push_async_callback(self.runc.delete, name, force=True)
@@ -289,32 +290,27 @@ class ServiceHost:
         record, place = self._known(name), self.place(name)
         if record.guest is not None:
             return await self._guests.departure(record, place)
-        volumes = place.volumes_of(record.status.spec)
-        return Departure(
-            rootfs=str(place.layer.rootfs),
-            files=(
-                FileRoot(path=str(place.layer.upper)),
-                FileRoot(path=str(place.layer.shm), inside=SHM_MOUNT),
-                *(FileRoot(path=str(folder), inside=volume.path) for volume, folder in volumes),
-            ),
-            external=(
-                f"mnt[{SHM_MOUNT}]:{SHM_EXTERNAL}",
-                *(f"mnt[{volume.path}]:{volume_external(volume.name)}" for volume, _ in volumes),
-            ),
-            cgroup=place.cgroup.path,
-        )
+        await in_thread(place.begin_departure)
+        return place.departure(record.status.spec)
 
     async def end_departure(self, name: str) -> None:
-        await in_thread(drop_clones, self.place(name).clones)
+        place = self.place(name)
+        await in_thread(drop_clones, place.clones)
+        await in_thread(place.end_departure)
 
-    async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes) -> bool:
-        """Destination: may it come, as far as one can see? Returns whether it brings no image, since that is here or
-        can be unpacked here, or is its engine's business. Raises BadInput, Refused, Conflict."""
+    async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes, shared: str = "") -> bool:
+        """Destination: may it come, as far as one can see? `shared` is the storage that both must mount, if any.
+        Returns whether it brings no image, since that is here or can be unpacked here, or is its engine's business.
+        Raises BadInput, Refused, Conflict."""
         self.refuse_taken(spec)
+        if shared:
+            await self.shared.require(shared, spec)
         if spec.engine is not EngineKind.RUNC:
             await self._guests.engine(spec.engine).offer(description)
             return True
         await in_thread(self.volumes.refuse_kept, spec.name, parse_volumes(spec.volumes))
+        if spec.shared:
+            return True
         return await in_thread(self.images.has, image_digest) or await in_thread(
             self.images.can_make, spec.image, image_digest
         )
@@ -338,16 +334,14 @@ class ServiceHost:
                     self._records[spec.name], arrival = await self._guests.prepare(status, description, place)
                     undo.pop_all()
                     return arrival.landing, arrival.connection
-            image = await self.need_image(spec, status.image_digest)
+            image = None if status.shared else await self.need_image(spec, status.image_digest)
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self.discard, spec.name)
                 await in_thread(place.create)
-                record = Record(status=msgspec.structs.replace(status, node=self._node), incoming=True)
+                record = Record(status=msgspec.structs.replace(status, node=self.node), incoming=True)
                 await in_thread(place.save, record)
-                await in_thread(place.layer.mount, image.rootfs)
-                await in_thread(place.volumes.prepare, spec.name, parse_volumes(spec.volumes))
+                image = await in_thread(place.set_up_incoming, spec, image, status.node)
                 await in_thread(self._make_port, spec)
-                await in_thread(place.mount_waiting, image)
                 await in_thread(place.write_bundle, spec, image, waiting=True)
                 await self.runc.create(spec.name, place.folder)
                 await in_thread(point_to_rootfs, self.runc.root, spec.name, place.layer.rootfs)
@@ -356,23 +350,7 @@ class ServiceHost:
                 undo.pop_all()
         finally:
             del self._starting[spec.name]
-        volumes = place.volumes_of(spec)
-        landing = Landing(
-            rootfs=str(place.layer.rootfs),
-            files=(
-                FileTarget(path=str(place.layer.upper)),
-                FileTarget(path=str(place.layer.shm)),
-                *(FileTarget(path=str(folder)) for _, folder in volumes),
-            ),
-            external=(
-                f"mnt[{SHM_EXTERNAL}]:{place.layer.shm}",
-                *(f"mnt[{volume_external(volume.name)}]:{folder}" for volume, folder in volumes),
-            ),
-            cgroup=place.cgroup.path,
-            runc_root=str(self.runc.root),
-            runc_id=spec.name,
-        )
-        return landing, None
+        return place.landing(spec, self.runc.root), None
 
     async def need_image(self, spec: ServiceSpec, digest: str) -> Image:
         """The very image that a service was started from, unpacked here. Raises Refused when it cannot be had."""
@@ -381,10 +359,10 @@ class ServiceHost:
         try:
             image = await in_thread(self.images.ensure, spec.image)
         except WhimbrelError as error:
-            raise Refused(f"{self._node} has no image for {spec.name}: {error}") from error
+            raise Refused(f"{self.node} has no image for {spec.name}: {error}") from error
         if image.digest != digest:
             raise Refused(
-                f"{spec.image} is another image on {self._node} than the one that {spec.name} was started from: "
+                f"{spec.image} is another image on {self.node} than the one that {spec.name} was started from: "
                 "put the same image there"
             )
         return image
@@ -399,8 +377,9 @@ class ServiceHost:
         if is_placeholder(self.runc.root, name):
             await in_thread(adopt, self.runc.root, name, pid)
         await in_thread(place.remove_waiting)
+        await in_thread(place.claim)
         status = msgspec.structs.replace(
-            status, node=self._node, state=ServiceState.RUNNING, pid=pid, migrations=status.migrations + 1
+            status, node=self.node, state=ServiceState.RUNNING, pid=pid, migrations=status.migrations + 1
         )
         await in_thread(place.save, Record(status=status))
         self._records[name] = Record(status=status)
@@ -442,68 +421,35 @@ class ServiceHost:
         await in_thread(settle, logs, timeout_s=LAST_WORDS_S)
         await peer.call(calls.AddLogs(name=name, segments=await in_thread(pack_logs, logs)))
 
-    # --- calls --------------------------------------------------------------------------------------------
-    async def _on_run(self, call: calls.RunService, _: EmitEvent) -> ServiceStatus:
-        return await self.run(call.spec)
+    # --- what users see and do --------------------------------------------------------------------------------
+    async def statuses(self) -> tuple[ServiceStatus, ...]:
+        """Of all services here."""
+        known = [self._records[name].status for name in self.names()]
+        return tuple(await in_thread(lambda: [self._observe(status) for status in known]))
 
-    async def _on_adopt(self, call: calls.AdoptService, _: EmitEvent) -> ServiceStatus:
-        return await self.adopt(call.spec, call.container)
-
-    async def _on_list(self, _: calls.ListServices, emit: EmitEvent) -> tuple[ServiceStatus, ...]:
-        statuses = [self._records[name].status for name in self.names()]
-        return tuple(await in_thread(lambda: [self._observe(status) for status in statuses]))
-
-    async def _on_inspect(self, call: calls.InspectService, _: EmitEvent) -> ServiceStatus:
-        return await self.inspect(call.name)
-
-    async def _on_remove(self, call: calls.RemoveService, _: EmitEvent) -> None:
-        await self.remove(call.name, keep_volumes=call.keep_volumes)
-
-    async def _on_release(self, call: calls.ReleaseService, _: EmitEvent) -> None:
-        await self.release(call.name)
-
-    async def _on_logs(self, call: calls.ServiceLogs, _: EmitEvent) -> str:
-        record, place = self._known(call.name), self.place(call.name)
+    async def output(self, name: str, tail_bytes: int) -> bytes:
+        """What the service wrote to its standard streams. Raises BadInput."""
+        record, place = self._known(name), self.place(name)
         if record.guest is not None:
-            return (await self._guests.output(record, place, call.tail_bytes)).decode(errors="replace")
-        return (await in_thread(tail, place.logs, call.tail_bytes)).decode(errors="replace")
+            return await self._guests.output(record, place, tail_bytes)
+        return await in_thread(tail, place.logs, tail_bytes)
 
-    async def _on_add_logs(self, call: calls.AddLogs, _: EmitEvent) -> None:
-        if call.name not in self._records:
-            raise BadInput(f"there is no service {call.name!r} on {self._node} whose output this could be")
-        await in_thread(add_log_segments, self.place(call.name).logs, call.segments)
+    async def add_output(self, name: str, segments: bytes) -> None:
+        """What it wrote on the nodes that it was on before. Raises BadInput."""
+        if name not in self._records:
+            raise BadInput(f"there is no service {name!r} on {self.node} whose output this could be")
+        await in_thread(add_log_segments, self.place(name).logs, segments)
 
-    async def _on_volumes(self, _: calls.ListVolumes, emit: EmitEvent) -> tuple[VolumeInfo, ...]:
-        def look() -> tuple[VolumeInfo, ...]:
-            return tuple(
-                VolumeInfo(
-                    service=volume.service,
-                    name=volume.name,
-                    node=self._node,
-                    path=volume.path,
-                    size_bytes=volume.size_bytes,
-                    used_bytes=self.volumes.used_bytes(volume),
-                    in_use=volume.service in self._records,
-                )
-                for volume in self.volumes.all()
-            )
-
-        return await in_thread(look)
-
-    async def _on_remove_volume(self, call: calls.RemoveVolume, emit: EmitEvent) -> None:
-        if call.service in self._records or call.service in self._starting:
-            raise Conflict(f"volume {call.name} is used by service {call.service}: remove the service")
-        await in_thread(self.volumes.remove, call.service, call.name)
-
-    async def _on_exec(self, call: calls.ExecInService, _: EmitEvent) -> ExecResult:
-        status = await self.inspect(call.name)
-        if not call.argv:
-            raise BadInput(f"no command given to run in {call.name}")
+    async def exec(self, name: str, argv: tuple[str, ...]) -> ExecResult:
+        """Run a command inside. Raises BadInput, Refused, Conflict."""
+        status = await self.inspect(name)
+        if not argv:
+            raise BadInput(f"no command given to run in {name}")
         if status.state is ServiceState.STOPPED:
-            raise Refused(f"service {call.name} has stopped: remove it and run it again")
+            raise Refused(f"service {name} has stopped: remove it and run it again")
         if status.state is ServiceState.MIGRATING:
-            raise Conflict(f"service {call.name} is being migrated: wait until that is over")
-        record = self._known(call.name)
+            raise Conflict(f"service {name} is being migrated: wait until that is over")
+        record = self._known(name)
         if record.guest is not None:
-            return await self._guests.exec(record, call.argv)
-        return await self.runc.exec(call.name, call.argv)
+            return await self._guests.exec(record, argv)
+        return await self.runc.exec(name, argv)

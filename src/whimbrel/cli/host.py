@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from whimbrel.cli.common import ControllerOption, JsonOption, connect, note, print_json, print_table
+
+if TYPE_CHECKING:
+    from whimbrel.model.node import SharedMount
 
 nodes = typer.Typer(help="The nodes of the region.")
 
@@ -60,11 +65,21 @@ def list_nodes(controller: ControllerOption = None, json: JsonOption = False) ->
                 f"{free.load_1min:.2f}/{free.cpus}" if free else "-",
                 format_bytes(free.memory_available_bytes) if free else "-",
                 format_bytes(free.disk_available_bytes) if free else "-",
+                _shared(node.shared),
                 ", ".join(node.services) or "-",
             )
         )
-    headings = ("node", "role", "agent", "address", "load/cpus", "free memory", "free disk", "services")
+    headings = ("node", "role", "agent", "address", "load/cpus", "free memory", "free disk", "shared", "services")
     print_table(headings, rows, ["" if node.up else "bold red" for node in found])
     for node in found:
         if not node.up:
             note(node.error)
+        elif node.shared is not None and (problem := node.shared.problem or node.shared.roots_problem):
+            note(f"shared storage of {node.name}: {problem}")
+
+
+def _shared(mount: SharedMount | None) -> str:
+    """Nodes with the same word here can hand services over without a copy of their files."""
+    if mount is None:
+        return "-"
+    return "away" if mount.problem else mount.id[:8]

@@ -56,6 +56,7 @@ def run(
         typer.Option("--volume", metavar="NAME:/path[:SIZE]", help="A folder of its own that moves along (repeat)."),
     ] = None,
     workload: Annotated[str, typer.Option("--workload", metavar="TEXT", help="A label for its records.")] = "",
+    shared: Annotated[bool, typer.Option("--shared", help="Its root file system lives on shared storage.")] = False,
     controller: ControllerOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -80,6 +81,7 @@ def run(
             memory_limit_bytes=limit_bytes,
             workload=workload or (recipe.name if recipe else ""),
             volumes=volume or (),
+            shared=shared,
         )
     if json:
         print_json(status)
@@ -246,6 +248,7 @@ def _fields(status: ServiceStatus) -> list[tuple[str, str]]:
         ("container", status.container),
         ("image", spec.image),
         ("digest", status.image_digest),
+        ("shared", status.shared),
         ("command", " ".join(spec.args)),
         ("pid", str(status.pid)),
         ("processes", str(status.processes)),

@@ -51,6 +51,7 @@ class RunBody(_Body):
     memory_limit_bytes: int = Field(0, ge=0)
     workload: str = ""
     volumes: tuple[str, ...] = ()
+    shared: bool = False
 
 
 class AdoptBody(_Body):

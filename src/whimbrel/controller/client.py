@@ -88,8 +88,10 @@ class ControllerClient:
         memory_limit_bytes: int = 0,
         workload: str = "",
         volumes: Sequence[str] = (),
+        shared: bool = False,
     ) -> ServiceStatus:
-        """Start a service and wait until it runs. An empty `address` means: choose one."""
+        """Start a service and wait until it runs. An empty `address` means: choose one. `shared`: its root file system
+        lives on the shared storage of `node`."""
         body = {
             "node": node,
             "name": name,
@@ -101,6 +103,7 @@ class ControllerClient:
             "memory_limit_bytes": memory_limit_bytes,
             "workload": workload,
             "volumes": list(volumes),
+            "shared": shared,
         }
         return self._call("POST", "/v1/services", ServiceStatus, body, timeout_s=LONG_S)
 

@@ -97,6 +97,7 @@ class Region:
             services=status.services if status else (),
             capabilities=status.capabilities if status else None,
             resources=status.resources if status else None,
+            shared=status.shared if status else None,
         )
 
     async def _keep(self, name: str, peer: Peer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from whimbrel.model.migration import MigrationRecord, Progress
-from whimbrel.model.node import Capabilities, Resources, Role
+from whimbrel.model.node import Capabilities, Resources, Role, SharedMount
 from whimbrel.model.service import ImageInfo, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 
@@ -24,6 +24,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     services: tuple[str, ...] = ()
     capabilities: Capabilities | None = None
     resources: Resources | None = None
+    shared: SharedMount | None = None
 
 
 class ServiceList(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """The lab's storage node and the edges' mounts of it: one file system that all of them see, over the lab's links.
 
-Chosen by measurement (MooseFS, GlusterFS and sshfs over ssh took longer): sshfs on a bare `sftp-server`.
+Chosen by measurement (docs/shared-storage.md): sshfs on a bare `sftp-server`.
 All nodes of a lab share the host's mount namespace, so every edge mounts at a place of its own in its state directory.
 Nothing is cached on the way but pages of open files: what one edge has written and closed, the next look of another
 sees.
@@ -64,14 +64,20 @@ def start_storage(topology: Topology, lab_dir: Path) -> None:
         # As a plain file: it imports none of ours, and is up in a moment.
         argv = (sys.executable, "-I", "-S", sftp_server.__file__, str(listener.fileno()), str(data), *allowed)
         start(Process(PROCESS, argv, where, data.parent), pass_fds=[listener.fileno()])
-    options = f"directport={PORT},{SSHFS_OPTIONS}"
-    if "no_contain_symlinks" in subprocess.run(["sshfs", "--help"], capture_output=True, text=True, check=False).stdout:
-        options += ",no_contain_symlinks"  # newer ones refuse absolute links otherwise
+    options = sshfs_options(PORT)
     for edge in topology.storage_edges:
         target = shared_directory(lab_dir, edge.name)
         target.mkdir(parents=True, mode=0o700)
         argv = ("sshfs", "-f", f"{host}:{sftp_server.EXPORT}", str(target), "-o", options)
         start(_client(topology, lab_dir, edge, argv))
+
+
+def sshfs_options(port: int) -> str:
+    """The options of a mount whose server is at TCP `port`."""
+    options = f"directport={port},{SSHFS_OPTIONS}"
+    told = subprocess.run(["sshfs", "--help"], capture_output=True, text=True, check=False)
+    # Newer ones refuse absolute links otherwise, older ones do not know the option.
+    return f"{options},no_contain_symlinks" if "no_contain_symlinks" in told.stdout + told.stderr else options
 
 
 def _client(topology: Topology, lab_dir: Path, edge: Edge, argv: tuple[str, ...]) -> Process:

@@ -50,7 +50,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `edges`: which of them mount it, none named means all."""
 
     subnet: str
-    kind: Literal["auto", "nfs", "sshfs"] = "auto"
+    kind: Literal["auto", "sshfs"] = "auto"
     name: str = "store"
     edges: tuple[str, ...] = ()
 

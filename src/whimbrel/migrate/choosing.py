@@ -5,15 +5,53 @@ from __future__ import annotations
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.migrate.preflight import means_of
-from whimbrel.plan.choice import HYBRID, Situation, choose
+from whimbrel.migrate.staging.shared import stage_below
+from whimbrel.model.errors import Refused
+from whimbrel.plan.choice import HYBRID, SHARED, Situation, choose
 from whimbrel.plan.means import possible
-from whimbrel.plan.strategies import AUTO, Strategy, strategy_of
+from whimbrel.plan.strategies import AUTO, Carry, Strategy, strategy_of
 from whimbrel.wire.calls import OfferReply
 
 
 def first_choice(job: Migration) -> Strategy:
     """What was asked for; for ``auto`` what the destination is to prepare for. Raises BadInput."""
-    return strategy_of(HYBRID if job.request.strategy == AUTO else job.request.strategy)
+    request = job.request
+    if request.strategy != AUTO:
+        return strategy_of(request.strategy)
+    if not job.source.status.shared or request.handover_in_ms > 0:
+        return strategy_of(HYBRID)
+    # The destination has to mount it too, or refuses (see `storage_needed`). The link cannot be measured yet: what the
+    # storage must be prepared for is decided by what the user allows of it.
+    choice = choose(
+        Situation(
+            memory_bytes=job.source.status.rss_bytes,
+            files_bytes=0,
+            link_bytes_per_s=request.bandwidth_bps / 8,
+            shared=True,
+            max_downtime_ms=request.max_downtime_ms,
+            deadline_ms=request.deadline_ms,
+        )
+    )
+    if choice.strategy != SHARED:
+        return strategy_of(HYBRID)
+    job.say(f"auto: {choice.reason}")
+    return strategy_of(SHARED)
+
+
+def storage_needed(job: Migration, strategy: Strategy) -> str:
+    """Identity of the shared storage that the destination must mount too; "" when none is needed. Raises Refused when
+    it does not work here."""
+    if job.source.status.shared:
+        return job.source.status.shared
+    if strategy.carry is not Carry.SHARED:
+        return ""
+    node = job.node.endpoint.name
+    stage_below(job.node.shared_directory, job.request.id, node=node)
+    if not job.node.capabilities.shared:
+        raise Refused(
+            f"the shared storage of {node} is away (`whimbrel node ls` says why): use --strategy tmpfs or hybrid"
+        )
+    return job.node.capabilities.shared[0]
 
 
 def possible_choice(job: Migration, strategy: Strategy, offer: OfferReply) -> Strategy:

@@ -34,7 +34,7 @@ _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 class Source:
     """One running service as its node sees it; `run_dir` is on the node's tmpfs;
     `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from,
-    None for another engine's container."""
+    None for another engine's container, and where no image crosses."""
 
     status: ServiceStatus
     departure: Departure

@@ -19,12 +19,14 @@ from whimbrel.migrate.dump import Source
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES, FileRoom
 from whimbrel.migrate.sendfiles import CarriedFolder, Command, SendOrder
+from whimbrel.migrate.settling import Settling
 from whimbrel.model.errors import StepFailed, error_from_wire
 from whimbrel.model.migration import Progress
 from whimbrel.model.units import format_bytes
 from whimbrel.storage.listing import allocated_bytes
 from whimbrel.storage.mounts import mount_of
 from whimbrel.storage.openfiles import nameless_files
+from whimbrel.storage.shared.visible import Seen
 
 SMALL_BYTES = 1 << 20
 MOST_PASSES_AHEAD = 6
@@ -46,7 +48,9 @@ def files_of(job: Migration) -> FileSync:
         news = Progress(migration=job.request.id, phase="rounds", detail=detail, fraction=fraction)
         loop.call_soon_threadsafe(job.emit, news)
 
-    return FileSync(folders_of(job.source), job.source.cgroup.pids, tell)
+    source = job.source
+    settling = Settling(source.departure.rootfs, source.cgroup.pids) if source.departure.shared else None
+    return FileSync(folders_of(source), source.cgroup.pids, tell, settling)
 
 
 def room_for_files(source: Source, *, with_image: bool) -> FileRoom:
@@ -73,13 +77,22 @@ def room_for_files(source: Source, *, with_image: bool) -> FileRoom:
 class FileSync:
     """Blocks, one call at a time; `close` may be called from any thread and ends a call that is under way.
 
-    `tell` hears how far a long pass is, as one line and a fraction.
+    `tell` hears how far a long pass is, as one line and a fraction. `settling`: for a root on shared storage, whose
+    `written` files the destination is to wait for.
     """
 
-    def __init__(self, folders: Sequence[CarriedFolder], pids: Pids, tell: Callable[[str, float], object]) -> None:
+    def __init__(
+        self,
+        folders: Sequence[CarriedFolder],
+        pids: Pids,
+        tell: Callable[[str, float], object],
+        settling: Settling | None = None,
+    ) -> None:
         self._folders = tuple(folders)
         self._pids = pids
         self._tell = tell
+        self._settling = settling
+        self.written: tuple[Seen, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._last_begun = False
         self.passes = 0
@@ -97,6 +110,8 @@ class FileSync:
             cwd="/",
         )
         self._write(msgspec.json.encode(order))
+        if self._settling is not None:
+            self._settling.prepare()
         self._expect("ready")
 
     def ahead(self) -> int:
@@ -120,6 +135,8 @@ class FileSync:
     def begin_last(self) -> None:
         """The service stands still: what changed since the last pass begins to cross; `last` waits for it."""
         self._command("last")
+        if self._settling is not None:
+            self._settling.begin()
         self._last_begun = True
 
     def last(self) -> int:
@@ -128,9 +145,14 @@ class FileSync:
             self.begin_last()
         sent = self._count(self._expect("sent"))
         self._command("names")
-        return sent + self._count(self._expect("sent"))
+        sent += self._count(self._expect("sent"))
+        if self._settling is not None:
+            self.written = self._settling.written()
+        return sent
 
     def close(self) -> None:
+        if self._settling is not None:
+            self._settling.close()
         process = self._process
         if process is None:
             return

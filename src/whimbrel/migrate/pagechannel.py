@@ -87,7 +87,8 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
     `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
     after the resume, by the pid in the container; `beside`: those that come during the restore, before GO;
-    `file_passes` of files must have arrived, whole and checked."""
+    `file_passes` of files must have arrived, whole and checked; `written`: files of a root on shared storage as the
+    source sees them (path, size, time of change in ns)."""
 
     lazy: bool
     stdio: dict[str, int]
@@ -96,6 +97,7 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     behind: dict[int, bytes] = {}
     beside: dict[int, bytes] = {}
     file_passes: int = 0
+    written: tuple[tuple[str, int, int], ...] = ()
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):

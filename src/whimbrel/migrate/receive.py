@@ -42,6 +42,7 @@ from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pulse import Beat
 from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.migrate.settling import Appearing
 from whimbrel.migrate.staging.host import StageHost
 from whimbrel.migrate.takefiles import FileArrival
 from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
@@ -135,6 +136,7 @@ class Receiver:
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
         self.late: LatePages | None = None
+        self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
         self.port = ServicePort(Path(order.netns_dir))
         self.port.info(order.service)  # opens its sockets: none of that in the freeze
@@ -233,6 +235,9 @@ class Receiver:
         if self.landing.foreign:
             forget_masters(self.images)
         laps.lap("settle")
+        if self.appearing is not None:
+            self.appearing.wait(order.written)
+            laps.lap("visible")
         opts = pb.Options(
             images_dir_fd=self.images_fd,
             tcp_established=True,

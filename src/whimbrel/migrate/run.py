@@ -24,7 +24,7 @@ import structlog
 
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate.carriers.choose import make_carrier
-from whimbrel.migrate.choosing import first_choice, possible_choice, second_choice
+from whimbrel.migrate.choosing import first_choice, possible_choice, second_choice, storage_needed
 from whimbrel.migrate.commit import commit, follow_through
 from whimbrel.migrate.dump import DUMP_PREFIX, Dump, stdio_pipes
 from whimbrel.migrate.files import files_of, room_for_files
@@ -102,6 +102,7 @@ async def _preflight(job: Migration, peer: Peer) -> Strategy:
             rss_bytes=status.rss_bytes,
             image_digest=status.image_digest,
             description=departure.description,
+            shared=storage_needed(job, strategy),
         )
     )
     room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image)
@@ -225,6 +226,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             behind=carrier.ranges_behind(),
             beside=carrier.ranges_beside(),
             file_passes=parts.files.passes,
+            written=parts.files.written,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         beside, _ = await asyncio.gather(hands.do(carrier.beside_restore), hands.do(_expect_ready, parts))

@@ -35,6 +35,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     write_protect_tracking: bool = False
     soft_dirty: bool = False
     lazy_pages: bool = False
+    shared: tuple[str, ...] = ()
+    """Identities of the shared file systems that the node mounts, in working order."""
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,8 +50,23 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     stage_available_bytes: int
 
 
+class SharedMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's shared file system. `id` tells it from others: nodes with the same one mount the same file system.
+    `problem`: why it cannot be used, `roots_problem`: why no root file system can live there; empty when all is
+    well."""
+
+    directory: str
+    id: str = ""
+    kind: str = ""
+    free_bytes: int = 0
+    round_trip_ms: float = 0.0
+    problem: str = ""
+    roots_problem: str = ""
+
+
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: Endpoint
     capabilities: Capabilities
     resources: Resources
     services: tuple[str, ...] = ()
+    shared: SharedMount | None = None

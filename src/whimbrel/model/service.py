@@ -28,7 +28,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     `image` is ``oci:PATH[:TAG]``, ``oci-archive:PATH[:TAG]`` or ``rootfs:DIR``, and with another `engine` what that
     one calls it. `address` is the service's IPv4 address on the overlay, with prefix length (``10.77.1.1/16``); `ports`
     are ``N/tcp`` or ``N/udp``. `memory_limit_bytes` 0 means no limit. `volumes` are ``NAME:/path`` or
-    ``NAME:/path:SIZE`` (see `model.volume`).
+    ``NAME:/path:SIZE`` (see `model.volume`). `shared`: its root file system is to live on shared storage.
     """
 
     name: str
@@ -41,6 +41,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     workload: str = ""
     engine: EngineKind = EngineKind.RUNC
     volumes: tuple[str, ...] = ()
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if not NAME_PATTERN.fullmatch(self.name):
@@ -60,7 +61,8 @@ class ServiceState(StrEnum):
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What runs: one service on one node, at one moment. `image_digest` names the unpacked base image; `container` is
-    another engine's own id of it there, `interface` its port's name inside."""
+    another engine's own id of it there, `interface` its port's name inside; `shared` identifies the shared storage that
+    its root lives on, "" for none."""
 
     spec: ServiceSpec
     node: str
@@ -74,6 +76,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     migrations: int = 0
     container: str = ""
     interface: str = "eth0"
+    shared: str = ""
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isinf
 
 HYBRID, POST_COPY, SHARED = "hybrid", "post-copy", "shared"
 
@@ -23,9 +24,10 @@ LAST_ROUND_MS = 50.0
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known of a migration. `link_bytes_per_s` is measured, or limited by the user; `dirty_bytes_per_s` is
-    None before anybody has measured it; `shared`: the service's files lie on storage that both nodes mount;
-    `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit that there is none."""
+    """What is known of a migration. `link_bytes_per_s` is measured, or limited by the user, 0 while nobody knows (then
+    nothing meets a limit); `dirty_bytes_per_s` is None before anybody has measured it; `shared`: the service's files
+    lie on storage that both nodes mount; `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit
+    that there is none."""
 
     memory_bytes: int
     files_bytes: int
@@ -139,6 +141,8 @@ def _nearest(found: Sequence[Prediction], situation: Situation) -> Prediction:
 
 
 def _tell(prediction: Prediction) -> str:
+    if isinf(prediction.arrives_ms):
+        return f"{prediction.strategy} arrives as soon as the link allows"
     return (
         f"{prediction.strategy} is predicted to arrive in {prediction.arrives_ms / 1e3:.1f} s "
         f"with a freeze of {prediction.freeze_ms:.0f} ms"

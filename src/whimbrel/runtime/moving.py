@@ -19,13 +19,15 @@ class FileRoot(msgspec.Struct, frozen=True, kw_only=True):
 
 class Departure(msgspec.Struct, frozen=True, kw_only=True):
     """The source's end. `external` are CRIU's words for mounts that it need not carry (``mnt[POINT]:KEY``);
-    `description` tells the destination's engine what to make ready (empty where the service's status says all)."""
+    `description` tells the destination's engine what to make ready (empty where the service's status says all);
+    `shared`: the root is on storage that the destination mounts too, and does not cross."""
 
     rootfs: str
     files: tuple[FileRoot, ...]
     external: tuple[str, ...]
     cgroup: str
     description: bytes = b""
+    shared: bool = False
 
 
 class FileTarget(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +43,7 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
     `external` are CRIU's words for the mounts made ready here (``mnt[KEY]:PATH``). `runc_root` and `runc_id` name
     the placeholder in runc's records, "" where there is none. `foreign`: another engine shall be the parent of the
     restored tree; whoever becomes the CRIU that restores has the container's standard streams, and `pid_file` is where
-    that engine looks for the first process.
+    that engine looks for the first process. `shared`: the root is where the source has it, on storage that both mount.
     """
 
     rootfs: str
@@ -53,3 +55,4 @@ class Landing(msgspec.Struct, frozen=True, kw_only=True):
     own_cgroupns: bool = False
     foreign: bool = False
     pid_file: str = ""
+    shared: bool = False

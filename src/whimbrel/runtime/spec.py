@@ -115,6 +115,12 @@ def volume_external(name: str) -> str:
     return f"whimbrel-volume-{name}"
 
 
+def local_external(name: str) -> str:
+    """The same of a top-level folder that is the node's own, because the root itself is on shared storage. It is
+    mounted below the root before runc sees it: told to mount /dev itself, runc would leave it empty."""
+    return f"whimbrel-local-{name}"
+
+
 def build_spec(
     service: ServiceSpec,
     image: ImageConfig,

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -59,6 +60,21 @@ class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
     tree: str
     reference: str
     size_bytes: int
+
+
+def portable(image: Image) -> dict[str, Any]:
+    """All but its place on this node, for another node to make `placed` of."""
+    about: dict[str, Any] = msgspec.to_builtins(image, enc_hook=str)
+    del about["rootfs"]
+    return about
+
+
+def placed(about: Any, rootfs: Path) -> Image:
+    """What `portable` told, with its root file system at `rootfs`. Raises BadInput for something else."""
+    try:
+        return msgspec.convert({**about, "rootfs": str(rootfs)}, Image, dec_hook=lambda _, text: Path(text))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise BadInput(f"what was told of an image is not valid: {error!r}") from error
 
 
 class ImageStore:

@@ -19,7 +19,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class Layer:
     """Folders of one service: `upper` (what it changed), `work` (overlay's own), the mount points `rootfs`
-    (all of it) and `shm` (its /dev/shm)."""
+    (all of it) and `shm` (its /dev/shm). `local`: top-level folders bound into the container, none here."""
+
+    local: tuple[str, ...] = ()
 
     def __init__(self, service_dir: Path) -> None:
         self.upper = service_dir / "layer" / "upper"
@@ -43,8 +45,7 @@ class Layer:
 
     def mount_shm(self) -> None:
         """Mount the tmpfs for /dev/shm alone."""
-        if not os.path.ismount(self.shm):
-            _mount("tmpfs", self.shm, "tmpfs", _MS_NODEV | _MS_NOSUID | _MS_NOEXEC, SHM_OPTIONS)
+        mount_shm(self.shm)
 
     def unmount(self) -> None:
         """Take the mounts away, and with /dev/shm its contents; processes inside keep their own view."""
@@ -59,6 +60,12 @@ class Layer:
         for mount_point in (self.rootfs, self.shm):
             with contextlib.suppress(FileNotFoundError):
                 mount_point.rmdir()
+
+
+def mount_shm(target: Path) -> None:
+    """Mount a tmpfs for /dev/shm, unless there is one."""
+    if not os.path.ismount(target):
+        _mount("tmpfs", target, "tmpfs", _MS_NODEV | _MS_NOSUID | _MS_NOEXEC, SHM_OPTIONS)
 
 
 def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:

@@ -5,19 +5,27 @@ Never by asking the file system itself: a dead network file system answers no qu
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from whimbrel.model.errors import WhimbrelError
+
+_MS_BIND = 0x1000
+_libc = ctypes.CDLL(None, use_errno=True)
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # the table writes blanks so
 
 
 class Mount(NamedTuple):
-    """`number` is the kernel's own of the mount; `options` are those of the file system, not of the mount point."""
+    """`number` is the kernel's own of the mount; `flags` are those of the mount point (``rw,noexec``), `options` those
+    of the file system."""
 
     number: int
     point: Path
     kind: str
+    flags: str
     options: str
 
 
@@ -28,7 +36,7 @@ def mounts(pid: int | str = "self") -> list[Mount]:
         left, _, right = line.partition(" - ")
         fields, (kind, _source, options) = left.split(" "), right.split(" ", 2)
         point = _ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[4])
-        found.append(Mount(int(fields[0]), Path(point), kind, options))
+        found.append(Mount(int(fields[0]), Path(point), kind, fields[5], options))
     return found
 
 
@@ -42,3 +50,9 @@ def mount_of(path: Path) -> Mount:
     candidates = [mount for mount in mounts() if mount.point == path or mount.point in path.parents]
     longest = max(len(mount.point.parts) for mount in candidates)
     return [mount for mount in candidates if len(mount.point.parts) == longest][-1]
+
+
+def bind(source: Path, target: Path) -> None:
+    """Let `source` be seen at `target` too. Raises WhimbrelError."""
+    if _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None) != 0:
+        raise WhimbrelError(f"cannot mount {source} at {target}: {os.strerror(ctypes.get_errno())}")

@@ -111,12 +111,14 @@ class GetMigration(Call, tag="migrate.get", frozen=True):
 class OfferMigration(Call, tag="incoming.offer", frozen=True):
     """May this service come? Answers with what the source compares; raises Refused with the reason if not.
 
-    `description`: what the engine of the container says about it, for the engine there (empty for runc)."""
+    `description`: what the engine of the container says about it, for the engine there (empty for runc). `shared`:
+    the identity of the shared storage that the destination must mount, "" for none."""
 
     spec: ServiceSpec
     rss_bytes: int
     image_digest: str
     description: bytes = b""
+    shared: str = ""
     reply: ClassVar[Any] = "OfferReply"
 
 
