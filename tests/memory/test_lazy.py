@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from whimbrel.memory.lazy import LazyServer, address_of
-from whimbrel.memory.lazyspace import LazySpace
+from whimbrel.memory.lazyspace import FILL_PAGES, LazySpace
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.model.errors import StepFailed
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd that se
 
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
 _UFFDIO_API, _UFFDIO_REGISTER, _MODE_MISSING = 0xC018AA3F, 0xC020AA00, 1
+_UFFDIO_UNREGISTER = 0x8010AA01
 P = 4096
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -114,3 +115,35 @@ def test_what_never_comes_is_an_error() -> None:
             server.fill_all()
         server.start()
         server.stop()
+
+
+def test_pages_that_come_before_the_memory_is_laid_out_are_placed_later() -> None:
+    """CRIU hands a userfaultfd over before it maps the memory: a copy that is refused then says nothing."""
+    count, store = 64, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        span = struct.pack("<QQ", address, count * P)
+        fcntl.ioctl(uffd, _UFFDIO_UNREGISTER, span)
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        supply = Supply(pages, np.full(count, MISSING), written=[pages[40:50]])
+        server = LazyServer()
+        server.add(LazySpace(uffd, supply, address_of(memoryview(store.map))))
+        server.arrived(supply, pages[:30], np.arange(1, 31))
+        fcntl.ioctl(uffd, _UFFDIO_REGISTER, span + struct.pack("<QQ", _MODE_MISSING, 0))
+        server.begin_fill()
+        server.arrived(supply, pages[30:], np.arange(31, count + 1))
+        assert server.filled()[0] <= count * P
+        assert right(memory, count)
+        server.start()
+        server.stop()
+
+
+def test_what_was_written_is_placed_first() -> None:
+    count = 1000
+    pages = np.arange(count, dtype=np.uint64)
+    supply = Supply(pages, np.arange(1, count + 1), written=[pages[700:710], pages[90:95], pages[702:720]])
+    runs = LazySpace(-1, supply, 0)._runs_to_fill()
+    assert runs[:2] == [(90, 5), (700, 20)]
+    placed = [page for at, length in runs for page in range(at, at + length)]
+    assert sorted(placed) == list(range(count)), "each once"
+    assert max(length for _, length in runs) <= FILL_PAGES

@@ -30,7 +30,10 @@ FOLLOW_PAGES = 512
 
 class LazySpace:
     """Page number `_pages[i]` (ascending) is number `_of[i]` of the supply, which a fork shares; `_there[i]` once there
-    is nothing more to be done about it. Everything but the fill is to be called with `lock` held."""
+    is nothing more to be done about it. Everything but the fill is to be called with `lock` held.
+
+    Until the memory is `laid_out`, a copy may be refused because the mapping is still to come: nothing counts as there.
+    """
 
     def __init__(self, uffd: int, supply: Supply, store_address: int) -> None:
         self.uffd = uffd
@@ -42,6 +45,7 @@ class LazySpace:
         self._follow = self._follow_left = 0
         self.lock = threading.Lock()
         self.wanted = False
+        self.laid_out = False
         self.faults = 0
         self.gone = False
 
@@ -89,7 +93,8 @@ class LazySpace:
     def _place(self, at: int, count: int) -> int:
         """Place `count` pages that lie together; returns how many are done with."""
         done = self._copy(int(self._pages[at]), int(self.supply.slots[self._of[at]]), count)
-        self._there[at : at + done] = True
+        if self.laid_out:
+            self._there[at : at + done] = True
         return done
 
     # --- faults -------------------------------------------------------------------------------------------
@@ -138,6 +143,7 @@ class LazySpace:
         """Place everything that is still lacking, waiting for what is on its way; returns the bytes placed. Gives way
         to faults and events. Raises StepFailed when the rest will never come."""
         placed = 0
+        self.laid_out = True
         while not stop.is_set() and not self.gone:
             self.supply.changed.clear()
             with self.lock:
@@ -225,6 +231,9 @@ class LazySpace:
 
     def arrived(self, indices: Indices) -> None:
         """These of the supply have come: they were written last, so they go where they belong at once."""
+        if not self.laid_out:
+            self.serve_waiting()
+            return
         if len(self._of) != len(self.supply.pages) or not np.array_equal(self._of[indices], indices):
             known = np.zeros(len(self.supply.pages), bool)
             known[indices] = True
