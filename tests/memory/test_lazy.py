@@ -147,3 +147,20 @@ def test_what_was_written_is_placed_first() -> None:
     placed = [page for at, length in runs for page in range(at, at + length)]
     assert sorted(placed) == list(range(count)), "each once"
     assert max(length for _, length in runs) <= FILL_PAGES
+
+
+def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
+    """Who is told that all is in place lets the source go: what is absent then would read as zeros."""
+    count, store = 64, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        server = LazyServer()
+        server.begin_fill()
+        server.filled()
+        server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
+        server.begin_fill()
+        assert server.filled()[0] == count * P
+        assert right(memory, count)
+        server.start()
+        server.stop()

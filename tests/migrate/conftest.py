@@ -205,11 +205,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @dataclass
-class Running:
-    """A service on the lab, a user that talks to it, and its memory size."""
+class Target:
+    """A service on the lab."""
 
     lab: Lab
     name: str
+
+
+@dataclass
+class Running(Target):
+    """A service on the lab, its memory size, and a user that talks to it."""
+
     memory_mb: int
     user: User
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.migrate.conftest import EDGES, Lab, Running
+from tests.migrate.conftest import EDGES, Lab, Running, Target
 from tests.migrate.test_strategies import state_is_right
 from whimbrel.lab import commands
 from whimbrel.migrate.journal import Journal
@@ -30,7 +30,7 @@ EDGE_ENDS = {bytes((subnet, 168, 192)).hex().upper() for subnet in (101, 102)}
 class Attempt:
     """A migration started in the background, to be disturbed."""
 
-    def __init__(self, running: Running, strategy: str = "hybrid", bandwidth_bps: float = 0.0) -> None:
+    def __init__(self, running: Target, strategy: str = "hybrid", bandwidth_bps: float = 0.0) -> None:
         self.record: MigrationRecord | None = None
         self.error: WhimbrelError | None = None
         self.news: list[Progress] = []
@@ -65,11 +65,12 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def held_at(running: Running, point: str, strategy: str = "hybrid") -> Iterator[Attempt]:
+def held_at(running: Target, point: str, strategy: str = "hybrid", bandwidth_bps: float = 0.0) -> Iterator[Attempt]:
     """Inside, a migration stands at the point; at the end of the block it goes on and is waited for."""
     lab = running.lab
+    until(lambda: not receiver_pids(lab, DESTINATION), "the last migration's receiving process does not end")
     lab.arm(point)
-    attempt = Attempt(running, strategy)
+    attempt = Attempt(running, strategy, bandwidth_bps)
     try:
         lab.wait_reached(point)
         yield attempt
@@ -78,7 +79,7 @@ def held_at(running: Running, point: str, strategy: str = "hybrid") -> Iterator[
         attempt.join()
 
 
-def disturb(running: Running, point: str, strike: Callable[[], object], strategy: str = "hybrid") -> MigrationRecord:
+def disturb(running: Target, point: str, strike: Callable[[], object], strategy: str = "hybrid") -> MigrationRecord:
     with held_at(running, point, strategy) as attempt:
         strike()
     return attempt.wait()
@@ -200,7 +201,7 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 15.0) -
         time.sleep(0.02)
 
 
-def cancel_it(running: Running) -> None:
+def cancel_it(running: Target) -> None:
     running.lab.controller.cancel(live_record(running).id)
 
 
@@ -217,14 +218,14 @@ def is_frozen(node: str, service: str) -> bool:
     return bool(group.pids()) and bool({"FROZEN", "1"} & states)
 
 
-def record_of_the_last(running: Running) -> MigrationRecord:
+def record_of_the_last(running: Target) -> MigrationRecord:
     """Of the newest migration, when it is over."""
     controller = running.lab.controller
     until(lambda: controller.migrations()[0].outcome is not Outcome.RUNNING, "the migration does not end", 30)
     return controller.migrations()[0]
 
 
-def live_record(running: Running) -> MigrationRecord:
+def live_record(running: Target) -> MigrationRecord:
     (record,) = [item for item in running.lab.controller.migrations() if item.outcome is Outcome.RUNNING]
     return record
 
@@ -248,7 +249,7 @@ def goes_on(running: Running, count: int) -> int:
             return last
 
 
-def destination_is_clean(running: Running) -> None:
+def destination_is_clean(running: Target) -> None:
     lab = running.lab
     if lab.agent_pid(DESTINATION) == 0:
         lab.restart_agent(DESTINATION)
@@ -263,7 +264,7 @@ def left_there(lab: Lab, service: str) -> list[str]:
     return lab.leftovers(DESTINATION, service) + receivers
 
 
-def runs_only_at(running: Running, node: str) -> None:
+def runs_only_at(running: Target, node: str) -> None:
     def nodes() -> list[str]:
         return [status.node for status in running.lab.controller.services() if status.spec.name == running.name]
 

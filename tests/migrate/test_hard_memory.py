@@ -138,8 +138,9 @@ def test_a_large_dirty_set_crosses_beside_the_restore_and_arrives_whole(lab: Lab
     turns = 0
     with serving(lab, "busy", BUSY) as busy:
         for target in (EDGES[1], EDGES[2], EDGES[0]):
-            record = migrate(lab, "busy", target, "hybrid", 0.0)
+            record = migrate(lab, "busy", target, "hybrid", BANDWIDTH_BPS)
             assert record.rounds[-1].dirty_pages * PAGE_BYTES >= BESIDE_BYTES, "too little was dirty to try it"
+            assert "freeze.beside" in [phase.name for phase in record.phases], "nothing crossed beside the restore"
             for _ in range(3):
                 good, now = ask(busy)
                 assert good, "a byte is not what the program wrote"

@@ -37,6 +37,9 @@ class LazyServer:
         self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
         self._filling: Future[tuple[int, float]] | None = None
 
+    def __len__(self) -> int:
+        return len(self._spaces)
+
     def add(self, space: LazySpace) -> None:
         self._keep(space.uffd)
         self._spaces[space.uffd] = space
@@ -57,7 +60,7 @@ class LazyServer:
 
     @property
     def faults(self) -> int:
-        return sum(space.faults for space in self._spaces.values())
+        return sum(space.faults for space in list(self._spaces.values()))
 
     def begin_fill(self) -> None:
         """Begin to fill, in a thread of its own, unless that has begun; the address spaces must be laid out by now."""
@@ -76,9 +79,11 @@ class LazyServer:
         threading.Thread(target=run, name="fill", daemon=True).start()
 
     def filled(self) -> tuple[int, float]:
-        """Wait for the end of the fill; returns (bytes placed, ms). Raises StepFailed."""
+        """Wait for the end of the fill; returns (bytes placed, ms). Address spaces that came after its end are filled
+        too: whoever is told that all is in place lets the source go. Raises StepFailed."""
         assert self._filling is not None
-        return self._filling.result()
+        placed, took_ms = self._filling.result()
+        return placed + self.fill_all(), took_ms
 
     def fill_all(self) -> int:
         """Fill every address space, the ones that forks add meanwhile too. Returns bytes placed. Raises StepFailed."""

@@ -131,14 +131,17 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
     parts.channel.limit(job.request.bandwidth_bps)
     while True:
         parts.channel.sock.settimeout(FILL_TIMEOUT_S)
+        sending = asyncio.ensure_future(parts.hands.do(parts.carrier.send_behind))
+        hearing = asyncio.ensure_future(parts.hands.do(_expect, parts, Kind.FILLED))
         try:
-            sending = parts.hands.do(parts.carrier.send_behind)
-            _, filled = await asyncio.gather(sending, parts.hands.do(_expect, parts, Kind.FILLED))
+            _, filled = await asyncio.gather(sending, hearing)
             return filled
         except (WhimbrelError, OSError):
             if not parts.behind or time.monotonic() > deadline:
                 raise
             parts.channel.shutdown()
+            # Both must have let go of the old connection: two that push would leave pages out.
+            await asyncio.gather(sending, hearing, return_exceptions=True)
             await asyncio.sleep(RECONNECT_S)
             try:
                 await parts.hands.do(parts.reconnect)

@@ -52,8 +52,15 @@ class LatePages:
     def wait_for_go(self) -> None:
         """The source's word. Raises StepFailed with the reason when none comes."""
         self._go.wait()
-        if self._error is not None:
-            raise StepFailed(f"the source went away before the commit: {self._error}")
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong before the commit, if anything did."""
+        error = self._error
+        if isinstance(error, WhimbrelError) and not isinstance(error, PeerGone):
+            raise error
+        if error is not None:
+            raise StepFailed(f"the source went away before the commit: {error}") from error
 
     def stop(self) -> None:
         """All pages are there: what happens to the channel from now on is no matter."""

@@ -59,7 +59,9 @@ MAX_ORDER_BYTES = 1 << 16
 AT_WORK = "receiving"  # the process's short name from its order on, to tell it from one that waits
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
+STRANGER_S = 2.0
 HANDOVER_S = 10.0
+HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
 
 
@@ -127,6 +129,7 @@ class Receiver:
         self.eager_pages = 0
         self._aborted = False
         self._handed_over = False
+        self._all_handed_over = threading.Event()
         self._handover_error = ""
         self._gate = threading.Lock()
         self._undo_gate = threading.Lock()
@@ -154,15 +157,19 @@ class Receiver:
         return self.accept_again()
 
     def accept_again(self, within_s: float = SOURCE_SILENCE_S) -> PageChannel:
-        """The next connection of the source. Raises OSError when none comes, ProtocolMismatch for somebody else."""
-        self.listener.settimeout(within_s)
-        sock, _ = self.listener.accept()
-        sock.settimeout(SOURCE_SILENCE_S)
-        channel = PageChannel(sock)
-        if not hmac.compare_digest(channel.expect(Kind.HELLO), self.order.token.encode()):
-            raise ProtocolMismatch("whoever connected to the page channel does not know its token")
-        sock.settimeout(None)
-        return channel
+        """The next connection of the source; others are sent away. Raises OSError when it does not come."""
+        deadline = time.monotonic() + within_s
+        while True:
+            self.listener.settimeout(max(0.001, deadline - time.monotonic()))
+            sock, _ = self.listener.accept()
+            sock.settimeout(STRANGER_S)
+            channel = PageChannel(sock)
+            with contextlib.suppress(WhimbrelError, OSError):
+                if hmac.compare_digest(channel.expect(Kind.HELLO), self.order.token.encode()):
+                    sock.settimeout(None)
+                    return channel
+            say("warning", error="whoever connected to the page channel does not know its token")
+            channel.close()
 
     def take(self, channel: PageChannel) -> RestoreOrder:
         """Store what comes until the order to restore."""
@@ -266,8 +273,8 @@ class Receiver:
             self.criu.advance(point)
             failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
-            if point == "post-restore" and not failpoints.armed("receive.fill"):
-                self.lazy.begin_fill()  # the memory is laid out: every page from here on is one less to wait for
+            if point == "post-restore":
+                self._fill_early()
         if handover is not None:
             handover.join(HANDOVER_S)
             if not self._handed_over:
@@ -280,6 +287,8 @@ class Receiver:
             raise StepFailed("CRIU died at the destination before the service was handed over")
         if self.landing.pid_file:
             Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
+        if self.late is not None:
+            self.late.check()
         channel.send(Kind.READY)
         if self.late is not None:
             self.late.wait_for_go()
@@ -303,6 +312,13 @@ class Receiver:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
+
+    def _fill_early(self) -> None:
+        """The memory is laid out, and CRIU has sent a userfaultfd for each process: every page that is placed now is
+        one less to wait for after the resume. A fill that did not know all of them would end too soon, so where the
+        thread that takes them is late it begins after the resume (see `fill`)."""
+        if self.supplies and not failpoints.armed("receive.fill") and self._all_handed_over.wait(HANDOVER_WAIT_S):
+            self.lazy.begin_fill()
 
     def _check_beside(self, beside: Mapping[int, Ranges]) -> None:
         """What was to cross beside the restore did so before GO, on the same connection."""
@@ -357,6 +373,8 @@ class Receiver:
                             fds.frombytes(data[:4])
                     os.set_blocking(fds[0], False)
                     self.lazy.add(LazySpace(fds[0], self.supplies[ns_pid], base))
+                    if len(self.lazy) == len(self.supplies):
+                        self._all_handed_over.set()
 
         self.lazy.start()
         thread = threading.Thread(target=collect, name="collect", daemon=True)
@@ -430,6 +448,14 @@ class Receiver:
             self._aborted = not self.committed
             return self._aborted
 
+    def end_service(self) -> None:
+        """Pages of the running service will never come. It must not go on: with this process, and its agent if that is
+        not there just now, the last one goes who keeps absent pages from reading as zeros."""
+        if not (self.work / WHOLE).exists():
+            with contextlib.suppress(WhimbrelError, OSError):
+                self.port.close(self.order.service)
+            self.cgroup.kill_all()
+
     def give_up(self, reason: str) -> None:
         """Nothing of a half-restored tree stays, then the source is told; the agent undoes what the agent did. Whoever
         comes first gives the reason: the other one only meets the consequences."""
@@ -479,6 +505,7 @@ def main() -> int:
         return 0
     except Exception as error:
         if receiver.committed:
+            receiver.end_service()
             say("failed", error=str(error), committed=True)
         else:
             receiver.give_up(str(error))

@@ -23,6 +23,7 @@ import msgspec
 import structlog
 
 from whimbrel.memory.processes import ns_pids_of
+from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.carriers.choose import make_carrier
 from whimbrel.migrate.choosing import first_choice, possible_choice, second_choice, storage_needed
 from whimbrel.migrate.commit import commit, follow_through
@@ -229,9 +230,19 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             written=parts.files.written,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
-        beside, _ = await asyncio.gather(hands.do(carrier.beside_restore), hands.do(_expect_ready, parts))
+        beside, _ = await asyncio.gather(_beside(job, parts), hands.do(_expect_ready, parts))
+    channel.limit(0)
     took_ms = (time.monotonic() - job.frozen_s) * 1e3
     job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered + beside, took_ms, file_bytes))
+
+
+async def _beside(job: Migration, parts: Parts) -> Carried:
+    """While the destination restores, what is left of the last dirty set crosses, if that is much."""
+    if not parts.carrier.ranges_beside():
+        return Carried()
+    parts.channel.limit(job.request.bandwidth_bps)
+    async with job.step("freeze.beside"):
+        return await parts.hands.do(parts.carrier.beside_restore)
 
 
 def _dump(dump: Dump, dumped: threading.Event) -> None:

@@ -6,6 +6,7 @@ behind: a process that waits for a dead file system ends only when that answers 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -19,6 +20,8 @@ from typing import Any
 from whimbrel.model.errors import Unreachable, WhimbrelError, error_from_wire
 
 _CHUNK = 1 << 16
+MOST_LEFT_BEHIND = 16
+"""A process that waits for dead storage may outlive being killed; so many are enough to know that it is dead."""
 _left_behind: list[subprocess.Popen[bytes]] = []
 
 
@@ -28,6 +31,11 @@ class Helper:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         _left_behind[:] = [process for process in _left_behind if process.poll() is None]
+        if len(_left_behind) >= MOST_LEFT_BEHIND:
+            raise Unreachable(
+                f"the shared file system at {directory} does not answer, {MOST_LEFT_BEHIND} processes wait for it "
+                "already: look after its server and its mount"
+            )
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", start_new_session=True, bufsize=0,
@@ -72,11 +80,12 @@ class Helper:
         return line
 
     def abandon(self) -> None:
-        """End it without waiting for its end, which may never come."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        """End it without waiting for its end, which may never come. Its end closes the pipe that another thread may be
+        listening to; to close that here would give the number to another file under that thread's hands."""
         self._process.kill()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
         _left_behind.append(self._process)
 
     def close(self) -> None:
