@@ -26,6 +26,7 @@ PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tm")
 EDGES = (f"{PREFIX}-1", f"{PREFIX}-2", f"{PREFIX}-3")
 GATEWAYS = (f"{PREFIX}-gw-1", f"{PREFIX}-gw-2")
 PORT = 7000
+READY_TIMEOUT_S = 10.0
 
 
 @dataclass
@@ -238,7 +239,7 @@ def _remove(lab: Lab, name: str) -> None:
 
 
 def user_when_ready(lab: Lab, address: str) -> User:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         try:
             return User(lab, address)
