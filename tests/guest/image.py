@@ -1,7 +1,7 @@
 """QEMU and the guest's disk: made once from the machine's own package archives, and kept.
 
     <cache>/qemu/      QEMU with all of its libraries, unpacked; nothing of it is installed on the machine
-    <cache>/disk.img   Debian trixie with its kernel, the tools that Whimbrel calls, CRIU >= 4.2 and the locked Python packages
+    <cache>/disk.img   Debian trixie with its kernel, what Whimbrel calls, CRIU >= 4.2 and the locked Python packages
     <cache>/kernel, initrd, key
 
 Debian 12's QEMU 7.2 must not be used: under emulation it was seen to damage guest memory. QEMU, kernel and root are
@@ -31,8 +31,8 @@ REPO = Path(__file__).parents[2]
 CACHE = Path("/var/cache/whimbrel/guest")
 SUITE = "trixie"
 PACKAGES = (
-    "fuse3", "hostname", "iproute2", "iptables", "kmod", "linux-image-amd64", "nfs-common", "nfs-kernel-server", "nftables",
-    "openssh-sftp-server", "procps", "python3", "rsync", "runc", "skopeo", "sshfs", "umoci",
+    "fuse3", "hostname", "iproute2", "iptables", "kmod", "linux-image-amd64", "nfs-common", "nfs-kernel-server",
+    "nftables", "openssh-sftp-server", "procps", "python3", "rsync", "runc", "skopeo", "sshfs", "umoci",
 )  # fmt: skip
 TOOLS_OF_DEVELOPERS = {
     "grimp", "grpcio", "grpcio-tools", "import-linter", "mypy", "pre-commit", "ruff", "uv", "virtualenv",
@@ -76,7 +76,9 @@ def build(cache: Path = CACHE, *, progress: Callable[[str], object] = print) -> 
                 _make_disk(cache, progress)
         except (CommandError, SetupError, subprocess.CalledProcessError) as error:
             raise Unavailable(f"the guest cannot be made: {error}") from error
-    return Image(qemu=_qemu_command(cache / "qemu"), disk=cache / "disk.img", kernel=cache / "kernel", initrd=cache / "initrd")
+    return Image(
+        qemu=_qemu_command(cache / "qemu"), disk=cache / "disk.img", kernel=cache / "kernel", initrd=cache / "initrd"
+    )
 
 
 def _key() -> str:

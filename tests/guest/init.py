@@ -2,7 +2,7 @@
 """The guest's first process: what an init system would mount, then commands from the host, one JSON line each.
 
 ``{"argv": [...], "timeout_s": n}`` is answered by ``{"code": n, "output": "..."}``; code -1: it took too long.
-``{"stop": true}`` powers it off. Standard library only, and nothing of the project's: that is unpacked by the first command.
+``{"stop": true}`` powers it off. Standard library only, and nothing of the project's: the first command unpacks that.
 """
 
 import json

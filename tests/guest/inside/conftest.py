@@ -1,4 +1,4 @@
-"""The migration tests' lab and service, smaller and with more patience: the guest has one processor, an emulated one."""
+"""The migration tests' lab and service, smaller and with more patience: the guest's one processor is emulated."""
 
 from __future__ import annotations
 
@@ -41,4 +41,5 @@ def smaller_and_slower() -> None:
     migration.EDGES = migration.EDGES[:2]
     migration.GATEWAYS = migration.GATEWAYS[:1]
     migration.READY_TIMEOUT_S = 120.0
+    migration.MORE_ENV = ("DIRTY_PAGES_PER_S=50",)  # rounds take seconds here, and shall still find little
     processes.ANSWER_TIMEOUT_S = 300.0

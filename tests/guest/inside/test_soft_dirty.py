@@ -1,4 +1,4 @@
-"""On a kernel with soft-dirty bits: the papers' own mechanism, CRIU's pre-dump with parent images; and our own holes."""
+"""On a kernel with soft-dirty bits: the papers' own mechanism, CRIU's pre-dump with parent images; and our holes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ def test_criu_dumps_ahead_by_itself(running: Running, strategy: str) -> None:
     assert first.dirty_pages > running.memory_mb * 200
     assert 0 < second.dirty_pages < first.dirty_pages / 2, "a second dump holds what was written since the first"
     assert 0 < last.dirty_pages < first.dirty_pages / 2, "and so does the dump in the freeze"
+
+
+def test_diskless_feeds_the_page_server_from_our_tracker(running: Running) -> None:
+    """CRIU holds no parent here that its own dumps could compare with, so the tracker stays."""
+    record = move_and_look(running, "diskless")
+    assert "our write-protect tracker feeds CRIU's page server" in record.reason
+    assert 0 < record.rounds[1].dirty_pages < record.rounds[0].dirty_pages / 2
 
 
 def test_hybrid_leaves_holes_for_all_that_the_tracker_carries(running: Running) -> None:
