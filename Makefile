@@ -4,11 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock bench clean
+.PHONY: help setup demo test test-guest lint format lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-8s %s\n' "$$name" "$$text"; done
+		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 setup: ## tools, CRIU and the Python environment (needs root; quick when all is there)
 	@$(PYTHON) scripts/setup
@@ -18,6 +18,9 @@ demo: setup ## move a running container between two edge nodes and watch its cli
 
 test: setup ## all tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-guest: setup ## the tests that need another kernel, in an emulated Debian guest (minutes)
+	@$(BIN)/python -m pytest -m guest tests/guest $(ARGS)
 
 lint: setup ## style, types and the rules on which part may import which
 	$(BIN)/ruff check . scripts/setup

@@ -67,7 +67,7 @@ def write_wrapper(wrapper: Path, command: Sequence[str]) -> None:
     fresh.replace(wrapper)
 
 
-def _download(apt: PrivateApt, step: Step) -> tuple[str, list[Path]]:
+def download(apt: PrivateApt, step: Step) -> tuple[str, list[Path]]:
     """Find the first suite with a new enough CRIU and fetch its packages; returns the suite and the files."""
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     sources = release_sources(APT_DIR, codename)
@@ -105,7 +105,7 @@ def _unpack(prefix: Path, step: Step) -> str:
     final = prefix / "criu"
     with tempfile.TemporaryDirectory(prefix="criu-", dir=prefix) as scratch:
         Path(scratch).chmod(0o755)  # apt downloads as a user of its own, who has to reach the folder
-        suite, packages = _download(PrivateApt(Path(scratch) / "apt"), step)
+        suite, packages = download(PrivateApt(Path(scratch) / "apt"), step)
         step.doing(f"unpacking {len(packages)} packages")
         root = Path(scratch) / "root"
         for package in packages:

@@ -18,7 +18,7 @@ STAMP = ".setup-stamp"
 IMAGE_PACKAGES = "src/whimbrel/workloads/packages"
 
 
-def _uv_settings(python: Path) -> dict[str, str]:
+def uv_settings(python: Path) -> dict[str, str]:
     """What pip is set to on this machine, for uv, which reads none of pip's settings."""
     try:
         listed = run([str(python), "-m", "pip", "config", "list"])
@@ -88,7 +88,7 @@ def ensure(step: Step, repo: Path) -> None:
         step.doing("creating the environment")
         python = _make_venv(venv)
         uv = _install_uv(python, _uv_entry(lock.read_text()))
-        env = _uv_settings(python)
+        env = uv_settings(python)
         pip = [str(uv), "pip"]
         step.doing("installing the locked packages")
         run([*pip, "sync", "-q", "--python", str(python), "--require-hashes", str(lock)], env=env)
@@ -121,14 +121,14 @@ def make_lock(step: Step, repo: Path, *, upgrade: bool) -> None:
         arguments += ["--upgrade"] if upgrade else []
         run(
             [str(uv), "pip", "compile", "-q", *arguments, "-o", str(lock), str(repo / "pyproject.toml"), "-"],
-            env=_uv_settings(python),
+            env=uv_settings(python),
             stdin="\n".join(toolchain),
         )
         step.doing("resolving the images' packages")
         arguments = [argument for argument in arguments if not argument.startswith("--extra")] + ["--no-deps"]
         run(
             [str(uv), "pip", "compile", "-q", *arguments, "-o", str(image_lock), str(repo / f"{IMAGE_PACKAGES}.in")],
-            env=_uv_settings(python),
+            env=uv_settings(python),
         )
     except CommandError as error:
         raise SetupError(str(error), "check pyproject.toml and the network") from error

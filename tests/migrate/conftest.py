@@ -27,6 +27,8 @@ PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tm")
 EDGES = (f"{PREFIX}-1", f"{PREFIX}-2", f"{PREFIX}-3")
 GATEWAYS = (f"{PREFIX}-gw-1", f"{PREFIX}-gw-2")
 PORT = 7000
+READY_TIMEOUT_S = 10.0
+MORE_ENV: tuple[str, ...] = ()
 
 
 @dataclass
@@ -232,7 +234,7 @@ def running(lab: Lab) -> Iterator[Running]:
     """The demo service with 24 MB on the first edge, talked to by a user; removed afterwards."""
     memory_mb = 24
     status = lab.controller.run_service(
-        "mover", lab.image, EDGES[0], env=[f"MEMORY_MB={memory_mb}"], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
+        "mover", lab.image, EDGES[0], env=[f"MEMORY_MB={memory_mb}", *MORE_ENV], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
     )
     user = user_when_ready(lab, status.spec.address.split("/")[0])
     try:
@@ -262,7 +264,7 @@ def _remove(lab: Lab, name: str) -> None:
 
 
 def user_when_ready(lab: Lab, address: str) -> User:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         try:
             return User(lab, address)

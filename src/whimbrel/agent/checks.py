@@ -17,6 +17,7 @@ import msgspec
 
 from whimbrel.agent import engine_checks, kernel_probes
 from whimbrel.checkpoint.swrk import criu_path
+from whimbrel.memory.softdirty import has_soft_dirty
 from whimbrel.memory.uffd import missing_support
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.units import format_bytes
@@ -91,8 +92,8 @@ def _write_tracking() -> Found:
 
 
 def _soft_dirty() -> Found:
-    if kernel_probes.soft_dirty_works():
-        return Status.OK, "the kernel has it (not needed: write tracking takes its place)", ""
+    if has_soft_dirty():
+        return Status.OK, "the kernel has it: `tmpfs` and `shared` use CRIU's own pre-dump", ""
     return Status.OK, "absent, and not needed: write tracking takes its place", ""
 
 

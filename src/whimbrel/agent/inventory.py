@@ -23,7 +23,7 @@ from whimbrel.model.node import Capabilities, Resources
 def _version(*argv: str) -> str:
     """The first version number that a program prints; "none" when it is not installed."""
     try:
-        text = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10).stdout
+        text = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "none"
     match = re.search(r"\d+(\.\d+)+", text)

@@ -7,7 +7,6 @@ import ctypes
 import mmap
 import os
 import platform
-import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,6 @@ from whimbrel.runtime.cgroups import hierarchies
 from whimbrel.storage.layer import mount_overlay, unmount
 
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}
-_SOFT_DIRTY_BIT = 1 << 55  # in a pagemap entry
-_CLEAR_SOFT_DIRTY = "4"  # to clear_refs
 PAGES = 16
 
 
@@ -69,19 +66,6 @@ def write_tracking_fault() -> str | None:
     if not np.array_equal(found, expected) or len(again):
         return "write tracking reports other pages than the ones written"
     return None
-
-
-def soft_dirty_works() -> bool:
-    """Some kernels accept the order to clear the bits and then report none at all, so one page is written."""
-    try:
-        with _own_pages() as (memory, start), open("/proc/self/pagemap", "rb") as pagemap:
-            Path("/proc/self/clear_refs").write_text(_CLEAR_SOFT_DIRTY)
-            memory[5 * PAGE_BYTES] = 2
-            pagemap.seek(start // PAGE_BYTES * 8)
-            entries = struct.unpack(f"<{PAGES}Q", pagemap.read(PAGES * 8))
-    except OSError:
-        return False
-    return [n for n, entry in enumerate(entries) if entry & _SOFT_DIRTY_BIT] == [5]
 
 
 def missing_links() -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.memory.softdirty import clear_soft_dirty
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
@@ -83,6 +84,7 @@ class Dump:
             )
         self._conf = work_dir / "rpc.conf"
         self.frozen = False
+        self._our_holes = False
 
     def warm_up(self) -> None:
         self._criu.warm_up()
@@ -111,6 +113,7 @@ class Dump:
             opts.track_mem = True
             opts.parent_img = parent_image
         elif self._source.holes:
+            self._our_holes = True
             write_parent(self._parent, ns_pids)
             opts.track_mem = True
             opts.parent_img = "../parent"
@@ -121,6 +124,8 @@ class Dump:
         """From here on no instruction of the service runs."""
         self.frozen = True
         self._criu.advance("query-ext-files")
+        if self._our_holes:
+            clear_soft_dirty(self._source.cgroup.pids())  # or CRIU takes what was written for pages without a hole
 
     def finish(self) -> None:
         """Write all images."""

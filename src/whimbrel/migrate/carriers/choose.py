@@ -25,6 +25,8 @@ def make_carrier(job: Migration, strategy: Strategy, channel: PageChannel, ready
     if not own_way:
         why = "feeds CRIU's page server" if has_soft_dirty() else "stands in for the soft-dirty bits this kernel lacks"
         job.say(f"our write-protect tracker {why}")
+    else:
+        job.say("CRIU's own pre-dump finds what was written, by the kernel's soft-dirty bits")
     shared = strategy.carry is Carry.SHARED
     ship = Publish() if shared else Rsync(host, ready.stage_port, ready.token, job.request.bandwidth_bps)
     if own_way:
