@@ -1,18 +1,38 @@
-"""A failure is printed when it happens: a run that is cut off has still said what was wrong."""
+"""What holds for all tests: how they share the processors, and what a failure prints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 
 import pytest
 
+ENGINES = ("test_docker", "test_lxc", "test_podman", "test_wrapper")  # they look at what all engines of a host share
+AT_ONCE = "PYTEST_XDIST_WORKER" in os.environ
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    report = yield
-    if report.failed:
-        terminal = item.config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is not None:
-            terminal.write_line("")
-            terminal.write_line(report.longreprtext)
-    return report
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay together, so that each worker needs one lab only. The long ones begin first: else one worker
+    would have them left when the others have nothing more to do."""
+    if not AT_ONCE:
+        return
+    for item in items:
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("engines" if name in ENGINES else name))
+    items.sort(key=lambda item: item.path.parent.name != "migrate")
+
+
+class AtOnce:
+    """A failure is printed when it happens: a run that is cut off has still said what was wrong."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not AT_ONCE:
+        config.pluginmanager.register(AtOnce(config))

@@ -20,7 +20,7 @@ from whimbrel.experiments.site import Place, site
 from whimbrel.model.errors import BadInput
 
 pytestmark = pytest.mark.real
-PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "te")
+PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "te") + "x"
 PLACE = Place(PREFIX, Path(f"/var/lib/whimbrel-tests/{PREFIX}/experiment"))
 CELLS = (
     Cell("blank", "hybrid", work_s=0.2, moves=2),

@@ -22,8 +22,9 @@ from whimbrel.network import netns
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.workloads.catalogue import build_workload
 
-# Labs are known by names all over the host: another two letters let two runs of these tests stand side by side.
-PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tm")
+# Labs are known by names all over the host: other letters let two runs of these tests, or the workers of one, stand
+# side by side.
+PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tm") + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 EDGES = (f"{PREFIX}-1", f"{PREFIX}-2", f"{PREFIX}-3")
 GATEWAYS = (f"{PREFIX}-gw-1", f"{PREFIX}-gw-2")
 PORT = 7000

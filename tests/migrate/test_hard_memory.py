@@ -7,6 +7,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from tests.migrate.conftest import EDGES, Lab, Running
 from whimbrel.lab import commands
@@ -147,6 +150,28 @@ def test_a_large_dirty_set_crosses_beside_the_restore_and_arrives_whole(lab: Lab
                 time.sleep(0.05)
             assert now > turns
             turns = now
+
+
+@pytest.fixture
+def huge_pages_for_everybody() -> Iterator[None]:
+    """As most distributions set it."""
+    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not switch.exists():
+        pytest.skip("this kernel has no transparent huge pages")
+    before = switch.read_text().partition("[")[2].partition("]")[0]
+    switch.write_text("always")
+    try:
+        yield
+    finally:
+        switch.write_text(before)
+
+
+def test_huge_pages_hide_no_page_that_is_still_to_come(huge_pages_for_everybody: None, running: Running) -> None:
+    """CRIU writes a first page next to ones that come later: it must not become a huge one full of zeros."""
+    for target, strategy in ((EDGES[1], "hybrid"), (EDGES[2], "post-copy"), (EDGES[0], "hybrid")):
+        migrate(running.lab, running.name, target, strategy, 0.0)
+        writes, digest = running.user.ask("digest")
+        assert digest == expected_digest(writes, running.memory_mb)
 
 
 def test_pages_of_a_pattern_shrink_on_a_slow_link(running: Running) -> None:

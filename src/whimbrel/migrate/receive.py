@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
+from whimbrel.checkpoint.huge_pages import forbid_huge_pages
 from whimbrel.checkpoint.images import forget_masters
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
@@ -216,6 +217,7 @@ class Receiver:
             binds = [(Path(landing.rootfs), self.root)]
             launch = Handover(self._output_fd).launch
             self.stdio = {stream: STDIO_BASE + stream for stream in range(3)}
+        forbid_huge_pages()
         self.criu = CriuWorker(
             netns=Path(self.order.netns_dir) / self.order.service,
             run_dir=Path(self.order.criu_run_dir),

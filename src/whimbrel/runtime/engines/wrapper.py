@@ -23,7 +23,7 @@ REAL_CRIU = "WHIMBREL_REAL_CRIU"
 MARK = "whimbrel-arrival"  # in runc's folder of a container that arrives or has arrived
 STDIO_BASE = 100  # the container's standard streams, as the restoring CRIU has them
 _ABOVE_ALL = 512
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_THP_DISABLE = 1, 41
 _ADOPTION_S = 20.0
 
 
@@ -105,6 +105,7 @@ def _become(path: str, hello: dict[str, object]) -> NoReturn:
 
     # An engine's thread may end while we wait, and would take us along; who watches over us is the agent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # why: checkpoint.huge_pages
     with contextlib.suppress(PermissionError):  # we lead our group already
         os.setsid()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
