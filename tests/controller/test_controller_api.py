@@ -147,7 +147,7 @@ def test_tcp_works_too_and_a_used_port_is_named() -> None:
         open_listener(parse_listen("tcp:192.0.2.1:80"))
 
 
-@pytest.mark.parametrize("address", ["unix:/nowhere/at/all.sock", f"tcp:127.0.0.1:{free_port()}"])
+@pytest.mark.parametrize("address", ["unix:/nowhere/at/all.sock", f"tcp:127.0.0.1:{free_port()}"], ids=("unix", "tcp"))
 def test_no_controller(address: str) -> None:
     with ControllerClient(address) as client, pytest.raises(Unreachable) as caught:
         client.nodes()

@@ -195,7 +195,9 @@ def test_destination_agent_killed(lab: Lab, user: socket.socket, point: str) -> 
     check(user)
 
 
-@pytest.mark.parametrize(("point", "runs_at"), [("freeze.pages", SOURCE), ("receive.committed", DESTINATION)])
+@pytest.mark.parametrize(
+    ("point", "runs_at"), [("freeze.pages", SOURCE), ("receive.committed", DESTINATION)], ids=("source", "destination")
+)
 def test_source_agent_killed(lab: Lab, user: socket.socket, point: str, runs_at: str) -> None:
     """Whoever has the service in the end has its root, and the other one deletes nothing of it."""
     before = check(user)
