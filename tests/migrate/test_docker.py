@@ -216,7 +216,7 @@ def as_before(web: Running, dockers: Dockers, count: int, pid: int) -> None:
     assert dockers[DESTINATION]("volume", "ls", "--quiet") == ""
     assert dockers[SOURCE].names(all_of_them=False) == ["web"]
     assert int(dockers[SOURCE].inspect("web", "{{.State.Pid}}")) == pid
-    assert not list(Path(ARRIVALS).glob("*"))
+    until(lambda: not list(Path(ARRIVALS).glob("*")), "somebody still waits for a container")
 
 
 def _kill_shim(web: Running) -> None:
