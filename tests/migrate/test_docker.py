@@ -227,13 +227,18 @@ def _kill_shim(web: Running) -> None:
     until(lambda: not any(is_alive(pid) for pid in pids), "nobody ends the CRIU that has lost its engine")
 
 
+def _kill_agent_there(web: Running) -> None:
+    kill_agent(web.lab, DESTINATION)
+    until(lambda: not receiver_pids(web.lab, DESTINATION), "the receiving process outlives its agent")
+
+
 STRIKES: dict[str, tuple[str, Callable[[Running], object]]] = {
     "cancelled in the rounds": ("rounds", cancel_it),
     "cancelled when restored": ("receive.ready", cancel_it),
     "CRIU killed": ("receive.pre-resume", lambda web: kill_all(criu_pids(web.lab, DESTINATION))),
     "receiving process killed": ("receive.start", lambda web: kill_all(receiver_pids(web.lab, DESTINATION))),
     "docker's shim killed": ("receive.ready", _kill_shim),
-    "agent there killed": ("receive.ready", lambda web: kill_agent(web.lab, DESTINATION)),
+    "agent there killed": ("receive.ready", _kill_agent_there),
 }
 
 

@@ -54,6 +54,18 @@ def test_source_agent_ends_after_go(running: Running, number: signal.Signals) ->
 
 
 # --- the destination's agent ----------------------------------------------------------------------------------
+def test_a_destination_that_gave_up_before_it_heard_go_is_believed(running: Running) -> None:
+    """Its agent is dead, and what its receiving process said last is on the connection: nobody waits for the agent."""
+    count, _ = running.user.ask("count")
+    lab = running.lab
+    with held_at(running, "commit") as attempt:
+        kill_agent(lab, DESTINATION)
+        until(lambda: not receiver_pids(lab, DESTINATION), "the receiving process outlives its agent")
+    assert attempt.wait().outcome is Outcome.ROLLED_BACK
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
 @pytest.mark.parametrize("point", ["receive.committed", "receive.fill"])
 def test_destination_agent_killed_after_the_commit(running: Running, point: str) -> None:
     """The pages are not the agent's: the service runs at the destination, and the restarted agent adopts it."""

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 import structlog
 
+from whimbrel.memory.ranges import total_bytes
 from whimbrel.migrate.ask import ask_until_answered, lost_at
+from whimbrel.migrate.backlog import unpack
 from whimbrel.migrate.job import Migration
-from whimbrel.migrate.pagechannel import FillReport, Kind
+from whimbrel.migrate.pagechannel import FillReport, GivenUp, Kind
 from whimbrel.migrate.parts import Parts
 from whimbrel.model.errors import StepFailed, Unreachable, WhimbrelError
 from whimbrel.model.migration import Progress
@@ -22,6 +24,7 @@ from whimbrel.wire.rpc import Peer
 log = structlog.get_logger()
 RUNNING_S = 5.0  # 2 ms are usual; who takes longer may hang
 FILL_TIMEOUT_S = 120.0
+SLOWEST_BYTES_PER_S = 1 << 17
 AGENT_RETURN_S = 5.0
 RECONNECT_S = 0.2
 
@@ -42,6 +45,10 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
         await job.pause_at("after-go")
         parts.channel.sock.settimeout(RUNNING_S)
         told = await parts.hands.do(_expect, parts, Kind.RUNNING)
+    except GivenUp:  # said on this connection, before our GO was read: its agent, who may be dead, need not be asked
+        job.committed = False
+        await undecided.aclose()
+        raise
     except Exception:  # whatever it is: only an answer decides
         fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
         if fate is not Fate.RUNS:
@@ -127,10 +134,11 @@ async def _arrived_whole(job: Migration, parts: Parts) -> bool:
 async def _filled(job: Migration, parts: Parts) -> bytes:
     """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
     over a new one."""
-    deadline = time.monotonic() + FILL_TIMEOUT_S
+    limit_s = _longest_fill_s(job, parts)
+    deadline = time.monotonic() + limit_s
     parts.channel.limit(job.request.bandwidth_bps)
     while True:
-        parts.channel.sock.settimeout(FILL_TIMEOUT_S)
+        parts.channel.sock.settimeout(limit_s)
         sending = asyncio.ensure_future(parts.hands.do(parts.carrier.send_behind))
         hearing = asyncio.ensure_future(parts.hands.do(_expect, parts, Kind.FILLED))
         try:
@@ -149,6 +157,13 @@ async def _filled(job: Migration, parts: Parts) -> bytes:
             except Unreachable as error:
                 if isinstance(error.__cause__, ConnectionRefusedError):
                     raise  # the link is there, but nobody is any more who could take the pages
+
+
+def _longest_fill_s(job: Migration, parts: Parts) -> float:
+    """A link that is dead shows by itself, and long before; this is for who hangs."""
+    rate = job.request.bandwidth_bps / 8 or SLOWEST_BYTES_PER_S
+    left_bytes = sum(total_bytes(ranges) for ranges in unpack(parts.carrier.ranges_behind()).values())
+    return FILL_TIMEOUT_S + 2 * left_bytes / rate
 
 
 @contextlib.contextmanager

@@ -66,6 +66,10 @@ class PeerGone(StepFailed):
     """The other side ended the connection, or its machine says that nobody has it any more: no matter of the link."""
 
 
+class GivenUp(StepFailed):
+    """The destination's own word: it did not commit, has undone what it did, and never will."""
+
+
 class Kind(IntEnum):
     HELLO = 1
     PAGES = 2
@@ -249,9 +253,9 @@ class PageChannel:
 
     @staticmethod
     def check(kind: Kind, got: int, payload: bytes, wanted: Kind, *, number: int | None = None) -> None:
-        """Raises StepFailed for an ABORT, ProtocolMismatch for any other frame than the one that is due."""
+        """Raises GivenUp for an ABORT, ProtocolMismatch for any other frame than the one that is due."""
         if kind is Kind.ABORT:
-            raise StepFailed(payload.decode(errors="replace"))
+            raise GivenUp(payload.decode(errors="replace"))
         if kind is not wanted or (number is not None and got != number):
             raise ProtocolMismatch(f"{kind.name} {got} where {wanted.name} was due")
 
