@@ -10,6 +10,7 @@ ENGINES = ("test_docker", "test_lxc", "test_podman", "test_wrapper")  # they loo
 AT_ONCE = "PYTEST_XDIST_WORKER" in os.environ
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests stay together, so that each worker needs one lab only. The long ones begin first: else one worker
     would have them left when the others have nothing more to do."""

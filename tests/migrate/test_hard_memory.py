@@ -175,7 +175,8 @@ def test_huge_pages_hide_no_page_that_is_still_to_come(huge_pages_for_everybody:
 
 
 def test_pages_of_a_pattern_shrink_on_a_slow_link(running: Running) -> None:
-    record = migrate(running.lab, running.name, EDGES[1], "hybrid", BANDWIDTH_BPS)
+    """So slow that zstd wins on a busy machine too."""
+    record = migrate(running.lab, running.name, EDGES[1], "hybrid", 100e6)
     first = record.rounds[0]
     assert "zstd" in first.codec
     assert first.bytes_sent < first.raw_bytes / 4
