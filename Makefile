@@ -17,7 +17,7 @@ demo: setup ## move a running container between two edge nodes and watch its cli
 	@$(BIN)/whimbrel demo
 
 test: setup ## all tests (ARGS="-k name" for some)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-guest: setup ## the tests that need another kernel, in an emulated Debian guest (minutes)
 	@$(BIN)/python -m pytest -m guest tests/guest $(ARGS)

@@ -6,20 +6,13 @@ import os
 
 import pytest
 
-ENGINES = ("test_docker", "test_lxc", "test_podman", "test_wrapper")  # they look at what all engines of a host share
 AT_ONCE = "PYTEST_XDIST_WORKER" in os.environ
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together, so that each worker needs one lab only. The long ones begin first: else one worker
-    would have them left when the others have nothing more to do."""
-    if not AT_ONCE:
-        return
-    for item in items:
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("engines" if name in ENGINES else name))
-    items.sort(key=lambda item: item.path.parent.name != "migrate")
+    """The long ones begin first: else one worker would have them left when the others have nothing more to do."""
+    if AT_ONCE:
+        items.sort(key=lambda item: item.path.parent.name != "migrate")
 
 
 class AtOnce:

@@ -24,7 +24,7 @@ from tests.migrate.disturb import (
     receiver_pids,
     until,
 )
-from tests.migrate.test_hard_memory import BANDWIDTH_BPS, BUSY, ask, serving
+from tests.migrate.test_hard_memory import BUSY, BUSY_BANDWIDTH_BPS, ask, serving
 from whimbrel.memory.ranges import as_ranges
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate.receive import Receiver
@@ -58,7 +58,7 @@ STRIKES: dict[str, tuple[str, Callable[[Lab], None]]] = {
 def test_somebody_killed(busy: tuple[Target, socket.socket], victim: str) -> None:
     target, user = busy
     point, strike = STRIKES[victim]
-    with held_at(target, point, bandwidth_bps=BANDWIDTH_BPS) as attempt:
+    with held_at(target, point, bandwidth_bps=BUSY_BANDWIDTH_BPS) as attempt:
         strike(target.lab)
     assert rolled_back(attempt)
     runs_on_at_the_source(target.lab, user)
@@ -69,7 +69,7 @@ def test_link_cut(busy: tuple[Target, socket.socket]) -> None:
     target, user = busy
     lab = target.lab
     with link_of(lab) as link:
-        with held_at(target, BESIDE, bandwidth_bps=BANDWIDTH_BPS) as attempt:
+        with held_at(target, BESIDE, bandwidth_bps=BUSY_BANDWIDTH_BPS) as attempt:
             link.cut()
             lab.disarm()
             until(lambda: not journal_step(lab, SOURCE), "the source does not give up", 30)
@@ -82,7 +82,7 @@ def test_link_cut(busy: tuple[Target, socket.socket]) -> None:
 @pytest.mark.parametrize("point", [BESIDE, RESTORING])
 def test_cancelled(busy: tuple[Target, socket.socket], point: str) -> None:
     target, user = busy
-    with held_at(target, point, bandwidth_bps=BANDWIDTH_BPS) as attempt:
+    with held_at(target, point, bandwidth_bps=BUSY_BANDWIDTH_BPS) as attempt:
         cancel_it(target)
     assert attempt.wait().outcome is Outcome.CANCELLED
     runs_on_at_the_source(target.lab, user)

@@ -22,6 +22,7 @@ from whimbrel.workloads.memory.service import expected_digest
 SERVICE_PORT = 7301
 ZERO_MB, OTHER_MB, BUSY_MB = 24, 12, 32
 BANDWIDTH_BPS = 400e6
+BUSY_BANDWIDTH_BPS = 200e6
 
 # Memory that was set aside and is all zeros, and noise. Two threads change single bytes, empty pages and fill empty
 # ones, and know what must be where; asked, it compares everything.
@@ -52,7 +53,7 @@ def churn():
 """
 # Every page is rewritten all the time, with what only its number and the turn can tell.
 BUSY = f"""
-import mmap, random, socket, threading, time
+import mmap, os, random, socket, threading, time
 size = {BUSY_MB} << 20
 area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 copy = bytearray(size)
@@ -62,7 +63,7 @@ def churn():
         with lock:
             turns[0] += 1
             at = rng.randrange({BUSY_MB}) << 20
-            area[at : at + (1 << 20)] = copy[at : at + (1 << 20)] = rng.randbytes(4096) * 256
+            area[at : at + (1 << 20)] = copy[at : at + (1 << 20)] = os.urandom(1 << 20)
         time.sleep(0.001)
 """
 SERVE = f"""
@@ -141,7 +142,7 @@ def test_a_large_dirty_set_crosses_beside_the_restore_and_arrives_whole(lab: Lab
     turns = 0
     with serving(lab, "busy", BUSY) as busy:
         for target in (EDGES[1], EDGES[2], EDGES[0]):
-            record = migrate(lab, "busy", target, "hybrid", BANDWIDTH_BPS)
+            record = migrate(lab, "busy", target, "hybrid", BUSY_BANDWIDTH_BPS)
             assert record.rounds[-1].dirty_pages * PAGE_BYTES >= BESIDE_BYTES, "too little was dirty to try it"
             assert "freeze.beside" in [phase.name for phase in record.phases], "nothing crossed beside the restore"
             for _ in range(3):
