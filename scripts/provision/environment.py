@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import os
 import re
@@ -73,6 +74,11 @@ def _uv_entry(lock: str) -> str:
     return f"{match[0]}\n" if match else ""
 
 
+def _compile_ours(repo: Path) -> None:
+    """Whatever has changed since the last time; a file that does not compile is for its reader to find."""
+    compileall.compile_dir(repo / "src", quiet=2)
+
+
 def ensure(step: Step, repo: Path) -> None:
     """Make `.venv` agree with `requirements.lock`; does nothing when it already does."""
     venv, lock = repo / ".venv", repo / "requirements.lock"
@@ -81,6 +87,7 @@ def ensure(step: Step, repo: Path) -> None:
     key = _environment_key(repo)
     stamp = venv / STAMP
     if stamp.exists() and stamp.read_text() == key and (venv / "bin" / "python").exists():
+        _compile_ours(repo)
         step.outcome = "environment agrees with requirements.lock"
         return
     try:
@@ -91,7 +98,9 @@ def ensure(step: Step, repo: Path) -> None:
         env = uv_settings(python)
         pip = [str(uv), "pip"]
         step.doing("installing the locked packages")
-        run([*pip, "sync", "-q", "--python", str(python), "--require-hashes", str(lock)], env=env)
+        # Compiled now: agents start a Python for each migration, on machines that may forbid it to keep what it compiled.
+        sync = ["sync", "-q", "--compile-bytecode", "--python", str(python)]
+        run([*pip, *sync, "--require-hashes", str(lock)], env=env)
         # The build backend is in the lock too, so no unpinned code is fetched to build the project.
         project = ["--no-deps", "--no-build-isolation", "-e", str(repo)]
         run([*pip, "install", "-q", "--python", str(python), *project], env=env)
@@ -101,6 +110,7 @@ def ensure(step: Step, repo: Path) -> None:
         run([*pip, "check", "--python", str(python)])
     except CommandError as error:
         raise SetupError(f"requirements.lock is behind pyproject.toml ({error.tail})", "run `make lock`") from error
+    _compile_ours(repo)
     stamp.write_text(key)
     step.outcome = f"{lock.read_text().count('==')} locked packages installed in {venv.name}"
 
