@@ -98,7 +98,7 @@ def ensure(step: Step, repo: Path) -> None:
         env = uv_settings(python)
         pip = [str(uv), "pip"]
         step.doing("installing the locked packages")
-        # Compiled now: agents start a Python for each migration, on machines that may forbid it to keep what it compiled.
+        # Compiled now: each migration starts a Python, maybe on a machine that may not keep what it compiles.
         sync = ["sync", "-q", "--compile-bytecode", "--python", str(python)]
         run([*pip, *sync, "--require-hashes", str(lock)], env=env)
         # The build backend is in the lock too, so no unpinned code is fetched to build the project.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import shutil
 import subprocess
 import time
@@ -17,6 +18,7 @@ from whimbrel.workloads.memory import service
 PACKAGES = "sysvinit-core,busybox-syslogd,cron,python3-minimal,libpython3-stdlib"
 SLIM = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]
 SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list")
+SYSLOG = 'SYSLOG_OPTS="-O /var/log/messages"\n'  # into a file; Debian's way is a ring in shared memory
 SETTINGS = """\
 lxc.include = /usr/share/lxc/config/common.conf
 lxc.uts.name = {name}
@@ -41,21 +43,24 @@ def _suite() -> str:
 
 def debian() -> Path:
     """A small Debian of the machine's own release, made once; the demo's service is one of its processes."""
-    root, note = CACHE / "debian-sysvinit", CACHE / "debian-sysvinit.key"
+    recipe = hashlib.sha256(f"{PACKAGES}{SYSLOG}".encode()).hexdigest()[:8]
+    root = CACHE / f"debian-sysvinit-{recipe}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / ".debian.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not note.exists() or note.read_text() != PACKAGES:
-            shutil.rmtree(root, ignore_errors=True)
+        if not root.exists():
+            making = root.with_suffix(".new")
+            shutil.rmtree(making, ignore_errors=True)
             mirror = next(path for path in SOURCES if Path(path).exists())
-            build = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", *SLIM, _suite(), str(root), mirror]
+            build = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", *SLIM, _suite(), str(making), mirror]
             done = subprocess.run(build, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr[-2000:]
-            inittab = root / "etc/inittab"
+            inittab = making / "etc/inittab"
             lines = [line for line in inittab.read_text().splitlines() if "getty" not in line]
             inittab.write_text("\n".join([*lines, "sv:2345:respawn:/usr/bin/python3 /srv/service.py", ""]))
-            note.write_text(PACKAGES)
-    shutil.copyfile(Path(service.__file__), root / "srv/service.py")
+            (making / "etc/default/busybox-syslogd").write_text(SYSLOG)
+            making.rename(root)
+        shutil.copyfile(Path(service.__file__), root / "srv/service.py")
     return root
 
 
@@ -72,6 +77,7 @@ class LxcNode:
         rootfs = self.path / name / "rootfs"
         rootfs.parent.mkdir()
         subprocess.run(["cp", "-a", str(debian()), str(rootfs)], check=True)
+        (rootfs / "etc/hostname").write_text(f"{name}\n")  # else init gives it the name of the host that built it
         settings = SETTINGS.format(name=name, rootfs=rootfs)
         old, new = replace
         (rootfs.parent / "config").write_text(settings.replace(old, new) if old else f"{settings}{new}\n")
