@@ -167,7 +167,7 @@ class Turn:
 @pytest.mark.parametrize("codec", Codec)
 def test_what_arrives_is_what_the_process_holds(target: Target, destination: Destination, codec: Codec) -> None:
     channel = PageChannel(destination.sock)
-    channel.limit(400e6 if codec is Codec.AUTO else 0)  # so that packing pays
+    channel.limit(100e6 if codec is Codec.AUTO else 0)  # so that packing pays
     sender = PageSender(channel, codec)
     turn = Turn(np.random.default_rng(5), target.contents)
     turn.first()

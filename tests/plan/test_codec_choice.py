@@ -158,6 +158,13 @@ def test_no_trial_where_the_link_holds_everything_up() -> None:
         assert choice.pack
 
 
+def test_no_trial_where_the_link_may_carry_no_more() -> None:
+    """Under the user's limit packing is shorter whatever the link could do."""
+    limited = Link(seen_bytes_per_s=MBIT_100 / 2, certain=True, limit_bytes_per_s=MBIT_100, looks=3)
+    choice = Choice(pack=True)
+    assert choose(Codec.AUTO, Costs(limited, READ, PROGRAM), GIGABYTE, BATCH, before=choice, now_s=1e6) == choice
+
+
 def test_copies_are_kept_where_differences_could_pay() -> None:
     slow, fast = RAW_ABOVE_BYTES_PER_S * 0.9, RAW_ABOVE_BYTES_PER_S * 1.1
     assert keeps_copies(Codec.AUTO, Link())

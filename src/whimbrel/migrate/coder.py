@@ -13,7 +13,7 @@ from whimbrel.memory.copies import Copies
 from whimbrel.memory.store import pages_of
 from whimbrel.migrate.linkwatch import LinkWatch
 from whimbrel.model.units import PAGE_BYTES
-from whimbrel.plan.codec_choice import Choice, Costs, Packing, blend, choose, keeps_copies
+from whimbrel.plan.codec_choice import Choice, Costs, Packing, blend, choose, keeps_copies, trial_is_due
 from whimbrel.plan.strategies import Codec
 
 FIRST_BATCH_BYTES = 1 << 18
@@ -62,8 +62,12 @@ class Coder:
             self._copies.begin(size_bytes)
 
     def batch_bytes(self) -> int:
-        """Small while the link is unknown, and where few pages cross: no batch is sent before it is coded."""
-        if self._watch.link.at_least_bytes_per_s <= 0:
+        """Small while the link is unknown or raw is tried, and where few pages cross: no batch is sent before it is
+        coded."""
+        link = self._watch.link
+        if link.at_least_bytes_per_s <= 0 or self._choice.trial_looks > link.looks:
+            return FIRST_BATCH_BYTES
+        if self._codec is Codec.AUTO and trial_is_due(link, self._choice, time.monotonic()):
             return FIRST_BATCH_BYTES
         eighth = self._size_bytes // 8 // PAGE_BYTES * PAGE_BYTES
         return max(FIRST_BATCH_BYTES, min(BATCH_BYTES, eighth))

@@ -144,7 +144,7 @@ def choose(codec: Codec, costs: Costs, size_bytes: int, batch_bytes: int, *, bef
         return replace(
             before, pack=pack, trial_looks=0, next_trial_s=now_s + before.pause_s if begins else before.next_trial_s
         )
-    if costs.link.saturated or now_s < before.next_trial_s:
+    if not trial_is_due(costs.link, before, now_s) or _limit_forbids_raw(costs, size_bytes, batch_bytes):
         return before
     return Choice(
         pack=False,
@@ -152,6 +152,17 @@ def choose(codec: Codec, costs: Costs, size_bytes: int, batch_bytes: int, *, bef
         next_trial_s=now_s + 2 * before.pause_s,
         pause_s=2 * before.pause_s,
     )
+
+
+def trial_is_due(link: Link, before: Choice, now_s: float) -> bool:
+    """Whether what is packed now may be tried raw, in small batches, for the link may carry more than was seen."""
+    return before.pack and not link.saturated and now_s >= before.next_trial_s
+
+
+def _limit_forbids_raw(costs: Costs, size_bytes: int, batch_bytes: int) -> bool:
+    """More than the user's limit the link will not be seen to carry."""
+    most = replace(costs, link=Link(limit_bytes_per_s=costs.link.limit_bytes_per_s))
+    return most.link.bytes_per_s > 0 and _packing_is_shorter(most, size_bytes, batch_bytes, packing_now=True)
 
 
 def _packing_is_shorter(costs: Costs, size_bytes: int, batch_bytes: int, *, packing_now: bool) -> bool:
