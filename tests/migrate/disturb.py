@@ -194,7 +194,7 @@ def open_streams(lab: Lab, node: str) -> list[str]:
 
 
 # --- what must be true afterwards -----------------------------------------------------------------------------
-def until(condition: Callable[[], object], what: str, timeout_s: float = 15.0) -> None:
+def until(condition: Callable[[], object], what: str, timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, what

@@ -14,6 +14,7 @@ from tests.migrate.disturb import (
     SOURCE,
     cancel_it,
     criu_pids,
+    destination_is_clean,
     disturb,
     goes_on,
     kill_agent,
@@ -114,9 +115,7 @@ def test_before_the_commit_all_is_undone(system: Running, nodes: dict[str, LxcNo
     record = disturb(system, point, lambda: strike(system))
     assert record.outcome in (Outcome.CANCELLED, Outcome.ROLLED_BACK)
     source_is_whole(system, count)
-    if system.lab.agent_pid(DESTINATION) == 0:
-        system.lab.restart_agent(DESTINATION)
-    until(lambda: not system.lab.leftovers(DESTINATION, "sys"), "something is left at the destination")
+    destination_is_clean(system)
     until(lambda: nodes[DESTINATION].names() == [], "LXC at the destination keeps something")
     assert nodes[SOURCE].state("sys") == "RUNNING"
     until(lambda: groups_of_containers() <= groups_before, "control groups of the attempt are left")

@@ -101,10 +101,13 @@ class Guests:
             steps.push_async_callback(in_thread, drop_clones, place.clones)
             steps.push_async_callback(in_thread, self._port.remove, place.name)
 
-    async def discard(self, place: Place, status: ServiceStatus, *, with_volumes: bool) -> None:
+    async def discard(self, place: Place, record: Record, *, with_volumes: bool) -> None:
         """Delete the container and all that we have of it."""
+        status = record.status
         async with contextlib.AsyncExitStack() as steps:
             steps.push_async_callback(self.release, place)
+            if record.guest is not None:
+                steps.push_async_callback(in_thread, _remove_empty, Cgroup(record.guest.cgroup))
             if status.container:
                 engine = self.engine(status.spec.engine)
                 steps.push_async_callback(engine.remove, status.container, with_volumes=with_volumes)
@@ -205,6 +208,13 @@ class Guests:
         record = Record(status=status, guest=guest, since_ns=time.time_ns())
         await in_thread(place.save, record)
         return record
+
+
+def _remove_empty(group: Cgroup) -> None:
+    """LXC does not come back for a control group that it could not remove while a killed restore was still ending."""
+    with contextlib.suppress(WhimbrelError, OSError):
+        if not group.pids():
+            group.remove()
 
 
 def _unheard(record: Record) -> Guest | None:

@@ -271,7 +271,7 @@ class ServiceHost:
             if not record.incoming and record.status.state is ServiceState.STARTING:  # an adoption that did not end
                 await self._guests.release(place)
             else:
-                await self._guests.discard(place, record.status, with_volumes=with_volumes)
+                await self._guests.discard(place, record, with_volumes=with_volumes)
             self._records.pop(name, None)
             return
         async with contextlib.AsyncExitStack() as steps:
