@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 from provision.shell import SEARCH_PATH, CommandError, SetupError, Step, run
 
@@ -35,6 +37,8 @@ ENGINE_PACKAGE_OF_COMMAND = {
 }
 # No PATH leads to this one; the lab's storage server runs it. (openssh-server, and with it a daemon, is not needed.)
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
+POSTGRESQL_PROGRAMS = "/usr/lib/postgresql/*/bin/initdb"  # not on PATH either; the tests of the controller start one
+NO_CLUSTER = Path("/etc/postgresql-common/createcluster.conf")
 LOCK_WAIT_S = 300
 
 
@@ -51,6 +55,8 @@ def missing_packages(*, engines: bool = False) -> list[str]:
     )
     if not any(os.access(path, os.X_OK) for path in SFTP_SERVERS):
         missing.append("openssh-sftp-server")
+    if engines and not glob.glob(POSTGRESQL_PROGRAMS):
+        missing.append("postgresql")
     # Debian splits the part of `venv` that puts pip into the environment off into a package of its own.
     if importlib.util.find_spec("ensurepip") is None:
         missing.append("python3-venv")
@@ -72,6 +78,9 @@ def ensure(step: Step, *, engines: bool) -> None:
         step.doing("apt-get update")
         run(["apt-get", "update", "-q", "-o", lock_wait], env=env)
         step.doing(f"installing {' '.join(packages)}")
+        if "postgresql" in packages and not NO_CLUSTER.exists():  # the programs, and no server that starts by itself
+            NO_CLUSTER.parent.mkdir(exist_ok=True)
+            NO_CLUSTER.write_text("create_main_cluster = false\n")
         run(["apt-get", "install", "-qy", "--no-install-recommends", "-o", lock_wait, *packages], env=env)
     except CommandError as error:
         raise SetupError(str(error), f"repair apt, or run `apt-get install {' '.join(packages)}`") from error

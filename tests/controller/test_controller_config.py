@@ -28,6 +28,7 @@ def test_defaults() -> None:
     config = parse(NODE)
     assert str(config.listen) == "unix:/run/whimbrel/controller.sock"
     assert str(config.address_pool) == "10.77.1.0/16"
+    assert config.database.render_as_string() == "sqlite:////var/lib/whimbrel/controller/controller.sqlite3"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def test_defaults() -> None:
         ("", "nodes"),
         ("nodes = []", "no node is named"),
         ("a = [", "not a controller configuration"),
+        ('database = "mysql://host/db"\n' + NODE, "database is of the kind 'mysql'"),
         ('listn = "x"\n' + NODE, "listn"),
         (NODE + "colour = 1\n", "colour"),
         (NODE.replace('"edge"', '"cloud"'), "cloud"),

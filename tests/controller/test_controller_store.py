@@ -1,38 +1,67 @@
+"""The records of migrations, on SQLite and on PostgreSQL."""
+
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import postgresql
 import pytest
+import sqlalchemy as sa
 from msgspec.structs import replace
 
+from whimbrel.controller.database import open_database, parse_database
 from whimbrel.controller.store import MigrationStore
-from whimbrel.model.errors import WhimbrelError
+from whimbrel.model.errors import BadInput, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgresql.Server]:
+    if why := postgresql.missing():
+        pytest.skip(why)
+    with postgresql.server() as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> sa.URL:
+    """A database that nobody has used yet."""
+    if request.param == "sqlite":
+        return at(tmp_path / "deep" / "db")
+    made: postgresql.Server = request.getfixturevalue("server")
+    return made.database(f"db{next(_NUMBERS)}")
+
+
+def at(path: Path) -> sa.URL:
+    return parse_database("", path)
 
 
 def record(n: int, service: str = "s", outcome: Outcome = Outcome.DONE) -> MigrationRecord:
     return MigrationRecord(
         id=f"m{n}", service=service, source="a", destination="b", strategy="hybrid", outcome=outcome,
-        started_unix_s=float(n), phases=(Phase(name="freeze", start_ms=1.0, duration_ms=2.0),),
+        started_unix_s=1.7e9 + n / 1e3, phases=(Phase(name="freeze", start_ms=1.0, duration_ms=2.0),),
         rounds=(Round(n=1, dirty_pages=3, bytes_sent=4, duration_ms=5.0),), state_ok=True,
     )  # fmt: skip
 
 
-def test_records_survive_whole(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "db"
-    store = MigrationStore(path)
+def test_records_survive_whole(url: sa.URL) -> None:
+    store = MigrationStore(url)
     store.put(record(1))
     store.close()
-    again = MigrationStore(path)
+    again = MigrationStore(url)
     assert again.get("m1") == record(1)
     assert again.get("m2") is None
     again.close()
 
 
-def test_order_limit_service_and_unfinished(tmp_path: Path) -> None:
-    store = MigrationStore(tmp_path / "db")
+def test_order_limit_service_and_unfinished(url: sa.URL) -> None:
+    store = MigrationStore(url)
     for n in range(5):
         store.put(record(n, service="even" if n % 2 == 0 else "odd", outcome=Outcome.RUNNING))
     store.put(replace(record(1, "odd"), outcome=Outcome.DONE))
@@ -42,8 +71,8 @@ def test_order_limit_service_and_unfinished(tmp_path: Path) -> None:
     store.close()
 
 
-def test_many_threads_at_once(tmp_path: Path) -> None:
-    store = MigrationStore(tmp_path / "db")
+def test_many_threads_at_once(url: sa.URL) -> None:
+    store = MigrationStore(url)
     threads = [threading.Thread(target=lambda n=n: store.put(record(n))) for n in range(20)]
     for thread in threads:
         thread.start()
@@ -53,15 +82,80 @@ def test_many_threads_at_once(tmp_path: Path) -> None:
     store.close()
 
 
+def test_two_controllers_that_open_a_new_one_at_once(url: sa.URL) -> None:
+    opened: list[sa.Engine] = []
+    threads = [threading.Thread(target=lambda: opened.append(open_database(url))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 4
+    for engine in opened:
+        engine.dispose()
+
+
+def test_a_newer_schema_is_refused(url: sa.URL) -> None:
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(WhimbrelError, match=r"has schema 9999, this version .* writes 0\d+: use the version"):
+        MigrationStore(url)
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------------------------
+def test_a_server_that_was_away_is_found_again(server: postgresql.Server) -> None:
+    store = MigrationStore(server.database(f"db{next(_NUMBERS)}"))
+    store.put(record(1))
+    server.stop(at_once=True)
+    try:
+        with pytest.raises(Unreachable, match=r"the database postgresql.* does not answer: "):
+            store.put(record(2))
+    finally:
+        server.start()
+    assert store.get("m1") == record(1), "what `put` returned from survives"
+    store.put(record(2))
+    assert [one.id for one in store.newest(9)] == ["m2", "m1"]
+    store.close()
+
+
+def test_a_server_that_is_not_there_is_named_without_the_password(tmp_path: Path) -> None:
+    url = parse_database(f"postgresql://me:secret@/db?host={tmp_path}", tmp_path / "db")
+    with pytest.raises(WhimbrelError, match=r"cannot open the database .*me:\*\*\*@.*check `database`") as caught:
+        MigrationStore(url)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- SQLite ---------------------------------------------------------------------------------------------------
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "db").write_bytes(b"not a database at all, but long enough to be read as one" * 100)
     with pytest.raises(WhimbrelError, match="cannot open the database"):
-        MigrationStore(tmp_path / "db")
+        MigrationStore(at(tmp_path / "db"))
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+def test_what_a_version_without_steps_wrote_is_kept(tmp_path: Path) -> None:
+    store = MigrationStore(at(tmp_path / "db"))
+    store.put(record(1))
+    store.close()
     with sqlite3.connect(tmp_path / "db") as db:
-        db.execute("PRAGMA user_version = 99")
+        db.execute("DROP TABLE alembic_version")
     db.close()
-    with pytest.raises(WhimbrelError, match="schema 99"):
-        MigrationStore(tmp_path / "db")
+    again = MigrationStore(at(tmp_path / "db"))
+    assert again.get("m1") == record(1)
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("controller.db", "no URL"),
+        ("mysql://host/db", "of the kind 'mysql'"),
+        ("sqlite:///relative/path", "no absolute path"),
+        ("sqlite://", "no absolute path"),
+        ("postgresql://host", "names no database"),
+    ],
+)
+def test_what_is_no_database_is_named(text: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"^database .*{why}.*: write sqlite:////"):
+        parse_database(text, tmp_path / "db")

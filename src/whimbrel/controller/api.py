@@ -104,7 +104,7 @@ class Controller:
 
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
-        self.store = MigrationStore(config.state_dir / "controller.sqlite3")
+        self.store = MigrationStore(config.database)
         self.region = Region(config.nodes)
         self.services = Services(self.region, config.address_pool)
         self.stores = Stores(self.region)

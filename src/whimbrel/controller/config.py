@@ -2,6 +2,7 @@
 
 listen = "unix:/run/whimbrel/controller.sock"     # or "tcp:127.0.0.1:8077"
 state_dir = "/var/lib/whimbrel/controller"
+database = "postgresql://whimbrel@db.example/whimbrel"  # default: SQLite, in state_dir
 address_pool = "10.77.1.0/16"                     # services without an address get one from here upwards
 
 [[nodes]]
@@ -19,12 +20,15 @@ import tomllib
 from pathlib import Path
 
 import msgspec
+import sqlalchemy as sa
 
+from whimbrel.controller.database import parse_database
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import NAME_PATTERN
 
 DEFAULT_CONFIG = Path("/etc/whimbrel/controller.toml")
+DATABASE_FILE = "controller.sqlite3"
 DEFAULT_LISTEN = "unix:/run/whimbrel/controller.sock"
 MAX_SOCKET_PATH_BYTES = 107  # sun_path holds 108 with its final zero
 
@@ -71,6 +75,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: Path
     nodes: tuple[Endpoint, ...]
     address_pool: ipaddress.IPv4Interface = ipaddress.IPv4Interface("10.77.1.0/16")
+    database: sa.URL
 
     def gateways(self) -> tuple[Endpoint, ...]:
         return tuple(node for node in self.nodes if node.role == "gateway")
@@ -85,6 +90,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     listen: str = DEFAULT_LISTEN
     state_dir: str = "/var/lib/whimbrel/controller"
     address_pool: str = "10.77.1.0/16"
+    database: str = ""
 
 
 def load(path: Path) -> ControllerConfig:
@@ -121,7 +127,13 @@ def parse(text: str) -> ControllerConfig:
         raise BadInput(f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16") from error
     if not 8 <= pool.network.prefixlen <= 30:
         raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
-    return ControllerConfig(listen=parse_listen(entries.listen), state_dir=state_dir, nodes=nodes, address_pool=pool)
+    return ControllerConfig(
+        listen=parse_listen(entries.listen),
+        state_dir=state_dir,
+        nodes=nodes,
+        address_pool=pool,
+        database=parse_database(entries.database, state_dir / DATABASE_FILE),
+    )
 
 
 def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:

@@ -1,96 +1,79 @@
-"""The record of migrations, on disk: SQLite, one row each, the record as JSON beside the columns we search
-by."""
+"""The record of migrations: one row each, the record as JSON beside the columns we search by."""
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
-from whimbrel.model.errors import WhimbrelError
+from whimbrel.controller.database import cause, open_database, shown
+from whimbrel.model.errors import Unreachable
 from whimbrel.model.migration import MigrationRecord, Outcome
 
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE migrations (
-  id TEXT PRIMARY KEY,
-  service TEXT NOT NULL,
-  source TEXT NOT NULL,
-  destination TEXT NOT NULL,
-  outcome TEXT NOT NULL,
-  started_unix_s REAL NOT NULL,
-  record TEXT NOT NULL
-);
-CREATE INDEX migrations_by_service ON migrations (service, started_unix_s);
-CREATE INDEX migrations_by_outcome ON migrations (outcome);
-CREATE INDEX migrations_by_start ON migrations (started_unix_s);
-"""
+# As the last step of `schema/versions` leaves it.
+_MIGRATIONS = sa.table(
+    "migrations",
+    *(sa.column(name) for name in ("id", "service", "source", "destination", "outcome", "started_unix_s", "record")),
+)
+_NEWEST_FIRST = (_MIGRATIONS.c.started_unix_s.desc(), _MIGRATIONS.c.id.desc())
 
 
 class MigrationStore:
     """Blocking; safe to call from any thread. What `put` returned from survives a power cut."""
 
-    def __init__(self, path: Path) -> None:
-        """Open, make if missing. Raises WhimbrelError when the file is no database of ours."""
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._create(path)
-        except (OSError, sqlite3.Error) as error:
-            raise WhimbrelError(f"cannot open the database {path}: {error}; check state_dir and its rights") from error
-
-    def _create(self, path: Path) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise WhimbrelError(
-                f"the database {path} has schema {version}, this version of Whimbrel writes "
-                f"{SCHEMA_VERSION}: "
-                "use the version that wrote it, or another state_dir"
-            )
+    def __init__(self, url: sa.URL) -> None:
+        """Open, make if missing. Raises WhimbrelError when it is no database of ours."""
+        self._name = shown(url)
+        self._engine = open_database(url)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._engine.dispose()
 
     def put(self, record: MigrationRecord) -> None:
-        """Insert or replace the record with this id."""
-        with self._lock:
-            self._db.execute(
-                "INSERT OR REPLACE INTO migrations VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    record.id,
-                    record.service,
-                    record.source,
-                    record.destination,
-                    record.outcome.value,
-                    record.started_unix_s,
-                    msgspec.json.encode(record).decode(),
-                ),
-            )
+        """Insert or replace the record with this id. Raises Unreachable, as all here do, when the database is away."""
+        row = {
+            "id": record.id,
+            "service": record.service,
+            "source": record.source,
+            "destination": record.destination,
+            "outcome": record.outcome.value,
+            "started_unix_s": record.started_unix_s,
+            "record": msgspec.json.encode(record).decode(),
+        }
+        with self._transaction() as connection:
+            connection.execute(sa.delete(_MIGRATIONS).where(_MIGRATIONS.c.id == record.id))
+            connection.execute(sa.insert(_MIGRATIONS).values(row))
 
     def get(self, migration_id: str) -> MigrationRecord | None:
-        found = self._select("WHERE id = ?", migration_id)
+        found = self._select(_records().where(_MIGRATIONS.c.id == migration_id))
         return found[0] if found else None
 
     def newest(self, limit: int, service: str = "") -> list[MigrationRecord]:
         """At most `limit` records, the newest first; of one service if named."""
-        if service:
-            return self._select("WHERE service = ? ORDER BY started_unix_s DESC, id DESC LIMIT ?", service, limit)
-        return self._select("ORDER BY started_unix_s DESC, id DESC LIMIT ?", limit)
+        wanted = _records().where(_MIGRATIONS.c.service == service) if service else _records()
+        return self._select(wanted.order_by(*_NEWEST_FIRST).limit(limit))
 
     def unfinished(self) -> list[MigrationRecord]:
         """Records that were running when they were last written."""
-        return self._select("WHERE outcome = ? ORDER BY started_unix_s", Outcome.RUNNING.value)
+        running = _records().where(_MIGRATIONS.c.outcome == Outcome.RUNNING.value)
+        return self._select(running.order_by(_MIGRATIONS.c.started_unix_s))
 
-    def _select(self, condition: str, *values: str | int) -> list[MigrationRecord]:
-        with self._lock:
-            rows = self._db.execute(f"SELECT record FROM migrations {condition}", values).fetchall()
-        return [msgspec.json.decode(row[0], type=MigrationRecord) for row in rows]
+    def _select(self, statement: sa.Select[Any]) -> list[MigrationRecord]:
+        with self._transaction() as connection:
+            rows = connection.execute(statement).scalars().all()
+        return [msgspec.json.decode(row, type=MigrationRecord) for row in rows]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            raise Unreachable(f"the database {self._name} does not answer: {cause(error)}") from error
+
+
+def _records() -> sa.Select[Any]:
+    return sa.select(_MIGRATIONS.c.record)

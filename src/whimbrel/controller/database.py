@@ -1,0 +1,116 @@
+"""The region's central database (`coordinated`, figure 1): SQLite in a file of the controller's own, or PostgreSQL.
+
+Its schema grows by steps (`schema/versions`, Alembic's). Opening takes the steps that are lacking, all or none, so a
+newer controller finds what an older one wrote; an older controller refuses what a newer one wrote.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from whimbrel.model.errors import BadInput, WhimbrelError
+
+SCRIPTS = Path(__file__).parent / "schema"
+DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+CONNECT_TIMEOUT_S = 5
+LOCK = 0x77686D62
+"""Of PostgreSQL's advisory locks the one that two controllers meet at which open the same database."""
+
+
+def parse_database(text: str, default: Path) -> sa.URL:
+    """``sqlite:////ABSOLUTE/PATH`` or ``postgresql://USER@HOST/NAME``; empty: SQLite at `default`. Raises BadInput."""
+    if not text:
+        return sa.URL.create("sqlite", database=str(default))
+    try:
+        url = sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise BadInput(f"database is no URL: {_WRITE}") from error
+    driver = DRIVERS.get(url.drivername.partition("+")[0])
+    if driver is None:
+        raise BadInput(f"database is of the kind {url.drivername!r}: {_WRITE}")
+    if driver == "sqlite" and not (url.database or "").startswith("/"):
+        raise BadInput(f"database {url.database or ''!r} is no absolute path: {_WRITE}")
+    if driver != "sqlite" and not url.database:
+        raise BadInput(f"database names no database of its server: {_WRITE}")
+    return url.set(drivername=driver)
+
+
+_WRITE = "write sqlite:////var/lib/whimbrel/controller.sqlite3 or postgresql://USER:PASSWORD@HOST/NAME"
+
+
+def shown(url: sa.URL) -> str:
+    """Without its password."""
+    return str(url.database) if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+
+
+def open_database(url: sa.URL) -> sa.Engine:
+    """Connected, its schema as this version writes it. Raises WhimbrelError when it cannot be used."""
+    engine = _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
+    try:
+        with engine.begin() as connection:
+            if url.get_backend_name() == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+            _upgrade(connection, shown(url))
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        engine.dispose()
+        raise WhimbrelError(f"cannot open the database {shown(url)}: {cause(error)}; check `database`") from error
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def cause(error: Exception) -> str:
+    """The driver's own words, in one line."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    try:
+        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WhimbrelError(f"cannot open the database {url.database}: {error.strerror}; check `database`") from error
+    engine = sa.create_engine(url, connect_args={"timeout": CONNECT_TIMEOUT_S})
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
+        connection.isolation_level = None  # pysqlite's own transactions would leave changes of the schema out
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
+    """A connection that the server ended meanwhile is made anew."""
+    return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_S})
+
+
+def _upgrade(connection: sa.Connection, name: str) -> None:
+    """Raises WhimbrelError for a schema that this version does not know."""
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    present = MigrationContext.configure(connection).get_current_heads()
+    if present == (scripts.get_current_head(),):
+        return
+    known = {revision.revision for revision in scripts.walk_revisions()}
+    if not known.issuperset(present):
+        raise WhimbrelError(
+            f"the database {name} has schema {', '.join(present)}, this version of Whimbrel writes "
+            f"{scripts.get_current_head()}: use the version that wrote it, or another `database`"
+        )
+    command.upgrade(config, "head")
