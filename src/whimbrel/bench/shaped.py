@@ -17,6 +17,7 @@ from pyroute2 import IPRoute
 from whimbrel.model.errors import Refused
 from whimbrel.model.link import LinkShape
 from whimbrel.network import netns
+from whimbrel.network.netlink import NUD_PERMANENT
 from whimbrel.network.overlay import explained, wait_until
 from whimbrel.network.shaping import End, Relay, connect
 from whimbrel.network.shaping.rate import burst_bytes
@@ -59,8 +60,9 @@ def linked_pair(shape: LinkShape) -> Iterator[Ends]:
         relay = connect(*ends, shape)
         pid = undo.enter_context(_running(relay)) if relay is not None else 0
         with explained("making a link to measure on", "run as root, see `whimbrel check`"):
-            for path, address in zip(paths, ADDRESSES, strict=True):
-                netns.call(path, lambda address=address: _bring_up(address))  # type: ignore[misc]
+            macs = [netns.call(path, _mac) for path in paths]
+            for path, own, other, mac in zip(paths, ADDRESSES, ADDRESSES[::-1], macs[::-1], strict=True):
+                netns.call(path, lambda own=own, other=other, mac=mac: _bring_up(own, other, mac))  # type: ignore[misc]
         for path in paths:
             netns.call(path, _wait_for_link)
         yield Ends(str(paths[0]), str(paths[1]), ADDRESSES[1], pid)
@@ -77,11 +79,18 @@ def _running(relay: Relay) -> Iterator[int]:
         process.wait()
 
 
-def _bring_up(address: str) -> None:
+def _mac() -> str:
+    with IPRoute() as ip:
+        return str(ip.get_links(ip.link_lookup(ifname=LINK)[0])[0].get_attr("IFLA_ADDRESS"))
+
+
+def _bring_up(own: str, other: str, mac: str) -> None:
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=LINK)[0]
-        ip.addr("add", index=index, address=address, prefixlen=24)
+        ip.addr("add", index=index, address=own, prefixlen=24)
         ip.link("set", index=index, state="up")
+        # known ahead: on a slow link the first packets would wait for the question, and some be lost
+        ip.neigh("replace", ifindex=index, dst=other, lladdr=mac, state=NUD_PERMANENT)
 
 
 def _wait_for_link() -> None:

@@ -12,6 +12,14 @@ class Role(StrEnum):
     GATEWAY = "gateway"
 
 
+class Tier(StrEnum):
+    """How far from the user a server stands: with a base station, between, or in the cloud."""
+
+    EDGE = "edge"
+    REGIONAL = "regional"
+    CLOUD = "cloud"
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a node's agent listens (`host`, `port`), and `overlay_host`, its VXLAN tunnel end (an IPv4 address)."""
 
