@@ -203,7 +203,7 @@ def _wait_for(process: Process, what: str, answers: Callable[[], bool], deadline
         if not read_pid(process.pid_file):
             raise StepFailed(f"the {what} ended while starting: {_last_line(process.log)}")
         if time.monotonic() > deadline:
-            raise StepFailed(f"the {what} does not answer after {ANSWER_TIMEOUT_S:g} s: {_last_line(process.log)}")
+            raise StepFailed(f"the {what} does not answer in time: {_last_line(process.log)}")
         time.sleep(POLL_S)
 
 

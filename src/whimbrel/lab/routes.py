@@ -124,3 +124,11 @@ def path(topology: Topology, a: str, b: str) -> LinkShape:
     at = homes(topology)
     way = ways_from(topology, at[a])[at[b]].shape
     return joined(_shape(topology, a, at[a]), way, _shape(topology, b, at[b]))
+
+
+def uplink_bps(topology: Topology, node: str) -> float:
+    """What a node can send at most: its own link's rate, else all that leaves its router; 0 where there is no limit."""
+    router = homes(topology)[node]
+    own = _shape(topology, node, router).rate_bps
+    away = [wire.shape.rate_bps for wire in _router_wires(topology) if router in (wire.a.node, wire.b.node)]
+    return own or (sum(away) if away and all(away) else 0.0)
