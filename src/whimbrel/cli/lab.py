@@ -89,7 +89,7 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages or codecs.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages, codecs or link.")],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
         str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
@@ -124,8 +124,12 @@ def bench(
         from whimbrel.bench import codecs
 
         result = codecs.run(console(), pid=pid)
+    elif name == "link":
+        from whimbrel.bench import link
+
+        result = link.run(console())
     else:
-        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages or codecs")
+        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages, codecs or link")
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 

@@ -60,9 +60,9 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """`stage_available_bytes`: room in the tmpfs where images are staged (memory that is free counts, too).
 
     What a planner reckons with: the node's services may use `cpu_capacity` processors (its limit, else the machine's)
-    and `memory_capacity_bytes`, and lately used `cpus_used` and `memory_used_bytes`. `computing_power` is C_s of the paper
-    on coordinated migration, eq. (4): events per second that a program of one thread gets done here; 0 until measured,
-    and on gateways. `network_*`: of the interface that the node is reached by; a capacity of 0 is unknown."""
+    and `memory_capacity_bytes`, and lately used `cpus_used` and `memory_used_bytes`. `computing_power` is C_s of the
+    paper on coordinated migration, eq. (4): events per second that a program of one thread gets done here; 0 until
+    measured, and on gateways. `network_*`: of the interface that the node is reached by; a capacity of 0 is unknown."""
 
     cpus: int
     load_1min: float
