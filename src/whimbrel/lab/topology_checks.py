@@ -136,11 +136,13 @@ def _check_places(topology: Topology) -> None:
 
 
 def _check_links(topology: Topology) -> None:
+    for link in topology.links:
+        _check_shape(_title(link), link)
     possible = {frozenset((wire.a.node, wire.b.node)) for wire in wires(topology)}
     nodes = set(topology.namespaces)
     seen: set[frozenset[str]] = set()
     for link in topology.links:
-        title, pair = f"link {' - '.join(link.between)}", frozenset(link.between)
+        title, pair = _title(link), frozenset(link.between)
         for name in link.between:
             if name not in nodes:
                 raise BadInput(f"{title}: there is no node {name!r}, only {', '.join(topology.namespaces)}")
@@ -153,10 +155,13 @@ def _check_links(topology: Topology) -> None:
                 f"{title}: links join two routers, a node and the router it is at, or a user and its gateway"
             )
         seen.add(pair)
-        _check_shape(title, link)
     island = [name for name in topology.router_names if name not in reachable(topology, topology.router_names[0])]
     if island:
         raise BadInput(f"router {island[0]} cannot be reached from {topology.router_names[0]}: add a [[links]] to it")
+
+
+def _title(link: WideLink) -> str:
+    return f"link {' - '.join(link.between)}"
 
 
 def _check_shape(title: str, link: WideLink) -> None:
@@ -178,7 +183,11 @@ def _check_capacities(topology: Topology) -> None:
     for edge in topology.edges:
         if edge.cpus is not None and not LEAST_CPUS <= edge.cpus <= 4096:
             raise BadInput(f"cpus of {edge.name}: {edge.cpus:g} is no capacity: a number from {LEAST_CPUS:g}")
-        if edge.memory and parse_size_bytes(edge.memory) < LEAST_MEMORY_BYTES:
+        try:
+            too_little = bool(edge.memory) and parse_size_bytes(edge.memory) < LEAST_MEMORY_BYTES
+        except BadInput as error:
+            raise BadInput(f"memory of {edge.name}: {error}") from error
+        if too_little:
             raise BadInput(f"memory of {edge.name}: {edge.memory} is too little: at least 64MiB")
 
 
