@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -68,8 +68,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     computing_power_file: str = DEFAULT_POWER_FILE
 
     def __post_init__(self) -> None:
-        if self.cpus is not None and not 0 < self.cpus <= (os.cpu_count() or 1):
-            raise ValueError(f"cpus {self.cpus:g} is no capacity of this machine, which has {os.cpu_count()}")
+        if self.cpus is not None and not 0 < self.cpus < math.inf:
+            raise ValueError(f"cpus {self.cpus:g} is no capacity: write a number of processors, like 0.5")
         _checked("memory", parse_size_bytes, self.memory or "0")
         _checked("network", parse_rate_bps, self.network or "0bit")
         if self.nat and self.role is not Role.GATEWAY:

@@ -22,7 +22,7 @@ from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.swrk import criu_path
-from whimbrel.model.errors import Refused
+from whimbrel.model.errors import BadInput, Refused
 from whimbrel.model.node import ComputingPower, NodeStatus, Role
 from whimbrel.model.service import EngineKind
 from whimbrel.network import nat
@@ -72,6 +72,8 @@ class Agent:
             await asyncio.to_thread(nat.translate, config.nat)
             self.holds = HoldTable()
         if config.role is Role.EDGE:
+            if config.cpus is not None and config.cpus > (have := os.cpu_count() or 1):
+                raise BadInput(f"cpus {config.cpus:g} is more than this machine has, {have}: ask for no more")
             await asyncio.to_thread(limit_capacity, node_cgroup(config.name), config.cpus, config.memory_bytes)
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
