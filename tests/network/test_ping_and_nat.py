@@ -100,3 +100,4 @@ def test_what_cannot_be_translated_is_told(ends: Ends, tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Refused, match="address translation needs nft"):
         netns.call(Path(ends.source), lambda: nat.translate(["10.99.0.0/24"]))
+    netns.call(Path(ends.source), lambda: nat.translate(()))  # nothing to translate: no tool is needed
