@@ -108,20 +108,33 @@ def test_up_status_down(lab: Lab) -> None:
     assert not lab.status().present
 
 
-LINK = '[[links]]\nbetween = ["t-edge-1", "router"]\nrate = "50mbit"\ndelay = "5ms"\n'
+LINK = """
+[[links]]
+between = ["t-edge-1", "router"]
+rate = "50mbit"
+delay = "5ms"
+[[links]]
+between = ["ue-1", "t-gw-2"]
+delay = "7ms"
+"""
 
 
 def test_a_link_whose_relay_died_makes_the_lab_not_whole(lab: Lab) -> None:
     lab.file.write_text(lab.file.read_text() + LINK)
-    (link,) = lab.up().links
+    link, access = lab.up().links
+    assert (set(access.between), access.rate_bps, access.delay_ms) == ({"ue-1", "t-gw-2"}, 0.0, 7.0)
     assert (set(link.between), link.rate_bps, link.delay_ms, link.alive) == ({"t-edge-1", "router"}, 50e6, 5.0, True)
     with run_in("t-edge-1", lab_dir=lab.dir):
         assert round_trips_ms(["192.168.101.1"], timeout_s=5.0)["192.168.101.1"] >= 10.0
+    with run_in("ue-1", lab_dir=lab.dir):
+        found = round_trips_ms(["10.99.0.1", "10.99.1.1"], timeout_s=5.0)
+        assert found["10.99.1.1"] >= 14.0
+        assert "10.99.0.1" in found, "the other access is as it was"
     if not link.pid:
         pytest.skip("netem delays here: no process that could die")
     os.kill(link.pid, signal.SIGKILL)
     assert wait_until(lambda: not lab.status().up)
-    assert [part.alive for part in lab.status().links] == [False]
+    assert [part.alive for part in lab.status().links] == [False, True]
     lab.down()
     assert lab.leftovers() == []
 

@@ -143,9 +143,11 @@ def test_nodes_tell_their_capacity_and_use(wide: Lab, moving: Running) -> None:
         near, far = node(wide, NEAR), node(wide, FAR)
         assert near.resources is not None
         assert far.resources is not None
-        if near.resources.computing_power and far.resources.computing_power and near.service_use:
+        measured = near.resources.computing_power and far.resources.computing_power
+        in_use = near.resources.network_received_bps and near.service_use and near.service_use[0].cpus_used
+        if measured and in_use:
             break
-        assert time.monotonic() < deadline, "no benchmark is run"
+        assert time.monotonic() < deadline, "no benchmark is run, or no use seen"
         time.sleep(0.1)
     assert (near.tier, far.tier) == (Tier.EDGE, Tier.CLOUD)
     assert (near.resources.cpu_capacity, far.resources.cpu_capacity) == (CPUS, 1.0)
@@ -156,6 +158,8 @@ def test_nodes_tell_their_capacity_and_use(wide: Lab, moving: Running) -> None:
     (use,) = near.service_use
     assert use.name == moving.name
     assert use.memory_bytes > 16 << 20
+    assert near.resources.cpus_used >= use.cpus_used
+    assert near.resources.memory_used_bytes >= use.memory_bytes
     again = wide.controller.measure_power(FAR)
     assert again.measured_unix_s > time.time() - 60
     stations = [view for view in wide.controller.nodes() if view.nat]

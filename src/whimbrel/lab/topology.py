@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -98,7 +98,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`prefix` stands before every network namespace's name, so that a lab meets nothing else on the host. `delay_by`:
-    who delays the links, "auto" what works here. `radio`: parameters of the radio model, read by whoever has one."""
+    who delays the links, "auto" what works here. `radio`: what the radio model wants to know, not looked at here."""
 
     name: str
     overlay_subnet: str
@@ -112,7 +112,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     storage: Storage | None = None
     summary: str = ""
     delay_by: Literal["auto", "netem", "relay"] = "auto"
-    radio: dict[str, float | str] = {}
+    radio: dict[str, Any] = {}
     prefix: str = "wl-"
     port: int = 7411
 
