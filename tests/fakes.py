@@ -18,7 +18,16 @@ from msgspec.structs import replace
 from whimbrel import __version__
 from whimbrel.model.errors import BadInput, Cancelled, Conflict, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Progress, Round
-from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources, Role
+from whimbrel.model.node import (
+    Capabilities,
+    ComputingPower,
+    Endpoint,
+    NodeStatus,
+    PathStatus,
+    Resources,
+    Role,
+    ServiceUse,
+)
 from whimbrel.model.service import ExecResult, ServiceState, ServiceStatus
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, RpcServer
@@ -42,6 +51,7 @@ class FakeAgent:
             overlay_host=f"127.0.1.{len(region.agents) + 1}",
         )
         self.services: dict[str, ServiceStatus] = {}
+        self.power = ComputingPower(events_per_s=400.0, measured_unix_s=0.0, machine="m")
         self.peers: list[tuple[Endpoint, ...]] = []
         self.requests: list[calls.Migrate] = []
         self.records: dict[str, MigrationRecord] = {}
@@ -54,6 +64,7 @@ class FakeAgent:
         self._server = RpcServer(
             {
                 calls.GetNode: self._node,
+                calls.MeasurePower: self._measure_power,
                 calls.SetPeers: self._set_peers,
                 calls.RunService: self._run,
                 calls.ListServices: self._list,
@@ -86,10 +97,17 @@ class FakeAgent:
             ),
             resources=Resources(
                 cpus=2, load_1min=0.5, memory_total_bytes=8 << 30, memory_available_bytes=4 << 30,
-                disk_available_bytes=100 << 30, stage_available_bytes=4 << 30,
+                disk_available_bytes=100 << 30, stage_available_bytes=4 << 30, cpu_capacity=1.5, cpus_used=0.25,
+                computing_power=self.power.events_per_s, memory_capacity_bytes=8 << 30, network_capacity_bps=1e9,
             ),
             services=tuple(sorted(self.services)),
+            service_use=tuple(ServiceUse(name=name, cpus_used=0.25, memory_bytes=20 << 20) for name in self.services),
+            paths=(PathStatus(to="elsewhere", round_trip_ms=12.5, measured_unix_s=1.0, rate_bps=75e6),),
         )  # fmt: skip
+
+    async def _measure_power(self, _: calls.MeasurePower, emit: EmitEvent) -> ComputingPower:
+        self.power = ComputingPower(events_per_s=self.power.events_per_s + 1, measured_unix_s=time.time(), machine="m")
+        return self.power
 
     async def _set_peers(self, call: calls.SetPeers, _: EmitEvent) -> None:
         self.peers.append(call.peers)

@@ -29,7 +29,7 @@ def test_what_the_guide_shows_is_taken_and_its_defaults_are_the_defaults(tmp_pat
     assert (config.overlay_gateway, config.shared_directory) == ("10.77.0.1", "/srv/shared")
     assert config.endpoint == plain.endpoint
     assert config.directory == plain.directory == Path("/var/lib/whimbrel/edge-1")
-    for name in ("docker_socket", "podman_socket", "lxc_path"):
+    for name in ("docker_socket", "podman_socket", "lxc_path", "tier", "computing_power_file"):
         assert getattr(config, name) == getattr(plain, name)
     told = set(re.findall(r"^(\w+) = ", GUIDE.read_text(), re.M))
     assert set(AgentConfig.__struct_fields__) <= told, "every setting stands in the guide"
@@ -43,6 +43,13 @@ def test_what_the_guide_shows_is_taken_and_its_defaults_are_the_defaults(tmp_pat
         (PLAIN.replace('"edge"', '"cloud"'), "cloud"),
         (PLAIN + 'port = "many"\n', "port"),
         (PLAIN + 'colour = "red"\n', "colour"),
+        (PLAIN + "cpus = 0\n", "cpus 0 is no capacity"),
+        (PLAIN + "cpus = nan\n", "cpus nan is no capacity"),
+        (PLAIN + 'memory = "much"\n', "memory: 'much' is not a size"),
+        (PLAIN + 'network = "fast"\n', "network: 'fast' is not a bandwidth"),
+        (PLAIN + '[[paths]]\nto = "edge-2"\nrate = "far"\n', "the path to edge-2: 'far' is not a bandwidth"),
+        (PLAIN + 'nat = ["10.99.0.0/24"]\n', "nat is for gateways"),
+        (PLAIN + 'tier = "heaven"\n', "heaven"),
         (PLAIN + 'shared_directory = "srv"\n', "'srv' is not an absolute path"),
     ],
 )

@@ -184,10 +184,14 @@ BAD = {
     "address": (["node", "ls", "--controller", "nowhere"], "tcp:HOST:PORT"),
     "controller config": (["controller", "--config", "/nowhere.toml"], "/nowhere.toml"),
     "agent config": (["agent", "--config", "/nowhere.toml"], "/nowhere.toml"),
-    "bench": (["bench", "nothing"], "choose downtime, pages or codecs"),
+    "bench": (["bench", "nothing"], "choose downtime, pages, codecs or link"),
     "bench file": (["bench", "downtime", "--json", "/nowhere/x.json"], "/nowhere is no directory"),
     "bench sizes": (["bench", "downtime", "--sizes", "big"], "20,200,1024"),
     "scenario": (["demo", "--scenario", "nothing"], "there is no scenario 'nothing'"),
+    "node": (["node", "inspect", "edge-9"], "there is no node 'edge-9'"),
+    "node to measure": (["node", "benchmark", "gw-1"], "gateway"),
+    "shown topology": (["lab", "show", "/nowhere.toml"], "shipped one: default, campus, coordinated, corridor, shared"),
+    "drawn topology": (["lab", "show", "default", "--out", "/nowhere/x.png"], "cannot be written to /nowhere/x.png"),
     "topology": (["lab", "up", "--topology", "/nowhere.toml"], "/nowhere.toml"),
 }
 
@@ -218,6 +222,36 @@ def test_an_agent_that_is_down(whimbrel: Call, region: FakeRegion, demo: str) ->
     nodes = json.loads(whimbrel("node", "ls", "--json")[1])
     assert [node["up"] for node in nodes] == [True, False, True, True]
     assert set(nodes[0]) >= {"name", "role", "host", "port", "up", "services", "capabilities", "resources"}
+
+
+def test_a_node_shows_what_it_has_and_uses(whimbrel: Call, demo: str) -> None:
+    code, out, _ = whimbrel("node", "ls")
+    assert code == 0
+    assert re.search(r"edge-1 .* 0\.25/1\.5 +400 ", out), out
+    node = json.loads(whimbrel("node", "inspect", "edge-1", "--json")[1])
+    assert node["resources"]["cpu_capacity"] == 1.5
+    assert node["service_use"] == [{"name": demo, "cpus_used": 0.25, "memory_bytes": 20 << 20}]
+    assert node["paths"] == [{"to": "elsewhere", "round_trip_ms": 12.5, "measured_unix_s": 1.0, "rate_bps": 75e6}]
+    out = whimbrel("node", "inspect", "edge-1")[1]
+    assert re.search(r"elsewhere +12\.50 ms +75 Mbit/s", out), out
+    assert re.search(r"processors +0\.25 of 1\.5 used by services", out), out
+
+
+def test_computing_power_is_measured_again_when_asked(whimbrel: Call, demo: str) -> None:
+    assert "401.0 events/s" in whimbrel("node", "benchmark", "edge-1")[1]
+    assert json.loads(whimbrel("node", "benchmark", "edge-1", "--json")[1])["events_per_s"] == 402.0
+    assert json.loads(whimbrel("node", "inspect", "edge-1", "--json")[1])["resources"]["computing_power"] == 402.0
+
+
+def test_topologies_are_listed_and_shown(whimbrel: Call, tmp_path: Path) -> None:
+    assert json.loads(whimbrel("lab", "topologies", "--json")[1])[0]["name"] == "default"
+    assert "coordinated" in whimbrel("lab", "topologies")[1]
+    code, out, _ = whimbrel("lab", "show", "coordinated", "--out", str(tmp_path / "it.png"))
+    assert code == 0
+    assert re.search(r"pop-1 +pop-2 +100 Mbit/s, 50 ms", out), out
+    assert re.search(r"cloud +cloud +pop-cloud +1 ", out), out
+    assert (tmp_path / "it.png").exists()
+    assert json.loads(whimbrel("lab", "show", "corridor", "--json")[1])["name"] == "corridor"
 
 
 def test_a_refusal_by_the_agent(whimbrel: Call, region: FakeRegion, demo: str) -> None:

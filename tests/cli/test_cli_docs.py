@@ -29,7 +29,9 @@ def test_there_are_the_commands_of_the_design() -> None:
     assert set(ALL) == {
         f"whimbrel {name}"
         for name in (
-            "check", "lab up", "lab down", "lab status", "demo", "controller", "agent", "node ls",
+            "check", "lab up", "lab down", "lab status", "lab topologies",
+            "lab show", "demo", "controller", "agent", "node ls",
+            "node inspect", "node benchmark",
             "service run", "service ls", "service inspect", "service logs", "service exec", "service rm",
             "migrate",
             "migration ls", "migration show", "migration cancel", "bench", "experiment ls", "experiment run",

@@ -43,3 +43,9 @@ def test_migrations_on_soft_dirty_bits(guest: Guest) -> None:
 def test_control_groups_of_version_2(guest: Guest) -> None:
     adoption = "tests/runtime/test_adopt.py::test_restored_container_is_runcs_own_there_and_back"
     run_inside(guest, "tests/runtime/test_runc.py", adoption, "tests/guest/inside/test_limits.py")
+
+
+def test_links_delayed_by_netem_and_capacity_on_version_2(guest: Guest) -> None:
+    run_inside(
+        guest, "tests/network/test_shaping.py", "tests/network/test_ping_and_nat.py", "tests/runtime/test_capacity.py"
+    )

@@ -17,8 +17,10 @@ from whimbrel.controller.config import load as load_controller_config
 from whimbrel.lab import cleanup, commands, config, processes, topology
 from whimbrel.lab.commands import lab_down, lab_status, lab_up, node_namespace, run_in
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
+from whimbrel.model.node import Tier
 from whimbrel.network import netns
 from whimbrel.network.overlay import wait_until
+from whimbrel.network.ping import round_trips_ms
 from whimbrel.runtime.cgroups import Cgroup
 
 pytestmark = [
@@ -104,6 +106,50 @@ def test_up_status_down(lab: Lab) -> None:
     lab.down()
     assert lab.leftovers() == []
     assert not lab.status().present
+
+
+LINK = """
+[[links]]
+between = ["t-edge-1", "router"]
+rate = "50mbit"
+delay = "5ms"
+[[links]]
+between = ["ue-1", "t-gw-2"]
+delay = "7ms"
+"""
+
+
+def test_a_link_whose_relay_died_makes_the_lab_not_whole(lab: Lab) -> None:
+    lab.file.write_text(lab.file.read_text() + LINK)
+    link, access = lab.up().links
+    assert (set(access.between), access.rate_bps, access.delay_ms) == ({"ue-1", "t-gw-2"}, 0.0, 7.0)
+    assert (set(link.between), link.rate_bps, link.delay_ms, link.alive) == ({"t-edge-1", "router"}, 50e6, 5.0, True)
+    with run_in("t-edge-1", lab_dir=lab.dir):
+        assert round_trips_ms(["192.168.101.1"], timeout_s=5.0)["192.168.101.1"] >= 10.0
+    with run_in("ue-1", lab_dir=lab.dir):
+        found = round_trips_ms(["10.99.0.1", "10.99.1.1"], timeout_s=5.0)
+        assert found["10.99.1.1"] >= 14.0
+        assert "10.99.0.1" in found, "the other access is as it was"
+    if not link.pid:
+        pytest.skip("netem delays here: no process that could die")
+    os.kill(link.pid, signal.SIGKILL)
+    assert wait_until(lambda: not lab.status().up)
+    assert [part.alive for part in lab.status().links] == [False, True]
+    lab.down()
+    assert lab.leftovers() == []
+
+
+def test_the_configurations_tell_capacity_and_paths(tmp_path: Path) -> None:
+    plan = topology.load(Path("coordinated"))
+    config.write_configs(plan, tmp_path)
+    edge = load_config(config.agent_config(tmp_path, "edge-1"))
+    assert (edge.cpus, edge.tier, edge.network_bps) == (0.7, Tier.EDGE, 175e6)
+    assert {path.to: path.bps for path in edge.paths} == {
+        "edge-2": 100e6, "edge-3": 100e6, "cloud": 75e6, "bs-2": 100e6, "bs-3": 100e6
+    }  # fmt: skip
+    assert edge.overlay_gateways == ("10.77.0.1", "10.77.0.2", "10.77.0.3")
+    assert load_config(config.agent_config(tmp_path, "cloud")).tier is Tier.CLOUD
+    assert load_config(config.agent_config(tmp_path, "bs-2")).nat == ("10.99.1.0/24",)
 
 
 def test_the_configurations_are_what_agents_and_controller_read(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from whimbrel.memory.softdirty import has_soft_dirty
 from whimbrel.memory.uffd import missing_support
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.units import format_bytes
+from whimbrel.network.shaping import delay_by
 
 MINIMUM_CRIU = (4, 2)  # it widened the page-server header that we speak
 MINIMUM_RUNC = (1, 1)
@@ -152,6 +153,14 @@ def _links() -> Found:
     return Status.OK, "veth, bridge and VXLAN links can be made in a new network namespace", ""
 
 
+def _link_delay() -> Found:
+    if delay_by() == "netem":
+        return Status.OK, "netem delays the links of labs", ""
+    if Path("/dev/net/tun").exists():
+        return Status.OK, "this kernel has no netem: a relay of ours delays the links of labs", ""
+    return Status.WARN, "labs cannot delay links: no netem, no /dev/net/tun", "load the module sch_netem or tun"
+
+
 def _overlay() -> Found:
     place = Path("/var/lib/whimbrel")
     parent = place if place.is_dir() else place.parent
@@ -216,8 +225,9 @@ _CHECKS: tuple[tuple[str, Callable[[], Found], bool], ...] = (
     ("runc", _runc, False),
     ("skopeo", _program("skopeo", Status.FAIL, "images cannot be read"), False),
     ("umoci", _program("umoci", Status.FAIL, "images cannot be unpacked"), False),
-    ("nft", _program("nft", Status.WARN, "the benchmark's baseline needs it"), False),
+    ("nft", _program("nft", Status.WARN, "gateways with `nat` and the benchmark's baseline need it"), False),
     ("network links", _links, True),
+    ("link delay", _link_delay, True),
     ("overlayfs", _overlay, True),
     ("control groups", _cgroups, True),
     ("/dev/shm", _shared_memory, False),

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from whimbrel.model.errors import BadInput
-from whimbrel.model.node import Endpoint, Role
+from whimbrel.model.node import Endpoint, Role, Tier
+from whimbrel.model.units import parse_rate_bps, parse_size_bytes
 
 DEFAULT_PORT = 7411
+DEFAULT_POWER_FILE = "/var/cache/whimbrel/computing-power.json"
+
+
+class PathConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the operator knows of the way to another node: its rate, like ``100mbit``."""
+
+    to: str
+    rate: str
+
+    def __post_init__(self) -> None:
+        _checked(f"the path to {self.to}", parse_rate_bps, self.rate)
+
+    @property
+    def bps(self) -> float:
+        return parse_rate_bps(self.rate)
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,6 +39,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     that other nodes mount too (see docs/shared-storage.md); empty: none. `docker_socket` and
     `podman_socket` are where this node's Docker and Podman's API service listen, `lxc_path` is the folder of its LXC
     containers: services may be adopted from them.
+
+    `tier`: how far from the user. `cpus`, `memory` (like ``2GiB``): what the services here share, the whole machine if
+    not said. `network` (like ``1gbit``) and `paths` tell planners what the links can carry. `overlay_gateways`: all
+    gateways' addresses on the overlay, whom services answer directly; `nat`: subnets of users whose addresses this
+    gateway translates. `computing_power_file`: where the benchmark's result is kept, for all agents of the machine.
     """
 
     name: str
@@ -35,10 +58,34 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     docker_socket: str = "/run/docker.sock"
     podman_socket: str = "/run/podman/podman.sock"
     lxc_path: str = "/var/lib/lxc"
+    tier: Tier = Tier.EDGE
+    cpus: float | None = None
+    memory: str = ""
+    network: str = ""
+    paths: tuple[PathConfig, ...] = ()
+    overlay_gateways: tuple[str, ...] = ()
+    nat: tuple[str, ...] = ()
+    computing_power_file: str = DEFAULT_POWER_FILE
 
     def __post_init__(self) -> None:
+        if self.cpus is not None and not 0 < self.cpus < math.inf:
+            raise ValueError(f"cpus {self.cpus:g} is no capacity: write a number of processors, like 0.5")
+        _checked("memory", parse_size_bytes, self.memory or "0")
+        _checked("network", parse_rate_bps, self.network or "0bit")
+        if self.nat and self.role is not Role.GATEWAY:
+            raise ValueError("nat is for gateways: users come in there")
         if self.shared_directory and not Path(self.shared_directory).is_absolute():
             raise ValueError(f"shared_directory {self.shared_directory!r} is not an absolute path")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its services share; 0: no limit."""
+        return parse_size_bytes(self.memory or "0")
+
+    @property
+    def network_bps(self) -> float:
+        """What the node can send and receive; 0: as its interface says."""
+        return parse_rate_bps(self.network or "0bit")
 
     @property
     def endpoint(self) -> Endpoint:
@@ -53,6 +100,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def directory(self) -> Path:
         return Path(self.state_dir or f"/var/lib/whimbrel/{self.name}")
+
+
+def _checked(what: str, parse: Callable[[str], float], text: str) -> None:
+    try:
+        parse(text)
+    except BadInput as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def load_config(path: Path) -> AgentConfig:

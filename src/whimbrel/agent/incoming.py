@@ -75,7 +75,7 @@ class Incoming:
         has_image = await self._host.offer(call.spec, call.image_digest, call.description, call.shared)
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
-            asyncio.to_thread(collect_resources, self._config.directory),
+            asyncio.to_thread(collect_resources, self._config),
         )
         return calls.OfferReply(capabilities=capabilities, resources=resources, has_image=has_image)
 

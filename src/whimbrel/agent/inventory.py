@@ -10,14 +10,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from whimbrel import __version__
+from whimbrel.agent.config import AgentConfig
+from whimbrel.agent.monitor import Monitor
 from whimbrel.checkpoint.swrk import criu_path
 from whimbrel.memory.softdirty import has_soft_dirty
 from whimbrel.memory.uffd import missing_support
 from whimbrel.migrate.preflight import stage_room_bytes
 from whimbrel.model.node import Capabilities, Resources
+from whimbrel.runtime.capacity import node_cgroup
 
 
 def _version(*argv: str) -> str:
@@ -54,15 +58,38 @@ def collect_capabilities() -> Capabilities:
     )
 
 
-def collect_resources(state_dir: Path) -> Resources:
-    memory = psutil.virtual_memory()
+def collect_resources(config: AgentConfig, monitor: Monitor | None = None) -> Resources:
+    """What the node has and uses; without a `monitor`, only what can be seen at one look."""
+    state_dir, memory = config.directory, psutil.virtual_memory()
+    cpus = os.cpu_count() or 1
+    limit = min(config.memory_bytes or memory.total, memory.total)
+    used = node_cgroup(config.name).memory_bytes() or 0
     directory = next(path for path in (state_dir, *state_dir.parents) if path.exists())
     run_dir = state_dir / "run"
-    return Resources(
-        cpus=os.cpu_count() or 1,
+    disk = shutil.disk_usage(directory)
+    resources = Resources(
+        cpus=cpus,
         load_1min=os.getloadavg()[0],
         memory_total_bytes=memory.total,
-        memory_available_bytes=memory.available,
-        disk_available_bytes=shutil.disk_usage(directory).free,
+        memory_available_bytes=min(memory.available, max(0, limit - used)),
+        disk_available_bytes=disk.free,
         stage_available_bytes=stage_room_bytes(run_dir if run_dir.exists() else directory),
+        cpu_capacity=config.cpus or float(cpus),
+        memory_capacity_bytes=limit,
+        memory_used_bytes=used,
+        disk_total_bytes=disk.total,
+    )
+    return resources if monitor is None else _with_use(resources, monitor)
+
+
+def _with_use(resources: Resources, monitor: Monitor) -> Resources:
+    network, power = monitor.network, monitor.power
+    return msgspec.structs.replace(
+        resources,
+        cpus_used=monitor.cpus_used,
+        # One thread keeps one processor busy at most
+        computing_power=power.events_per_s * min(1.0, resources.cpu_capacity) if power else 0.0,
+        network_capacity_bps=network.capacity_bps,
+        network_received_bps=network.received.per_s,
+        network_sent_bps=network.sent.per_s,
     )

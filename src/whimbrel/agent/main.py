@@ -15,18 +15,22 @@ from whimbrel.agent.config import AgentConfig, load_config
 from whimbrel.agent.images import Images
 from whimbrel.agent.incoming import Incoming
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
+from whimbrel.agent.monitor import Monitor
 from whimbrel.agent.outgoing import Outgoing
 from whimbrel.agent.service_calls import ServiceCalls
 from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.swrk import criu_path
-from whimbrel.model.errors import Refused
-from whimbrel.model.node import NodeStatus, Role
+from whimbrel.model.errors import BadInput, Refused
+from whimbrel.model.node import ComputingPower, NodeStatus, Role
 from whimbrel.model.service import EngineKind
+from whimbrel.network import nat
 from whimbrel.network.hold import HoldTable
 from whimbrel.network.overlay import Overlay
 from whimbrel.network.port import ServicePort
+from whimbrel.runtime.capacity import limit_capacity, node_cgroup
+from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines.base import Engine
 from whimbrel.runtime.engines.docker import Docker
 from whimbrel.runtime.engines.lxc import Lxc
@@ -58,17 +62,22 @@ class Agent:
         self.images: Images | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
+        self.monitor = Monitor(config, self._service_groups)
 
     async def start(self) -> None:
         config = self.config
         config.directory.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self.overlay.up)
         if config.role is Role.GATEWAY:
+            await asyncio.to_thread(nat.translate, config.nat)
             self.holds = HoldTable()
         if config.role is Role.EDGE:
+            if config.cpus is not None and config.cpus > (have := os.cpu_count() or 1):
+                raise BadInput(f"cpus {config.cpus:g} is more than this machine has, {have}: ask for no more")
+            await asyncio.to_thread(limit_capacity, node_cgroup(config.name), config.cpus, config.memory_bytes)
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
-            port = ServicePort(config.directory / "netns")
+            port = ServicePort(config.directory / "netns", config.overlay_gateways)
             engines: dict[EngineKind, Engine] = {
                 EngineKind.DOCKER: Docker(Path(config.docker_socket)),
                 EngineKind.PODMAN: Podman(Path(config.podman_socket)),
@@ -89,14 +98,20 @@ class Agent:
             await self.outgoing.load()
             self._settling = asyncio.create_task(self.outgoing.settle_leftovers())
             self._tending = asyncio.create_task(self.services.tend())
+        self.monitor.start()
 
     async def stop(self) -> None:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
         if self.incoming is not None:
             await self.incoming.close()
+        await self.monitor.stop()
         await self.shared.stop()
         if self.holds is not None:
             await asyncio.to_thread(self.holds.restore)
+
+    def _service_groups(self) -> dict[str, Cgroup]:
+        services = self.services
+        return {name: services.cgroup(name) for name in services.names()} if services is not None else {}
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         table: dict[type[calls.Call], Handler] = {calls.GetNode: self._node, calls.SetPeers: self._set_peers}
@@ -105,6 +120,7 @@ class Agent:
             if part is not None:
                 table.update(part.handlers())
         if self.outgoing is not None:
+            table[calls.MeasurePower] = self._measure_power
             table[calls.Migrate] = self.outgoing.migrate
             table[calls.CancelMigration] = self.outgoing.cancel
             table[calls.GetMigration] = self.outgoing.get
@@ -118,7 +134,7 @@ class Agent:
     async def _node(self, _: calls.GetNode, emit: EmitEvent) -> NodeStatus:
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
-            asyncio.to_thread(collect_resources, self.config.directory),
+            asyncio.to_thread(collect_resources, self.config, self.monitor),
         )
         services = tuple(self.services.names()) if self.services is not None else ()
         return NodeStatus(
@@ -127,10 +143,18 @@ class Agent:
             resources=resources,
             services=services,
             shared=self.shared.mount,
+            tier=self.config.tier,
+            nat=bool(self.config.nat),
+            service_use=await asyncio.to_thread(self.monitor.services),
+            paths=self.monitor.paths(),
         )
+
+    async def _measure_power(self, _: calls.MeasurePower, __: EmitEvent) -> ComputingPower:
+        return await self.monitor.measure_power()
 
     async def _set_peers(self, call: calls.SetPeers, _: EmitEvent) -> None:
         await asyncio.to_thread(self.overlay.set_peers, call.peers)
+        self.monitor.set_peers(call.peers)
 
     async def _prepare_hold(self, call: calls.PrepareHold, _: EmitEvent) -> None:
         assert self.holds is not None

@@ -23,7 +23,10 @@ def register(app: typer.Typer) -> None:
 @labs.command("up")
 def up(
     topology: Annotated[
-        Path | None, typer.Option("--topology", metavar="FILE", help="TOML file, or shared; default: three edges.")
+        Path | None,
+        typer.Option(
+            "--topology", metavar="NAME|FILE", help="A shipped one (`whimbrel lab topologies`) or a TOML file."
+        ),
     ] = None,
 ) -> None:
     """Bring up edge nodes, gateways and users in network namespaces, with their agents and a controller."""
@@ -73,6 +76,85 @@ def status(json: JsonOption = False) -> None:
     ]
     headings = ("node", "role", "state", "address", "overlay", "namespace", "pid")
     print_table(headings, rows, ["" if node.alive else "bold red" for node in found.nodes])
+    if found.links:
+        from whimbrel.model.units import format_rate
+
+        links = [
+            (
+                " - ".join(link.between),
+                format_rate(link.rate_bps) if link.rate_bps else "no limit",
+                f"{link.delay_ms:g} ms",
+                "alive" if link.alive else "down",
+                str(link.pid or "-"),
+            )
+            for link in found.links
+        ]
+        styles = ["" if link.alive else "bold red" for link in found.links]
+        print_table(("link", "rate", "delay", "state", "relay"), links, styles)
+
+
+@labs.command("topologies")
+def topologies(json: JsonOption = False) -> None:
+    """The topologies that come with Whimbrel."""
+    from whimbrel.lab.topology import load, shipped
+
+    found = [load(Path(name)) for name in shipped()]
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (
+            plan.name,
+            str(len(plan.edges)),
+            str(len(plan.gateways)),
+            str(len(plan.users)),
+            str(len(plan.links)),
+            plan.summary,
+        )
+        for plan in found
+    ]
+    print_table(("topology", "servers", "gateways", "users", "links", "what it is"), rows)
+
+
+@labs.command("show")
+def show(
+    topology: Annotated[Path, typer.Argument(metavar="NAME|FILE", help="A shipped topology, or a TOML file.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Draw it as a PNG there.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Check a topology and show its nodes and links; nothing is brought up."""
+    from whimbrel.lab.picture import draw, said
+    from whimbrel.lab.routes import homes, wires
+    from whimbrel.lab.topology import Edge, load
+
+    plan = load(topology)
+    if out is not None:
+        draw(plan, out)
+    if json:
+        print_json(plan)
+        return
+    at = homes(plan)
+    rows = []
+    for site in plan.sites:
+        edge = site if isinstance(site, Edge) else None
+        rows.append(
+            (
+                site.name,
+                edge.tier.value if edge else "gateway",
+                at[site.name],
+                f"{edge.cpus:g}" if edge and edge.cpus is not None else "-",
+                (edge.memory if edge else "") or "-",
+                f"{site.position[0]:g}, {site.position[1]:g}" if site.position else "-",
+            )
+        )
+    print_table(("node", "kind", "at", "cpus", "memory", "position (m)"), rows)
+    shaped = [
+        (wire.a.node, wire.b.node, said(wire.shape)) for wire in wires(plan) if wire.transfer or not wire.shape.is_plain
+    ]
+    if shaped:
+        print_table(("link from", "to", "each way"), shaped)
+    if out is not None:
+        print(f"drawn to {out}")
 
 
 def demo(
@@ -89,7 +171,7 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages or codecs.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages, codecs or link.")],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
         str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
@@ -124,8 +206,12 @@ def bench(
         from whimbrel.bench import codecs
 
         result = codecs.run(console(), pid=pid)
+    elif name == "link":
+        from whimbrel.bench import link
+
+        result = link.run(console())
     else:
-        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages or codecs")
+        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages, codecs or link")
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 

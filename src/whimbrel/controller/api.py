@@ -155,6 +155,16 @@ def _node_routes(controller: Controller) -> APIRouter:
         """All nodes, live."""
         return _json(await controller.region.views())
 
+    @router.get("/nodes/{name}")
+    async def node(name: str) -> Response:
+        """One node, live."""
+        return _json(await controller.region.view(name))
+
+    @router.post("/nodes/{name}/benchmark")
+    async def benchmark(name: str) -> Response:
+        """Measure the computing power of an edge node again."""
+        return _json(await controller.region.measure_power(name))
+
     return router
 
 

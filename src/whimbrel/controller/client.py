@@ -24,6 +24,7 @@ from whimbrel.controller.views import (
 )
 from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.migration import MigrationRecord, Progress
+from whimbrel.model.node import ComputingPower
 from whimbrel.model.service import ExecResult, ServiceStatus
 from whimbrel.plan.strategies import DEFAULT
 
@@ -64,6 +65,13 @@ class ControllerClient:
     # --- nodes and services -------------------------------------------------------------------------------
     def nodes(self) -> list[NodeView]:
         return self._call("GET", "/v1/nodes", list[NodeView])
+
+    def node(self, name: str) -> NodeView:
+        return self._call("GET", f"/v1/nodes/{_part(name)}", NodeView)
+
+    def measure_power(self, name: str) -> ComputingPower:
+        """Have an edge node measure its computing power again."""
+        return self._call("POST", f"/v1/nodes/{_part(name)}/benchmark", ComputingPower)
 
     def services(self) -> list[ServiceStatus]:
         """All services of the nodes that answer; see `service_list` for the ones that do not."""

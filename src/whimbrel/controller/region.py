@@ -10,11 +10,12 @@ import structlog
 from whimbrel.controller.problems import Unknown
 from whimbrel.controller.views import NodeView
 from whimbrel.model.errors import BadInput, Unreachable, WhimbrelError
-from whimbrel.model.node import Endpoint, NodeStatus, Role
-from whimbrel.wire.calls import GetNode, SetPeers
+from whimbrel.model.node import ComputingPower, Endpoint, NodeStatus, Role, Tier
+from whimbrel.wire.calls import GetNode, MeasurePower, SetPeers
 from whimbrel.wire.rpc import Peer
 
 STATUS_TIMEOUT_S = 3.0
+POWER_TIMEOUT_S = 90.0
 RETRY_S = 1.0
 
 log = structlog.get_logger()
@@ -75,6 +76,15 @@ class Region:
         """Raises Unreachable for the first of the nodes whose agent does not answer."""
         await asyncio.gather(*(self.status(name) for name in names))
 
+    async def view(self, name: str) -> NodeView:
+        """One node, live. Raises Unknown."""
+        return await self._view(self.endpoint(name))
+
+    async def measure_power(self, name: str) -> ComputingPower:
+        """Have the node's agent run its benchmark again. Raises Unknown, BadInput, Unreachable."""
+        power: ComputingPower = await self.peer(self.edge(name).name).call(MeasurePower(), timeout_s=POWER_TIMEOUT_S)
+        return power
+
     async def views(self) -> list[NodeView]:
         """All nodes, live, in the order of the configuration."""
         return list(await asyncio.gather(*(self._view(node) for node in self.nodes.values())))
@@ -98,6 +108,10 @@ class Region:
             capabilities=status.capabilities if status else None,
             resources=status.resources if status else None,
             shared=status.shared if status else None,
+            tier=status.tier if status else Tier.EDGE,
+            nat=bool(status and status.nat),
+            service_use=status.service_use if status else (),
+            paths=status.paths if status else (),
         )
 
     async def _keep(self, name: str, peer: Peer) -> None:

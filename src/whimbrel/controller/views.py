@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from whimbrel.model.migration import MigrationRecord, Progress
-from whimbrel.model.node import Capabilities, Resources, Role, SharedMount
+from whimbrel.model.node import Capabilities, PathStatus, Resources, Role, ServiceUse, SharedMount, Tier
 from whimbrel.model.service import ImageInfo, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 
@@ -25,6 +25,10 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Capabilities | None = None
     resources: Resources | None = None
     shared: SharedMount | None = None
+    tier: Tier = Tier.EDGE
+    nat: bool = False
+    service_use: tuple[ServiceUse, ...] = ()
+    paths: tuple[PathStatus, ...] = ()
 
 
 class ServiceList(msgspec.Struct, frozen=True, kw_only=True):

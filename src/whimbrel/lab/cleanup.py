@@ -82,6 +82,9 @@ def _stop_processes(lab_dir: Path) -> str:
     processes.stop(controller)
     processes.stop(agents)
     running += storage.stop_mounts(lab_dir)  # before the services: one that waits for a hung mount cannot be killed
+    relays = sorted(processes.relay_directory(lab_dir).glob("*.pid"))
+    running += [file for file in relays if processes.read_pid(file)]
+    processes.stop_at_once(relays)  # last: the others take their leave over these links
     return _count(running, "lab process", "lab processes")
 
 

@@ -15,15 +15,16 @@ from whimbrel.lab import cleanup, processes, storage
 from whimbrel.lab.build import build
 from whimbrel.lab.config import DEFAULT_LAB_DIR, controller_socket, write_configs
 from whimbrel.lab.record import claim, is_marked, prefix_reserved, recorded
+from whimbrel.lab.routes import homes, wires
 from whimbrel.lab.topology import (
     CONTROLLER,
-    ROUTER,
     Gateway,
     Topology,
     load,
     node_address,
     router_address,
 )
+from whimbrel.lab.topology_checks import require_capacities
 from whimbrel.model.errors import Conflict, Refused
 from whimbrel.network import netns
 
@@ -44,8 +45,19 @@ class LabNode(msgspec.Struct, frozen=True, kw_only=True):
     alive: bool = False
 
 
+class LabLink(msgspec.Struct, frozen=True, kw_only=True):
+    """A link of given rate or delay (one way), in the kernel or, with a `pid`, by a relay of ours."""
+
+    between: tuple[str, str]
+    rate_bps: float
+    delay_ms: float
+    queue_bytes: int
+    pid: int = 0
+    alive: bool = True
+
+
 class LabStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """`up`: every node is alive. `present`: something of a lab is there, whole or not."""
+    """`up`: every node and every link is alive. `present`: something of a lab is there, whole or not."""
 
     up: bool
     present: bool
@@ -53,6 +65,7 @@ class LabStatus(msgspec.Struct, frozen=True, kw_only=True):
     topology: str = ""
     controller: str = ""
     nodes: tuple[LabNode, ...] = ()
+    links: tuple[LabLink, ...] = ()
 
 
 def _quiet(_: str) -> None:
@@ -68,6 +81,7 @@ def lab_up(topology: Path | None = None, progress: Report = _quiet, *, lab_dir: 
     if os.geteuid() != 0:
         raise Refused("a lab needs root for its network namespaces: run it with sudo")
     storage.require(plan)
+    require_capacities(plan)
     with _locked(lab_dir):
         _make_way(progress, lab_dir)
         with prefix_reserved(plan):
@@ -81,7 +95,7 @@ def lab_up(topology: Path | None = None, progress: Report = _quiet, *, lab_dir: 
 
 
 def _bring_up(plan: Topology, progress: Report, lab_dir: Path) -> None:
-    build(plan)
+    processes.start_relays(plan, lab_dir, build(plan))
     progress(f"{len(plan.namespaces)} network namespaces linked")
     write_configs(plan, lab_dir)
     storage.start_storage(plan, lab_dir)
@@ -108,14 +122,15 @@ def lab_status(*, lab_dir: Path = DEFAULT_LAB_DIR) -> LabStatus:
     plan = recorded(lab_dir)
     if plan is None:
         return LabStatus(up=False, present=is_marked(lab_dir), directory=str(lab_dir))
-    nodes = tuple(_nodes(plan, lab_dir))
+    nodes, links = tuple(_nodes(plan, lab_dir)), tuple(_links(plan, lab_dir))
     return LabStatus(
-        up=all(node.alive for node in nodes),
+        up=all(node.alive for node in nodes) and all(link.alive for link in links),
         present=True,
         directory=str(lab_dir),
         topology=plan.name,
         controller=f"unix:{controller_socket(lab_dir)}",
         nodes=nodes,
+        links=links,
     )
 
 
@@ -147,7 +162,8 @@ def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
             alive=bool(pid) if pid_file else path.exists(),
         )
 
-    yield node(ROUTER, "router", str(router_address(plan.controller_subnet)))
+    for name in plan.router_names:
+        yield node(name, "router", _router_address(plan, name))
     address = str(node_address(plan.controller_subnet))
     yield node(CONTROLLER, "controller", address, pid_file=lab_dir / "controller.pid")
     if plan.storage is not None:
@@ -160,6 +176,31 @@ def _nodes(plan: Topology, lab_dir: Path) -> Iterator[LabNode]:
         yield node(site.name, endpoint.role.value, endpoint.host, overlay_address, lab_dir / site.name / "agent.pid")
     for user in plan.users:
         yield node(user.name, "user", str(plan.user_address(user, plan.gateway(user.attached[0]))))
+
+
+def _router_address(plan: Topology, router: str) -> str:
+    """One of its addresses: the one towards the controller, else towards a node of its own."""
+    at = homes(plan)
+    if at[CONTROLLER] == router:
+        return str(router_address(plan.controller_subnet))
+    subnets = [site.subnet for site in plan.sites if at[site.name] == router]
+    return str(router_address(subnets[0])) if subnets else "-"
+
+
+def _links(plan: Topology, lab_dir: Path) -> Iterator[LabLink]:
+    for wire in wires(plan):
+        if wire.shape.is_plain:
+            continue
+        pid_file = processes.relay_directory(lab_dir) / f"{wire.name}.pid"
+        pid = processes.read_pid(pid_file)
+        yield LabLink(
+            between=(wire.a.node, wire.b.node),
+            rate_bps=wire.shape.rate_bps,
+            delay_ms=wire.shape.delay_ms,
+            queue_bytes=wire.shape.queue_limit_bytes if wire.shape.rate_bps else 0,
+            pid=pid,
+            alive=bool(pid) or not pid_file.exists(),
+        )
 
 
 def _make_way(progress: Report, lab_dir: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from whimbrel.lab.routes import path, uplink_bps
 from whimbrel.lab.topology import Edge, Gateway, Topology
 
+Value = str | int | float | list[str]
 DEFAULT_LAB_DIR = Path("/var/lib/whimbrel/lab")
 
 
@@ -38,7 +41,7 @@ def write_configs(topology: Topology, lab_dir: Path) -> None:
 
 def _agent_text(topology: Topology, site: Edge | Gateway, state_dir: Path) -> str:
     endpoint = topology.endpoint(site)
-    values: dict[str, str | int] = {
+    values: dict[str, Value] = {
         "name": endpoint.name,
         "role": endpoint.role.value,
         "host": endpoint.host,
@@ -51,11 +54,28 @@ def _agent_text(topology: Topology, site: Edge | Gateway, state_dir: Path) -> st
         "podman_socket": str(state_dir / "engines/podman.sock"),
         "lxc_path": str(state_dir / "engines/lxc"),
     }
+    values["overlay_gateways"] = [gateway.overlay_address for gateway in topology.gateways]
+    if rate_bps := uplink_bps(topology, site.name):
+        values["network"] = f"{rate_bps:.0f}bit"
+    if isinstance(site, Edge):
+        values["tier"] = site.tier.value
+        values |= {"cpus": site.cpus} if site.cpus is not None else {}
+        values |= {"memory": site.memory} if site.memory else {}
     if site in topology.storage_edges:
         values["shared_directory"] = str(shared_directory(state_dir.parent, site.name))
     if isinstance(site, Gateway):
         values["bridge_address"] = topology.bridge_address(site)
-    return _lines(values)
+        values |= {"nat": [site.access_subnet]} if site.nat else {}
+    return _lines(values) + _paths_text(topology, site)
+
+
+def _paths_text(topology: Topology, site: Edge | Gateway) -> str:
+    rates = {other.name: path(topology, site.name, other.name).rate_bps for other in topology.sites if other != site}
+    return "".join(
+        "\n[[paths]]\n" + _lines({"to": name, "rate": f"{rate_bps:.0f}bit"})
+        for name, rate_bps in rates.items()
+        if rate_bps
+    )
 
 
 def _controller_text(topology: Topology, lab_dir: Path) -> str:
@@ -82,6 +102,7 @@ def _controller_text(topology: Topology, lab_dir: Path) -> str:
     return text
 
 
-def _lines(values: dict[str, str | int]) -> str:
-    """TOML keys; a JSON string without escapes beyond the basic ones is a TOML string too."""
+def _lines(values: Mapping[str, Value]) -> str:
+    """TOML keys; a JSON string without escapes beyond the basic ones is a TOML string too, and so with numbers and
+    lists."""
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -20,13 +20,16 @@ from pathlib import Path
 import httpx
 
 from whimbrel.lab.config import agent_config, controller_config, controller_socket
+from whimbrel.lab.routes import Wire
 from whimbrel.lab.topology import CONTROLLER, Topology
 from whimbrel.model.errors import StepFailed, WhimbrelError
 from whimbrel.network import netns
+from whimbrel.network.shaping import Relay
 from whimbrel.wire.calls import GetNode
 from whimbrel.wire.rpc import Peer
 
 ANSWER_TIMEOUT_S = 20.0
+STARTING_S = 2.0  # more for each agent: they share the processors
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.05
 COMMAND = (sys.executable, "-m", "whimbrel")
@@ -162,12 +165,26 @@ def _signal(pid_file: Path, number: signal.Signals) -> None:
             os.close(pidfd)
 
 
+def relay_directory(lab_dir: Path) -> Path:
+    return lab_dir / "links"
+
+
+def start_relays(topology: Topology, lab_dir: Path, relays: Sequence[tuple[Wire, Relay]]) -> None:
+    """Start the relays of links; until then these links carry nothing."""
+    with contextlib.ExitStack() as handed_over:
+        for _, relay in relays:
+            handed_over.callback(relay.close)
+        for wire, relay in relays:
+            where = topology.namespace_path(wire.a.node)
+            start(Process(wire.name, relay.argv, where, relay_directory(lab_dir)), pass_fds=relay.fds)
+
+
 def wait_until_ready(topology: Topology, lab_dir: Path, progress: Callable[[str], None]) -> None:
     """Until every agent answers a call from the controller's namespace, and the controller its API.
 
     Raises StepFailed with the last line that a process wrote, when it ended or is too slow."""
     agents, controller = lab_processes(topology, lab_dir)[:-1], lab_processes(topology, lab_dir)[-1]
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S + STARTING_S * len(agents)
     here = topology.namespace_path(CONTROLLER)
     for site, process in zip(topology.sites, agents, strict=True):
         endpoint = topology.endpoint(site)
@@ -186,7 +203,7 @@ def _wait_for(process: Process, what: str, answers: Callable[[], bool], deadline
         if not read_pid(process.pid_file):
             raise StepFailed(f"the {what} ended while starting: {_last_line(process.log)}")
         if time.monotonic() > deadline:
-            raise StepFailed(f"the {what} does not answer after {ANSWER_TIMEOUT_S:g} s: {_last_line(process.log)}")
+            raise StepFailed(f"the {what} does not answer in time: {_last_line(process.log)}")
         time.sleep(POLL_S)
 
 

@@ -2,47 +2,87 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator
 from importlib import resources
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from whimbrel.model.errors import BadInput
-from whimbrel.model.node import Endpoint, Role
+from whimbrel.model.link import LinkShape
+from whimbrel.model.node import Endpoint, Role, Tier
+from whimbrel.model.units import parse_duration_ms, parse_rate_bps, parse_size_bytes
 
 NAMESPACE_DIR = Path("/run/netns")
 ROUTER, CONTROLLER = "router", "ctl"
-MIN_ADDRESSES = 8
-SHIPPED = "default, shared"
-# interfaces on the router and on gateways are named after the node at the other end: 15 characters at most
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]")
-_PREFIX = re.compile(r"[a-z][a-z0-9-]{0,6}-")
+Position = tuple[float, float]
+"""East and north of the map's corner, in metres."""
+
+
+class Router(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where nodes of one place meet. A topology that names none has one, called `router`."""
+
+    name: str
+
+
+class WideLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A link between two routers; or the shape of one that is there anyway, between a node and its router or a user
+    and its gateway. `rate` like ``100mbit``, `delay` one way like ``50ms``, `queue` like ``512KiB``."""
+
+    between: tuple[str, str]
+    rate: str = ""
+    delay: str = ""
+    queue: str = ""
+
+    @property
+    def shape(self) -> LinkShape:
+        """Raises BadInput for what is no rate, time or size."""
+        return LinkShape(
+            rate_bps=parse_rate_bps(self.rate) if self.rate else 0.0,
+            delay_ms=parse_duration_ms(self.delay) if self.delay else 0.0,
+            queue_bytes=parse_size_bytes(self.queue) if self.queue else 0,
+        )
 
 
 class Edge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`at`: its router (the first one if not said). `cpus` and `memory` (like ``2GiB``): what its services share, all
+    of the machine if not said."""
+
     name: str
     subnet: str
+    at: str = ""
+    tier: Tier = Tier.EDGE
+    cpus: float | None = None
+    memory: str = ""
+    position: Position | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        return parse_size_bytes(self.memory) if self.memory else 0
 
 
 class Gateway(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`overlay_address`: its foot on the overlay; `access_subnet`: where its users live."""
+    """`overlay_address`: its foot on the overlay; `access_subnet`: where its users live. With `nat` they appear with
+    the gateway's address. As a base station it has a position, a power and a number of users that it can serve."""
 
     name: str
     subnet: str
     overlay_address: str
     access_subnet: str
+    at: str = ""
+    nat: bool = False
+    position: Position | None = None
+    tx_power_dbm: float | None = None
+    max_users: int | None = None
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`attached`: names of gateways, the one in use first."""
+    """`attached`: names of gateways, the one in use first. `position`: where it is at the beginning."""
 
     name: str
     attached: tuple[str, ...]
+    position: Position | None = None
 
 
 class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,10 +93,12 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kind: Literal["auto", "sshfs"] = "auto"
     name: str = "store"
     edges: tuple[str, ...] = ()
+    at: str = ""
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prefix` stands before every network namespace's name, so that a lab meets nothing else on the host."""
+    """`prefix` stands before every network namespace's name, so that a lab meets nothing else on the host. `delay_by`:
+    who delays the links, "auto" what works here. `radio`: what the radio model wants to know, not looked at here."""
 
     name: str
     overlay_subnet: str
@@ -64,9 +106,20 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     edges: tuple[Edge, ...]
     gateways: tuple[Gateway, ...]
     users: tuple[User, ...] = ()
+    routers: tuple[Router, ...] = ()
+    links: tuple[WideLink, ...] = ()
+    controller_at: str = ""
     storage: Storage | None = None
+    summary: str = ""
+    delay_by: Literal["auto", "netem", "relay"] = "auto"
+    radio: dict[str, Any] = {}
     prefix: str = "wl-"
     port: int = 7411
+
+    @property
+    def router_names(self) -> tuple[str, ...]:
+        """The first is where nodes are that name none."""
+        return tuple(router.name for router in self.routers) or (ROUTER,)
 
     @property
     def sites(self) -> tuple[Edge | Gateway, ...]:
@@ -75,10 +128,10 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def namespaces(self) -> tuple[str, ...]:
-        """Short names of all namespaces: router, controller, storage, sites, users."""
+        """Short names of all namespaces: routers, controller, storage, sites, users."""
         storage = (self.storage.name,) if self.storage else ()
         sites = (site.name for site in self.sites)
-        return (ROUTER, CONTROLLER, *storage, *sites, *(user.name for user in self.users))
+        return (*self.router_names, CONTROLLER, *storage, *sites, *(user.name for user in self.users))
 
     @property
     def storage_edges(self) -> tuple[Edge, ...]:
@@ -92,6 +145,9 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if name not in self.namespaces:
             raise BadInput(f"the lab has no node {name!r}: it has {', '.join(self.namespaces)}")
         return NAMESPACE_DIR / f"{self.prefix}{name}"
+
+    def router_of(self, node: Edge | Gateway | Storage) -> str:
+        return node.at or self.router_names[0]
 
     def gateway(self, name: str) -> Gateway:
         return next(gateway for gateway in self.gateways if gateway.name == name)
@@ -119,11 +175,15 @@ def node_address(subnet: str) -> IPv4Address:
 
 def load(path: Path | None = None) -> Topology:
     """Read and check a topology: a file, or a shipped one by its name. Raises BadInput, naming file and field."""
+    from whimbrel.lab.topology_checks import check  # they read what is above
+
     try:
         text = _shipped(path or Path("default")) or (path or Path("default")).read_bytes()
         return check(msgspec.toml.decode(text, type=Topology))
     except FileNotFoundError as error:
-        raise BadInput(f"there is no topology file {path}: check the path, or name a shipped one: {SHIPPED}") from error
+        raise BadInput(
+            f"there is no topology file {path}: check the path, or name a shipped one: {', '.join(shipped())}"
+        ) from error
     except OSError as error:
         raise BadInput(f"the topology file {path} cannot be read: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -138,94 +198,8 @@ def _shipped(name: Path) -> bytes | None:
     return file.read_bytes() if len(name.parts) == 1 and not name.exists() and file.is_file() else None
 
 
-def check(topology: Topology) -> Topology:
-    """The topology itself if it can be built. Raises BadInput with field, value and what is wanted."""
-    if not _PREFIX.fullmatch(topology.prefix):
-        raise BadInput(f"prefix {topology.prefix!r} is not valid: a letter, then a-z, 0-9 or '-', 8 at most, '-' last")
-    if not 0 < topology.port < 65536:
-        raise BadInput(f"port {topology.port} is not valid: use 1 to 65535")
-    if not topology.edges or not topology.gateways:
-        raise BadInput("a lab needs at least one [[edges]] and one [[gateways]]")
-    _check_names(topology)
-    _check_subnets(topology)
-    _check_overlay(topology)
-    _check_users(topology)
-    _check_storage(topology)
-    return topology
-
-
-def _check_names(topology: Topology) -> None:
-    seen: set[str] = set()
-    for name in topology.namespaces:
-        if not _NAME.fullmatch(name):
-            raise BadInput(f"node name {name!r} is not valid: 2 to 15 of a-z, 0-9 and '-', a letter first, no '-' last")
-        if name in seen:
-            raise BadInput(f"node name {name!r} is used twice ({ROUTER!r} and {CONTROLLER!r} are the lab's own)")
-        seen.add(name)
-
-
-def _subnets(topology: Topology) -> Iterator[tuple[str, str]]:
-    yield "overlay_subnet", topology.overlay_subnet
-    yield "controller_subnet", topology.controller_subnet
-    if topology.storage is not None:
-        yield f"subnet of {topology.storage.name}", topology.storage.subnet
-    for site in topology.sites:
-        yield f"subnet of {site.name}", site.subnet
-    for gateway in topology.gateways:
-        yield f"access_subnet of {gateway.name}", gateway.access_subnet
-
-
-def _check_subnets(topology: Topology) -> None:
-    networks = []
-    for field, text in _subnets(topology):
-        try:
-            network = IPv4Network(text)
-        except ValueError as error:
-            raise BadInput(
-                f"{field}: {text!r} is not an IPv4 subnet ({error}): write it like 192.168.101.0/24"
-            ) from error
-        if network.num_addresses < MIN_ADDRESSES:
-            raise BadInput(f"{field}: {text} is too small: use a /29 or larger")
-        networks.append((field, network))
-    for (field, network), (other, second) in itertools.combinations(networks, 2):
-        if network.overlaps(second):
-            raise BadInput(f"{other} {second} overlaps {field} {network}: every subnet must be its own")
-
-
-def _check_overlay(topology: Topology) -> None:
-    overlay = IPv4Network(topology.overlay_subnet)
-    seen: set[IPv4Address] = set()
-    for gateway in topology.gateways:
-        try:
-            address = IPv4Address(gateway.overlay_address)
-        except ValueError as error:
-            raise BadInput(
-                f"overlay_address of {gateway.name}: {gateway.overlay_address!r} is not an IPv4 address"
-            ) from error
-        if address not in overlay or address in (overlay.network_address, overlay.broadcast_address):
-            raise BadInput(f"overlay_address of {gateway.name}: {address} is not a host of overlay_subnet {overlay}")
-        if address in seen:
-            raise BadInput(f"overlay_address of {gateway.name}: {address} is used by another gateway")
-        seen.add(address)
-
-
-def _check_users(topology: Topology) -> None:
-    known = {gateway.name for gateway in topology.gateways}
-    for user in topology.users:
-        if not user.attached or len(set(user.attached)) != len(user.attached):
-            raise BadInput(f"attached of {user.name}: name one gateway or several different ones")
-        for name in user.attached:
-            if name not in known:
-                raise BadInput(
-                    f"attached of {user.name}: there is no gateway {name!r}, only {', '.join(sorted(known))}"
-                )
-    for gateway in topology.gateways:
-        if len(topology.users) > IPv4Network(gateway.access_subnet).num_addresses - 3:
-            raise BadInput(f"access_subnet of {gateway.name}: too small for {len(topology.users)} users")
-
-
-def _check_storage(topology: Topology) -> None:
-    known = {edge.name for edge in topology.edges}
-    for name in topology.storage.edges if topology.storage else ():
-        if name not in known:
-            raise BadInput(f"edges of [storage]: there is no edge {name!r}, only {', '.join(sorted(known))}")
+def shipped() -> tuple[str, ...]:
+    """Names of the topologies that come with Whimbrel, the default first."""
+    folder = resources.files("whimbrel.lab").joinpath("topologies")
+    names = sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    return tuple(sorted(names, key=lambda name: name != "default"))

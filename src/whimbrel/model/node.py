@@ -12,6 +12,14 @@ class Role(StrEnum):
     GATEWAY = "gateway"
 
 
+class Tier(StrEnum):
+    """How far from the user a server stands: with a base station, between, or in the cloud."""
+
+    EDGE = "edge"
+    REGIONAL = "regional"
+    CLOUD = "cloud"
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Where a node's agent listens (`host`, `port`), and `overlay_host`, its VXLAN tunnel end (an IPv4 address)."""
 
@@ -39,8 +47,22 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Identities of the shared file systems that the node mounts, in working order."""
 
 
+class ComputingPower(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one processor of a machine, wholly used: events of the benchmark (`agent.primes`) per second. `machine` is the
+    identity of the machine that it was measured on."""
+
+    events_per_s: float
+    measured_unix_s: float
+    machine: str
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """`stage_available_bytes`: room in the tmpfs where images are staged (memory that is free counts, too)."""
+    """`stage_available_bytes`: room in the tmpfs where images are staged (memory that is free counts, too).
+
+    What a planner reckons with: the node's services may use `cpu_capacity` processors (its limit, else the machine's)
+    and `memory_capacity_bytes`, and lately used `cpus_used` and `memory_used_bytes`. `computing_power` is C_s of the
+    paper on coordinated migration, eq. (4): events per second that a program of one thread gets done here; 0 until
+    measured, and on gateways. `network_*`: of the interface that the node is reached by; a capacity of 0 is unknown."""
 
     cpus: int
     load_1min: float
@@ -48,6 +70,33 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     memory_available_bytes: int
     disk_available_bytes: int
     stage_available_bytes: int
+    cpu_capacity: float = 0.0
+    cpus_used: float = 0.0
+    computing_power: float = 0.0
+    memory_capacity_bytes: int = 0
+    memory_used_bytes: int = 0
+    disk_total_bytes: int = 0
+    network_capacity_bps: float = 0.0
+    network_received_bps: float = 0.0
+    network_sent_bps: float = 0.0
+
+
+class ServiceUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a service lately used: processors (1.0 is one wholly busy), and memory charged to its control group."""
+
+    name: str
+    cpus_used: float
+    memory_bytes: int
+
+
+class PathStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """From this node to another: the last round-trip time, None when there is no answer lately, and the rate that its
+    configuration says the path has (0: unknown)."""
+
+    to: str
+    round_trip_ms: float | None = None
+    measured_unix_s: float = 0.0
+    rate_bps: float = 0.0
 
 
 class SharedMount(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,3 +119,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     resources: Resources
     services: tuple[str, ...] = ()
     shared: SharedMount | None = None
+    tier: Tier = Tier.EDGE
+    nat: bool = False
+    service_use: tuple[ServiceUse, ...] = ()
+    paths: tuple[PathStatus, ...] = ()

@@ -44,3 +44,12 @@ def format_bytes(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.3g} {unit}"
         size_bytes /= 1000
     raise AssertionError("unreachable")
+
+
+def format_rate(rate_bps: float) -> str:
+    """``75e6`` -> ``75 Mbit/s`` (three significant digits at most)."""
+    for unit in ("bit/s", "kbit/s", "Mbit/s", "Gbit/s"):
+        if rate_bps < 999.5 or unit == "Gbit/s":
+            return f"{rate_bps:.3g} {unit}"
+        rate_bps /= 1000
+    raise AssertionError("unreachable")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,10 +59,12 @@ class _Handles:
 
 class ServicePort:
     """All ports of one node; `netns_dir` holds one file per service. `open`, `close`, `announce`,
-    `receive_queue_bytes` take well under 1 ms. Make it, and call it, in the node's own namespace."""
+    `receive_queue_bytes` take well under 1 ms. Make it, and call it, in the node's own namespace. `gateways`: overlay
+    addresses of all gateways, whom services answer directly when they translate addresses."""
 
-    def __init__(self, netns_dir: Path) -> None:
+    def __init__(self, netns_dir: Path, gateways: Iterable[str] = ()) -> None:
         self._dir = netns_dir
+        self._gateways = tuple(gateways)
         self._lock = threading.Lock()
         self._handles: dict[str, _Handles] = {}
         self._route = netlink.NetlinkSocket(netlink.NETLINK_ROUTE)
@@ -99,7 +102,7 @@ class ServicePort:
             with explained(f"making the network port of {service}", "see `whimbrel check`"):
                 name = name or netns.call(path, _free_name)
                 self._attach(service, path, name, mac_of(address))
-                netns.call(path, lambda: _set_address(name, address, gateway))
+                netns.call(path, lambda: _set_address(name, address, gateway, self._gateways))
             return self.info(service)
         except BaseException:
             self.remove(service)
@@ -204,18 +207,21 @@ def _links_up(name: str) -> None:
             ip.link("set", index=ip.link_lookup(ifname=link)[0], state="up")
 
 
-def _set_address(name: str, address: str, gateway: str | None) -> None:
+def _set_address(name: str, address: str, gateway: str | None, gateways: Iterable[str]) -> None:
     own = interface(address)
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=name)[0]
         ip.addr("add", index=index, address=str(own.ip), prefixlen=own.network.prefixlen)
+    hops = {str(interface(each).ip) for each in (gateway, *gateways) if each}
+    if hops:
+        # fixed entries: no question to a gateway can slip out during a hold and end it, and the first answer after a
+        # move does not wait for one
+        route = netlink.NetlinkSocket(netlink.NETLINK_ROUTE)
+        for hop in hops:
+            netlink.set_neighbour(route, index, hop, netlink.NUD_PERMANENT, mac_bytes(mac_of(hop)))
+        route.close()
     if gateway:
         hop = str(interface(gateway).ip)
-        # a fixed entry: no question to the gateway can slip out during a hold and end it, and the first
-        # answer after a move does not wait for one
-        route = netlink.NetlinkSocket(netlink.NETLINK_ROUTE)
-        netlink.set_neighbour(route, index, hop, netlink.NUD_PERMANENT, mac_bytes(mac_of(hop)))
-        route.close()
         with IPRoute() as ip:
             if any(route["dst_len"] == 0 for route in ip.get_routes(family=2, table=MAIN_TABLE)):
                 # The container's own engine leads its traffic elsewhere. What it answers to users, from its address

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from whimbrel.model.migration import MigrationRecord, MigrationRequest
-from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources
+from whimbrel.model.node import Capabilities, ComputingPower, Endpoint, NodeStatus, Resources
 from whimbrel.model.service import ExecResult, ImageInfo, ServiceSpec, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 
@@ -19,6 +19,12 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, tag_field="call"):
 
 class GetNode(Call, tag="node", frozen=True):
     reply: ClassVar[Any] = NodeStatus
+
+
+class MeasurePower(Call, tag="node.power", frozen=True):
+    """Run the benchmark of computing power again; half a second of one processor."""
+
+    reply: ClassVar[Any] = ComputingPower
 
 
 class SetPeers(Call, tag="peers", frozen=True):
@@ -255,6 +261,7 @@ TakeImage.reply = ImageSlot
 
 AnyCall = (
     GetNode
+    | MeasurePower
     | SetPeers
     | RunService
     | AdoptService
