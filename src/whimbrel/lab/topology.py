@@ -14,6 +14,7 @@ import msgspec
 
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint, Role
+from whimbrel.ran import layout
 
 NAMESPACE_DIR = Path("/run/netns")
 ROUTER, CONTROLLER = "router", "ctl"
@@ -56,7 +57,8 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`prefix` stands before every network namespace's name, so that a lab meets nothing else on the host."""
+    """`prefix` stands before every network namespace's name, so that a lab meets nothing else on the host. `radio`:
+    what users hear of the gateways, and their ways (docs/radio.md)."""
 
     name: str
     overlay_subnet: str
@@ -65,6 +67,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gateways: tuple[Gateway, ...]
     users: tuple[User, ...] = ()
     storage: Storage | None = None
+    radio: layout.RadioLayout | None = None
     prefix: str = "wl-"
     port: int = 7411
 
@@ -151,6 +154,9 @@ def check(topology: Topology) -> Topology:
     _check_overlay(topology)
     _check_users(topology)
     _check_storage(topology)
+    if topology.radio is not None:
+        attached = {user.name: user.attached for user in topology.users}
+        layout.check(topology.radio, attached, [gateway.name for gateway in topology.gateways])
     return topology
 
 
