@@ -12,6 +12,7 @@ are lost."""
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -133,6 +134,12 @@ class LabRadio:
         with self._only(user), explained(f"attaching {user} to {target}", WAY_OUT):
             links.settle(target)
 
+    def detach(self, user: str) -> None:
+        """Out of coverage: nothing passes by any gateway."""
+        links = self._links(user)
+        with self._only(user), explained(f"detaching {user}", WAY_OUT):
+            links.leave()
+
     def hand_over(self, user: str, target: str) -> HandedOver:
         """See `ran.port.Radio.hand_over`."""
         links = self._links(user)
@@ -247,6 +254,11 @@ class UserLinks:
                 self._shut(name)
         self._announce(target)
 
+    def leave(self) -> None:
+        """Nowhere."""
+        for name in self.gateways:
+            self._shut(name)
+
     def interrupt(self, source: str, target: str, in_flight: InFlight) -> None:
         """From the return on nothing passes between the user and anybody."""
         if in_flight is InFlight.HOLD:
@@ -261,8 +273,9 @@ class UserLinks:
         self._announce(target)
 
     def resume(self, target: str) -> None:
-        """What waited leaves, and all that follows."""
-        self._open(target)
+        """What waited leaves, in order, and all that follows."""
+        with _on_one_processor():
+            self._open(target)
 
     def _lead_user(self, name: str) -> None:
         hop, index = self._hops[name], self._near[name].index
@@ -326,6 +339,18 @@ def _index_and_mac(ip: IPRoute, ifname: str) -> tuple[int, bytes]:
     if link is None:
         raise Refused(f"there is no interface {ifname} where the radio needs it: is the lab whole (`lab status`)?")
     return int(link["index"]), mac_bytes(str(link.get_attr("IFLA_ADDRESS")))
+
+
+@contextlib.contextmanager
+def _on_one_processor() -> Iterator[None]:
+    """Each processor has a queue of its own for packets between namespaces: a burst sent by a thread that changes
+    processors in its midst overtakes itself."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def _repeat(announcer: Announcer, moved_on: threading.Event) -> None:

@@ -19,7 +19,7 @@ from whimbrel.ran import layout
 NAMESPACE_DIR = Path("/run/netns")
 ROUTER, CONTROLLER = "router", "ctl"
 MIN_ADDRESSES = 8
-SHIPPED = "default, shared"
+SHIPPED = "default, shared, walk"
 # interfaces on the router and on gateways are named after the node at the other end: 15 characters at most
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,13}[a-z0-9]")
 _PREFIX = re.compile(r"[a-z][a-z0-9-]{0,6}-")
@@ -124,7 +124,7 @@ def load(path: Path | None = None) -> Topology:
     """Read and check a topology: a file, or a shipped one by its name. Raises BadInput, naming file and field."""
     try:
         text = _shipped(path or Path("default")) or (path or Path("default")).read_bytes()
-        return check(msgspec.toml.decode(text, type=Topology))
+        return check(_located(msgspec.toml.decode(text, type=Topology), (path or Path()).absolute().parent))
     except FileNotFoundError as error:
         raise BadInput(f"there is no topology file {path}: check the path, or name a shipped one: {SHIPPED}") from error
     except OSError as error:
@@ -133,6 +133,16 @@ def load(path: Path | None = None) -> Topology:
         raise BadInput(f"{path or 'the default topology'} is no topology: {error}") from error
     except BadInput as error:
         raise BadInput(f"{path or 'the default topology'}: {error}") from error
+
+
+def _located(topology: Topology, folder: Path) -> Topology:
+    """With whole paths for the files that users' ways are read from: who reads them may stand elsewhere."""
+    if topology.radio is None:
+        return topology
+    ways = [{kind: str(folder / name) for kind in ("gpx", "sumo") if (name := getattr(user, kind))}
+            for user in topology.radio.users]  # fmt: skip
+    users = [msgspec.structs.replace(user, **way) for user, way in zip(topology.radio.users, ways, strict=True)]
+    return msgspec.structs.replace(topology, radio=msgspec.structs.replace(topology.radio, users=tuple(users)))
 
 
 def _shipped(name: Path) -> bytes | None:

@@ -50,7 +50,8 @@ class HandoverForecast(msgspec.Struct, frozen=True, kw_only=True):
 
 class UserReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="report"):
     """The local monitor's regular message (paper `coordinated`, III). `hears`: strongest first. `serving` is empty
-    without coverage. `problems`: measurements that were not believed since the last report, each named once."""
+    without coverage. `wants`: where the user's own rule would hand it over to now, if the network decides. `problems`:
+    measurements that were not believed since the last report, each named once."""
 
     user: str
     number: int
@@ -62,6 +63,7 @@ class UserReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     serving: str
     state: LinkState
     hears: tuple[Hears, ...]
+    wants: str = ""
     delay: DelayFigures | None = None
     forecast: HandoverForecast | None = None
     problems: tuple[str, ...] = ()
@@ -101,13 +103,15 @@ class HandoverRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="event
 
 
 class RequestTimes(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="requests"):
-    """Requests of the application in the order sent; `delays_ms` null: never answered. `sent_unix_s` is the wall clock
-    derived from the monotonic one, once, so a clock that is set meanwhile moves none of them."""
+    """Requests of the application in the order sent; `delays_ms` null: never answered. `processing_ms`: how long the
+    service says that it worked on each, 0 where it does not say; empty when it never does. `sent_unix_s` is the wall
+    clock derived from the monotonic one, once, so a clock that is set meanwhile moves none of them."""
 
     user: str
     protocol: str
     sent_unix_s: tuple[float, ...]
     delays_ms: tuple[float | None, ...]
+    processing_ms: tuple[float, ...] = ()
 
 
 class UserNote(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="note"):

@@ -28,7 +28,9 @@ class HandoverRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """`margin_db` by which another station must be stronger, for `time_to_trigger_ms` on end. `lost_after_ms`: how long
     the serving one may lie below its sensitivity until any better station will do. Within `guard_s` after a handover
     the station just left must be stronger by `guard_margin_db` more. `retry_s`: how long a target that failed is left
-    alone. `interruption_ms`: how long nothing passes during a handover; 500 is the paper's."""
+    alone. With nothing better to be heard the link is given up after `drop_after_ms` (T310 of 3GPP TS 38.331), and
+    taken up again with a station that is `regain_db` above its sensitivity. `interruption_ms`: how long nothing passes
+    during a handover; 500 is the paper's."""
 
     margin_db: float = 4.0
     time_to_trigger_ms: float = 320.0
@@ -36,6 +38,8 @@ class HandoverRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     guard_s: float = 5.0
     guard_margin_db: float = 3.0
     retry_s: float = 2.0
+    drop_after_ms: float = 1000.0
+    regain_db: float = 2.0
     interruption_ms: float = 500.0
     in_flight: InFlight = InFlight.HOLD
 
@@ -48,6 +52,8 @@ class HandoverRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "guard_s": (0.0, 3600.0),
             "guard_margin_db": (0.0, 40.0),
             "retry_s": (0.0, 3600.0),
+            "drop_after_ms": (0.0, 60_000.0),
+            "regain_db": (0.0, 40.0),
             "interruption_ms": (0.0, 30_000.0),
         }
         for field, (low, high) in limits.items():
@@ -61,10 +67,13 @@ class Reason(StrEnum):
     LOST_COVERAGE = "lost-coverage"
     FIRST = "first"
     ORDERED = "ordered"
+    OUT_OF_COVERAGE = "out-of-coverage"
 
 
 @dataclass(frozen=True)
 class Decision:
+    """`target` is empty when there is nowhere to go (`OUT_OF_COVERAGE`)."""
+
     target: str
     reason: Reason
 
@@ -97,7 +106,8 @@ def step(
     usable = {name: level for name, level in rssi_dbm.items()
               if level >= sensitivity_dbm[name] and not _is_barred(rule, state, name, t_s)}  # fmt: skip
     if state.serving is None:
-        best = _strongest(usable)
+        best = _strongest({name: level for name, level in usable.items()
+                           if level >= sensitivity_dbm[name] + rule.regain_db})  # fmt: skip
         return state, None if best is None else Decision(best, Reason.FIRST)
     own_dbm = rssi_dbm.get(state.serving)
     is_weak = own_dbm is None or own_dbm < sensitivity_dbm[state.serving]
@@ -108,6 +118,8 @@ def step(
         best = _strongest(others)
         if best is not None:
             return state, Decision(best, Reason.LOST_COVERAGE)
+        if _has_lasted(state.weak_since_s, t_s, rule.drop_after_ms):
+            return state, Decision("", Reason.OUT_OF_COVERAGE)
     stronger = {
         name: level
         for name, level in others.items()
@@ -137,6 +149,11 @@ def begun(state: State, target: str) -> State:
 def finished(state: State, t_s: float) -> State:
     """The user is at the target now."""
     return State(serving=state.target, left=state.serving, left_s=t_s)
+
+
+def lost(state: State, t_s: float) -> State:
+    """The user is nowhere now."""
+    return State(left=state.serving, left_s=t_s)
 
 
 def failed(state: State, t_s: float) -> State:

@@ -20,6 +20,7 @@ EARTH_RADIUS_M = 6_371_008.8  # mean radius of the Earth (IUGG)
 MAX_SPEED_M_PER_S = 150.0  # 540 km/h: faster than any train in service; beyond it a user has jumped
 MAX_REACH_M = 200_000.0  # the plane that stands for the Earth is within 0.1 % up to here
 LOOP_GAP_M = 1.0
+SAME_PLACE_M = 1e-3
 
 
 class Fix(NamedTuple):
@@ -134,9 +135,7 @@ def track_of(
                 f"{what}: fix {number} {tuple(fix)} has a number that is none: give time and place in s and m"
             )
         if kept and fix.t_s < kept[-1].t_s:
-            raise BadInput(
-                f"{what}: time goes back at fix {number}, from {kept[-1].t_s:g} s to {fix.t_s:g} s: sort them"
-            )
+            raise BadInput(f"{what}: time goes back at fix {number}, from {kept[-1].t_s:g} to {fix.t_s:g} s: sort them")
         if kept and fix.t_s == kept[-1].t_s:
             if fix != kept[-1]:
                 raise BadInput(f"{what}: at {fix.t_s:g} s the user is in two places (fix {number}): remove one of them")
@@ -193,9 +192,12 @@ def walk(
                     f"{what}: speed to waypoint {number} is {leg.speed_m_per_s:g} m/s: "
                     f"use more than 0 and at most {max_speed_m_per_s:g}"
                 )
-            now_s += distance_m / leg.speed_m_per_s
-        fixes.append(Fix(now_s, leg.x_m, leg.y_m))
+            if distance_m >= SAME_PLACE_M:
+                now_s += distance_m / leg.speed_m_per_s
+                fixes.append(Fix(now_s, leg.x_m, leg.y_m))
+        else:
+            fixes.append(Fix(now_s, leg.x_m, leg.y_m))
         if leg.pause_s:
             now_s += leg.pause_s
-            fixes.append(Fix(now_s, leg.x_m, leg.y_m))
-    return track_of(fixes, what, course=course, max_speed_m_per_s=max_speed_m_per_s * 1.000001)
+            fixes.append(fixes[-1]._replace(t_s=now_s))
+    return track_of(fixes, what, course=course, max_speed_m_per_s=math.inf)  # speeds are checked

@@ -22,6 +22,9 @@ class Radio(Protocol):
     def attach(self, user: str, target: str) -> None:
         """Be at `target` from now on, by which traffic passes at once. Raises BadInput for unknown names."""
 
+    def detach(self, user: str) -> None:
+        """Out of coverage: nothing passes by any base station until `attach`."""
+
     def hand_over(self, user: str, target: str) -> HandedOver:
         """Move the user to `target`; returns when traffic passes by it. Raises BadInput for unknown names or when it is
         there already, Conflict while another one runs, StepFailed when it did not work: the user is then where it

@@ -91,5 +91,8 @@ class UserRadio:
     def finished(self) -> None:
         self.state = handover.finished(self.state, self._now_s)
 
+    def lost(self) -> None:
+        self.state = handover.lost(self.state, self._now_s)
+
     def failed(self) -> None:
         self.state = handover.failed(self.state, self._now_s)
