@@ -100,7 +100,7 @@ def test_degrees_that_are_none_are_refused(lat: float, lon: float) -> None:
 
 
 def test_a_place_far_from_the_origin_is_refused() -> None:
-    with pytest.raises(BadInput, match="point 3: 48.0, 2.0 is .* km from the origin"):
+    with pytest.raises(BadInput, match=r"point 3: 48\.0, 2\.0 is .* km from the origin"):
         Origin(lat=1.3, lon=103.8).project(48.0, 2.0, "point 3")
 
 
