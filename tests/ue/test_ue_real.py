@@ -71,7 +71,7 @@ def handovers(out: Path) -> list[HandoverRecord]:
     return [event for event in read(out) if isinstance(event, HandoverRecord)]
 
 
-def test_a_user_walks_there_and_back_and_its_application_goes_on(
+def test_a_user_walks_and_its_application_goes_on(
     service: Region, tmp_path: Path, record_property
 ) -> None:
     out = tmp_path / "ue.jsonl"

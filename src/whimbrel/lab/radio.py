@@ -149,7 +149,7 @@ class LabRadio:
             if source == target:
                 raise BadInput(f"{user} is at {target} already: name another base station")
             try:
-                begin_s = time.monotonic()
+                begin_s, began_unix_s = time.monotonic(), time.time()
                 links.interrupt(source, target, self._in_flight)
                 time.sleep(max(0.0, begin_s + self._interruption_ms / 1000 - time.monotonic()))
                 links.resume(target)
@@ -158,7 +158,9 @@ class LabRadio:
                 with contextlib.suppress(NetlinkError, OSError, WhimbrelError):
                     links.settle(source)
                 raise StepFailed(f"handing {user} over to {target} failed ({error}): it is at {source}") from error
-        return HandedOver(user=user, source=source, target=target, interruption_ms=interruption_ms)
+        return HandedOver(
+            user=user, source=source, target=target, interruption_ms=interruption_ms, began_unix_s=began_unix_s
+        )
 
     def _links(self, name: str) -> UserLinks:
         with self._lock:

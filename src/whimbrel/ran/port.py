@@ -8,12 +8,14 @@ import msgspec
 
 
 class HandedOver(msgspec.Struct, frozen=True, kw_only=True):
-    """`interruption_ms`: from the last moment at which something could pass by `source` to the first by `target`."""
+    """`interruption_ms`: from the last moment at which something could pass by `source` to the first by `target`;
+    `began_unix_s`: that last moment, on the wall clock."""
 
     user: str
     source: str
     target: str
     interruption_ms: float
+    began_unix_s: float
 
 
 class Radio(Protocol):

@@ -237,7 +237,7 @@ class Device:
                 source=under.done.source if under.done else under.source,
                 target=under.target,
                 reason=under.reason.value,
-                unix_s=under.unix_s,
+                unix_s=under.done.began_unix_s if under.done else under.unix_s,
                 elapsed_s=under.elapsed_s,
                 interruption_ms=round(under.done.interruption_ms, 3) if under.done else 0.0,
                 ordered=under.order is not None,

@@ -23,8 +23,8 @@ class IdleRadio:
 
     def hand_over(self, user: str, target: str) -> HandedOver:
         source = self._at.get(user, "")
-        begin_s = time.monotonic()
+        begin_s, began_unix_s = time.monotonic(), time.time()
         time.sleep(self._interruption_ms / 1000)
         self._at[user] = target
         taken_ms = (time.monotonic() - begin_s) * 1000
-        return HandedOver(user=user, source=source, target=target, interruption_ms=taken_ms)
+        return HandedOver(user=user, source=source, target=target, interruption_ms=taken_ms, began_unix_s=began_unix_s)
