@@ -71,9 +71,7 @@ def handovers(out: Path) -> list[HandoverRecord]:
     return [event for event in read(out) if isinstance(event, HandoverRecord)]
 
 
-def test_a_user_walks_and_its_application_goes_on(
-    service: Region, tmp_path: Path, record_property
-) -> None:
+def test_a_user_walks_and_its_application_goes_on(service: Region, tmp_path: Path, record_property) -> None:
     out = tmp_path / "ue.jsonl"
     process = start(tmp_path, "--workload", "simple", "--address", "10.77.1.1", "--out", str(out))
     try:

@@ -12,7 +12,6 @@ are lost."""
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -275,9 +274,8 @@ class UserLinks:
         self._announce(target)
 
     def resume(self, target: str) -> None:
-        """What waited leaves, in order, and all that follows."""
-        with _on_one_processor():
-            self._open(target)
+        """What waited leaves, and all that follows."""
+        self._open(target)
 
     def _lead_user(self, name: str) -> None:
         hop, index = self._hops[name], self._near[name].index
@@ -341,18 +339,6 @@ def _index_and_mac(ip: IPRoute, ifname: str) -> tuple[int, bytes]:
     if link is None:
         raise Refused(f"there is no interface {ifname} where the radio needs it: is the lab whole (`lab status`)?")
     return int(link["index"]), mac_bytes(str(link.get_attr("IFLA_ADDRESS")))
-
-
-@contextlib.contextmanager
-def _on_one_processor() -> Iterator[None]:
-    """Each processor has a queue of its own for packets between namespaces: a burst sent by a thread that changes
-    processors in its midst overtakes itself."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 def _repeat(announcer: Announcer, moved_on: threading.Event) -> None:
