@@ -15,7 +15,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from types import TracebackType
@@ -38,6 +38,7 @@ QUEUE_BYTES = 16 << 20  # as the kernel counts it: some 20,000 small packets
 REPEAT_AFTER_S = (0.02, 0.1, 0.5, 2.0)
 NTF_PROXY = 0x08
 MAIN_TABLE = 254
+ROUTERS = (ROUTER,)  # whoever leads packets from the controller to the gateways
 WAY_OUT = "is the lab up, and are you root?"
 
 T = TypeVar("T")
@@ -167,7 +168,8 @@ class LabRadio:
                 user = self._user(name)
                 with explained(f"preparing the radio of {name}", WAY_OUT):
                     gateways = {gateway: self._node(gateway) for gateway in user.attached}
-                    self._ready[name] = UserLinks(self._topology, user, self._node(name), gateways, self._node(ROUTER))
+                    routers = [self._node(router) for router in ROUTERS]
+                    self._ready[name] = UserLinks(self._topology, user, self._node(name), gateways, routers)
             return self._ready[name]
 
     def _node(self, name: str) -> Node:
@@ -201,9 +203,11 @@ class LabRadio:
 class UserLinks:
     """One user's links and routes. Every method may be repeated. Raises what netlink raises."""
 
-    def __init__(self, topology: Topology, user: User, here: Node, gateways: Mapping[str, Node], router: Node) -> None:
+    def __init__(
+        self, topology: Topology, user: User, here: Node, gateways: Mapping[str, Node], routers: Sequence[Node]
+    ) -> None:
         self.user, self.gateways = user, gateways
-        self._here, self._router = here, router
+        self._here, self._routers = here, routers
         self._places: dict[str, Gateway] = {name: topology.gateway(name) for name in gateways}
         self._address = str(user_overlay_address(topology, user))
         self._own = {name: str(topology.user_address(user, place)) for name, place in self._places.items()}
@@ -291,7 +295,8 @@ class UserLinks:
 
         self.gateways[name].run(gateway_side)
         hop = str(node_address(self._places[name].subnet))
-        self._router.run(lambda ip: ip.route("replace", dst=f"{self._address}/32", gateway=hop))
+        for router in self._routers:
+            router.run(lambda ip: _lead_like(ip, self._address, hop))
 
     def _give_up(self, name: str, target: str) -> None:
         """What still comes to this gateway for the user goes on to its new one, by the overlay."""
@@ -339,6 +344,12 @@ def _index_and_mac(ip: IPRoute, ifname: str) -> tuple[int, bytes]:
     if link is None:
         raise Refused(f"there is no interface {ifname} where the radio needs it: is the lab whole (`lab status`)?")
     return int(link["index"]), mac_bytes(str(link.get_attr("IFLA_ADDRESS")))
+
+
+def _lead_like(ip: IPRoute, address: str, other: str) -> None:
+    """Lead packets for an address by the way that those for another one take."""
+    (way,) = ip.route("get", dst=other)
+    ip.route("replace", dst=f"{address}/32", gateway=way.get_attr("RTA_GATEWAY") or other)
 
 
 def _repeat(announcer: Announcer, moved_on: threading.Event) -> None:
