@@ -187,6 +187,33 @@ def test_noise_has_all_its_figures(probe: Probe) -> None:
     assert 0 < noise.outage_tcp_ms.max < 1000
 
 
+def test_every_request_is_told_once(probe: Probe) -> None:
+    told: dict[str, list[tuple[int, int, int]]] = {"udp": [], "tcp": []}
+    for _ in range(5):
+        time.sleep(0.1)
+        settled = probe.settled()
+        told["udp"] += settled.udp
+        told["tcp"] += settled.tcp
+    for rows in told.values():
+        assert len(rows) > 50
+        sent = [row[0] for row in rows]
+        assert sent == sorted(set(sent)), "in order, none twice"
+        assert all(row[1] > row[0] for row in rows if row[1])
+        assert any(row[1] for row in rows)
+        assert not any(row[2] for row in rows), "this service does not say how long it works"
+
+
+def test_a_request_that_is_never_answered_is_told_as_given_up(faulty: FaultyService, probe: Probe) -> None:
+    probe.settled()
+    faulty.drop = 3
+    lost: list[int] = []
+    deadline = time.monotonic() + 20
+    while len(lost) < 3 and time.monotonic() < deadline:
+        lost += [sent for sent, answered, _ in probe.settled().udp if not answered]
+        time.sleep(0.1)
+    assert len(lost) == 3
+
+
 def test_a_silent_service_is_one_clear_line() -> None:
     with pytest.raises(Unreachable, match=r"127.0.0.1:9 did not answer by UDP and TCP within 0.3 s"):
         probe_of(9, "--ready-timeout", "0.3").start()

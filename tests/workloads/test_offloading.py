@@ -91,6 +91,7 @@ def test_an_honest_service_is_in_order(talk: Offloading) -> None:
     assert seen["seen"] == {"ann": 4, "bob": 3}
     assert seen["pictures_remembered"] == 3
     assert seen["processing_ms"] == {"p50": 1.0, "p99": 1.0, "max": 1.0}
+    assert talk.processing_ns == 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from whimbrel.client import control
-from whimbrel.client.report import Noise, Report
+from whimbrel.client.report import Noise, Report, Settled
 from whimbrel.model.errors import StepFailed, Unreachable
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.workloads.recipe import Recipe
@@ -106,6 +106,10 @@ class Probe:
 
     def noise(self, seconds: int) -> Noise:
         return msgspec.convert(self._ask(f"noise {seconds}", "noise"), Noise)
+
+    def settled(self) -> Settled:
+        """The requests that were answered or given up since this was asked last; may be asked at any time."""
+        return msgspec.convert(self._ask("settled", "settled"), Settled)
 
     def _ask(self, command: str, event: str) -> dict[str, Any]:
         process = self._running()

@@ -50,6 +50,7 @@ class Talk:
     """The measured TCP connection: one request at a time, at most `rate` per second."""
 
     rate = 1000.0
+    processing_ns = 0  # of the last request, where the service tells how long it worked on it
 
     def greet(self, conn: socket.socket) -> None:
         """Called with each new connection, not measured. OSError: it is of no use."""

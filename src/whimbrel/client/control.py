@@ -9,6 +9,7 @@ one JSON object a line on standard output:
     mark quiet     the quiet phase begins here (else: the last 2 s before `mark start`, after the last window)
     mark start     the migration begins
     mark end       it is over; answers with the window's report once every request is answered or time is up
+    settled        the requests that were answered or given up since this was asked last, one by one
     noise SECONDS  what this client measures when nothing moves: one window a second
     stop           (or end of input) ends
 
@@ -69,6 +70,7 @@ class Client:
         self.quiet_ns = self.last_end_ns = time.monotonic_ns()
         self.quiet_marked = False
         self.start_ns = 0
+        self.told = dict.fromkeys(self.protocols, 0)  # the next request of each that `settled` tells
 
     @staticmethod
     def _side(side: Side, desk: loops.Desk) -> Callable[[], None]:
@@ -213,6 +215,15 @@ class Client:
         result["client_late_ms"] = self.shared.most_late_ms(begin_ns, time.monotonic_ns())
         return result
 
+    def settled(self) -> dict[str, Any]:
+        """The latest requests one by one (see `whimbrel.client.report.Settled`)."""
+        answer: dict[str, Any] = {"event": "settled", "now_ns": time.monotonic_ns()}
+        for protocol in self.protocols:
+            patience_s = LOST_AFTER_S if protocol == "udp" else self.place.timeout_s
+            first = self.told[protocol]
+            self.told[protocol], answer[protocol] = self.shared.settled(protocol, first, int(patience_s * 1e9))
+        return answer
+
     def obey(self, line: str) -> dict[str, Any] | None:
         """The answer to one command; None to stop. A loop that died is reported, not measured around."""
         for pid, name in self.children.items():
@@ -224,6 +235,8 @@ class Client:
                 return self.mark(what)
             case ["noise", seconds] if seconds.isdigit() and int(seconds) > 0:
                 return self.noise(int(seconds))
+            case ["settled"]:
+                return self.settled()
             case ["stop"]:
                 return None
             case _:

@@ -25,6 +25,7 @@ from whimbrel.client.contract import Figures, Side, Talk
 from whimbrel.client.outage import Trace
 
 RING = 1 << 19  # requests remembered: more than 8 minutes at 1,000/s
+MOST_SETTLED = 20_000  # told at a time
 EVENTS = 1024  # resets, and counter faults, whose times are remembered
 HEADER = struct.Struct("!8sQ")  # run id, request number
 DATAGRAM_BYTES = 64
@@ -52,17 +53,17 @@ class Shared:
     Every word has one writer, and words are stored whole, so no lock is needed.
     """
 
-    map: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 8 * (_HEAD_WORDS + 5 * RING + 2 * EVENTS)), repr=False)
+    map: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, 8 * (_HEAD_WORDS + 6 * RING + 2 * EVENTS)), repr=False)
 
     def __post_init__(self) -> None:
         words = memoryview(self.map).cast("q")
-        starts = [_HEAD_WORDS + i * RING for i in range(6)]
+        starts = [_HEAD_WORDS + i * RING for i in range(7)]
         self.head = words[:_HEAD_WORDS]
-        self.udp_sent, self.udp_answered, self.udp_late, self.tcp_sent, self.tcp_answered = (
-            words[start : start + RING] for start in starts[:5]
+        self.udp_sent, self.udp_answered, self.udp_late, self.tcp_sent, self.tcp_answered, self.tcp_processing = (
+            words[start : start + RING] for start in starts[:6]
         )
-        self.resets_ns = words[starts[5] : starts[5] + EVENTS]
-        self.faults_ns = words[starts[5] + EVENTS : starts[5] + 2 * EVENTS]
+        self.resets_ns = words[starts[6] : starts[6] + EVENTS]
+        self.faults_ns = words[starts[6] + EVENTS : starts[6] + 2 * EVENTS]
 
     def event(self, counter: int, times: memoryview, now_ns: int) -> None:
         times[self.head[counter] % EVENTS] = now_ns
@@ -90,6 +91,29 @@ class Shared:
             until_ns=heard_ns or now_ns,
             heard_later=bool(heard_ns),
         )
+
+    def settled(self, protocol: str, first: int, patience_ns: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """Requests from number `first` on, up to the first that may still be answered: (sent, answered, processing) in
+        ns, answered 0 for one given up. Also the number to go on with."""
+        is_udp = protocol == "udp"
+        count, sent, answered = (
+            (self.head[UDP_SENT], self.udp_sent, self.udp_answered)
+            if is_udp
+            else (self.head[TCP_SENT], self.tcp_sent, self.tcp_answered)
+        )
+        now_ns = time.monotonic_ns()
+        rows: list[tuple[int, int, int]] = []
+        number = max(first, count - RING + 1)
+        while number < count and len(rows) < MOST_SETTLED:
+            slot = number % RING
+            sent_ns, answered_ns = sent[slot], answered[slot]
+            # the one user of TCP asks one at a time: a later request means that this one's connection broke
+            given_up = now_ns - sent_ns >= patience_ns or (not is_udp and number < count - 1)
+            if not answered_ns and not given_up:
+                break
+            rows.append((sent_ns, answered_ns, 0 if is_udp or not answered_ns else self.tcp_processing[slot]))
+            number += 1
+        return number, rows
 
     def most_late_ms(self, from_ns: int, to_ns: int) -> float:
         """The most that the UDP sender was behind its schedule in [from, to)."""
@@ -297,7 +321,9 @@ def talk_tcp(shared: Shared, target: tuple[str, int], talk: Talk, answer_timeout
         head[TCP_SENT] = number
         due_ns = now_ns + interval_ns
         try:
-            answered[slot] = talk.ask(conn, number)
+            when_ns = talk.ask(conn, number)
+            shared.tcp_processing[slot] = talk.processing_ns  # first: who sees the answer must see this, too
+            answered[slot] = when_ns
         except ValueError:
             answered[slot] = time.monotonic_ns()
             shared.event(TCP_FAULTS, shared.faults_ns, time.monotonic_ns())

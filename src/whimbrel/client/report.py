@@ -27,6 +27,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     detail: dict[str, Any]
 
 
+class Settled(msgspec.Struct, frozen=True):
+    """Requests that were answered or given up, in the order sent: when sent, when answered (0: never), and how long the
+    service says that it worked on it (0: it does not say); nanoseconds of the monotonic clock, as is `now_ns`."""
+
+    now_ns: int
+    tcp: tuple[tuple[int, int, int], ...] = ()
+    udp: tuple[tuple[int, int, int], ...] = ()
+
+
 class Spread(msgspec.Struct, frozen=True):
     p50: float = 0.0
     p99: float = 0.0

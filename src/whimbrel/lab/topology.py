@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -13,6 +13,7 @@ from whimbrel.model.errors import BadInput
 from whimbrel.model.link import LinkShape
 from whimbrel.model.node import Endpoint, Role, Tier
 from whimbrel.model.units import parse_duration_ms, parse_rate_bps, parse_size_bytes
+from whimbrel.ran import layout
 
 NAMESPACE_DIR = Path("/run/netns")
 ROUTER, CONTROLLER = "router", "ctl"
@@ -98,7 +99,8 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`prefix` stands before every network namespace's name, so that a lab meets nothing else on the host. `delay_by`:
-    who delays the links, "auto" what works here. `radio`: what the radio model wants to know, not looked at here."""
+    who delays the links, "auto" what works here. `radio`: what users hear of the
+    gateways, and their ways (docs/radio.md)."""
 
     name: str
     overlay_subnet: str
@@ -112,7 +114,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     storage: Storage | None = None
     summary: str = ""
     delay_by: Literal["auto", "netem", "relay"] = "auto"
-    radio: dict[str, Any] = {}
+    radio: layout.RadioLayout | None = None
     prefix: str = "wl-"
     port: int = 7411
 
@@ -179,7 +181,7 @@ def load(path: Path | None = None) -> Topology:
 
     try:
         text = _shipped(path or Path("default")) or (path or Path("default")).read_bytes()
-        return check(msgspec.toml.decode(text, type=Topology))
+        return check(_located(msgspec.toml.decode(text, type=Topology), (path or Path()).absolute().parent))
     except FileNotFoundError as error:
         raise BadInput(
             f"there is no topology file {path}: check the path, or name a shipped one: {', '.join(shipped())}"
@@ -190,6 +192,16 @@ def load(path: Path | None = None) -> Topology:
         raise BadInput(f"{path or 'the default topology'} is no topology: {error}") from error
     except BadInput as error:
         raise BadInput(f"{path or 'the default topology'}: {error}") from error
+
+
+def _located(topology: Topology, folder: Path) -> Topology:
+    """With whole paths for the files that users' ways are read from: who reads them may stand elsewhere."""
+    if topology.radio is None:
+        return topology
+    ways = [{kind: str(folder / name) for kind in ("gpx", "sumo") if (name := getattr(user, kind))}
+            for user in topology.radio.users]  # fmt: skip
+    users = [msgspec.structs.replace(user, **way) for user, way in zip(topology.radio.users, ways, strict=True)]
+    return msgspec.structs.replace(topology, radio=msgspec.structs.replace(topology.radio, users=tuple(users)))
 
 
 def _shipped(name: Path) -> bytes | None:

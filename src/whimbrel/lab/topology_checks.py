@@ -13,6 +13,7 @@ from whimbrel.lab.routes import TRANSFER, reachable, wires
 from whimbrel.lab.topology import CONTROLLER, ROUTER, Topology, WideLink
 from whimbrel.model.errors import BadInput
 from whimbrel.model.units import parse_size_bytes
+from whimbrel.ran import layout
 
 MIN_ADDRESSES = 8
 LEAST_RATE_BPS, MOST_RATE_BPS = 64e3, 100e9
@@ -200,6 +201,9 @@ def require_capacities(topology: Topology) -> None:
 
 
 def _check_radio(topology: Topology) -> None:
+    if topology.radio is not None:
+        attached = {user.name: user.attached for user in topology.users}
+        layout.check(topology.radio, attached, [gateway.name for gateway in topology.gateways])
     for thing in (*topology.sites, *topology.users):
         if thing.position is not None and not all(math.isfinite(value) for value in thing.position):
             raise BadInput(f"position of {thing.name}: {list(thing.position)} is no place: [x, y] in metres")

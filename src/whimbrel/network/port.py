@@ -209,6 +209,10 @@ def _links_up(name: str) -> None:
 
 def _set_address(name: str, address: str, gateway: str | None, gateways: Iterable[str]) -> None:
     own = interface(address)
+    # A restored service asks for hosts of the overlay (users, see `lab.radio`) while its port is still shut: a question
+    # is repeated every 20 ms, for a second as usual, and not after a whole one.
+    netns.write_sysctl(f"net/ipv4/neigh/{name}/retrans_time_ms", 20)
+    netns.write_sysctl(f"net/ipv4/neigh/{name}/mcast_solicit", 50)
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=name)[0]
         ip.addr("add", index=index, address=str(own.ip), prefixlen=own.network.prefixlen)

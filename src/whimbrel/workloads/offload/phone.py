@@ -106,6 +106,7 @@ class Offloading(Talk):
         found = answer["found"]
         self.ledger.enter(self.pictures[index], found)
         self.times.append((when_ns, float(answer["processing_ms"])))
+        self.processing_ns = int(float(answer["processing_ms"]) * 1e6)
         fault = self.judge(self.pictures[index], found)
         if not fault and found != self.first_answers.setdefault(index, found):
             fault = f"{self.pictures[index]['file']} was answered otherwise than the first time"
