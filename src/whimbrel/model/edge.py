@@ -187,7 +187,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
             raise BadInput("a region needs at least one server and one base station: there is nothing to plan with")
         servers = {server.name for server in self.servers}
         stations = {station.name for station in self.base_stations}
-        _no_name_twice("the region has", [*(one.name for one in self.servers), *(one.name for one in self.base_stations)])
+        _no_name_twice(
+            "the region has", [*(one.name for one in self.servers), *(one.name for one in self.base_stations)]
+        )
         _no_name_twice("the region has user", (user.name for user in self.users))
         pairs = set()
         for link in self.links:
@@ -220,7 +222,9 @@ def check_capacity(observation: Observation) -> None:
         demand = user.demand.as_tuple()
         asked = [sum(pair) for pair in zip(asked, demand, strict=True)]
         if not any(_fits(demand, server.capacity.as_tuple()) for server in observation.servers):
-            raise BadInput(f"the service of user {user.name} fits on no server, not even an empty one: lower its demand")
+            raise BadInput(
+                f"the service of user {user.name} fits on no server, not even an empty one: lower its demand"
+            )
     for name, need, have in zip(AMOUNT_NAMES, asked, total, strict=True):
         if need > have * (1 + 1e-9):
             raise BadInput(f"all services need {need:g} of {name}, all servers have {have:g}: add servers")

@@ -31,6 +31,8 @@ def find(package: str, folder: Iterable[str], attribute: str, kind: type[Part], 
     for point in entry_points(group=group):
         part = point.load()
         if not isinstance(part, kind):
-            raise BadInput(f"entry point {point.name} of {group} is no {kind.__name__}: let it name one ({point.value})")
+            raise BadInput(
+                f"entry point {point.name} of {group} is no {kind.__name__}: let it name one ({point.value})"
+            )
         found.append(part)
     return {part.name: part for part in sorted(found, key=lambda part: part.name)}

@@ -18,8 +18,15 @@ DBM_AT_10_M, EXPONENT, SHADOW_DB = -42.0, 2.6, 4.0
 
 
 def region(
-    *, users: int, servers: int, stations: int, tightness: float = 0.85, heard: int = 0, settled: bool = True,
-    attached: bool = True, seed: int = 0
+    *,
+    users: int,
+    servers: int,
+    stations: int,
+    tightness: float = 0.85,
+    heard: int = 0,
+    settled: bool = True,
+    attached: bool = True,
+    seed: int = 0,
 ) -> Observation:
     """`heard`: so many base stations each user hears well enough, the strongest (0: all that there are); `settled` False:
     nothing is deployed yet; `attached` False: nobody
@@ -60,16 +67,25 @@ def region(
                     at[user], free[server] = server, free[server] - demand[user]
                     break
 
-    edge = [Server(name=f"edge-{i + 1}", capacity=_amounts(capacity[i]), computing_power=power[i]) for i in range(servers)]
+    edge = [
+        Server(name=f"edge-{i + 1}", capacity=_amounts(capacity[i]), computing_power=power[i]) for i in range(servers)
+    ]
     edge[-1] = Server(name="cloud", capacity=_amounts(capacity[-1]), computing_power=power[-1], cloud=True)
     links = [
-        Link(a=f"bs-{b + 1}", b=edge[b % max(1, servers - 1)].name, bandwidth_bps=1e9, rtt_ms=float(random.uniform(0.5, 3)))
+        Link(
+            a=f"bs-{b + 1}",
+            b=edge[b % max(1, servers - 1)].name,
+            bandwidth_bps=1e9,
+            rtt_ms=float(random.uniform(0.5, 3)),
+        )
         for b in range(stations)
     ]
     for one, other in pairwise(edge[:-1]):
         links.append(Link(a=one.name, b=other.name, bandwidth_bps=100e6, rtt_ms=float(random.uniform(2, 20))))
     if servers > 1:
-        links += [Link(a=one.name, b="cloud", bandwidth_bps=75e6, rtt_ms=float(random.uniform(60, 150))) for one in edge[:-1]]
+        links += [
+            Link(a=one.name, b="cloud", bandwidth_bps=75e6, rtt_ms=float(random.uniform(60, 150))) for one in edge[:-1]
+        ]
     return Observation(
         servers=tuple(edge),
         base_stations=tuple(
@@ -96,7 +112,14 @@ def _amounts(row: np.ndarray) -> Amounts:
 
 
 def _user(
-    number: int, demand: np.ndarray, rssi_dbm: np.ndarray, nearest: int, server: str, heard: int, attached: bool, random: np.random.Generator
+    number: int,
+    demand: np.ndarray,
+    rssi_dbm: np.ndarray,
+    nearest: int,
+    server: str,
+    heard: int,
+    attached: bool,
+    random: np.random.Generator,
 ) -> User:
     order = np.argsort(-rssi_dbm)[: heard or None]
     memory_bytes = float(demand[1])

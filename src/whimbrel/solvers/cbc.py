@@ -45,30 +45,30 @@ def run(made: Program, seconds: float, gap: float) -> tuple[np.ndarray | None, b
             return None, False, -np.inf
         if done.returncode or not solution.exists():
             raise StepFailed(f"cbc failed (exit code {done.returncode}): {done.stdout.strip().splitlines()[-1:]}")
-        return _read(solution.read_text(), done.stdout, len(made.cost))
+        return _read(solution.read_text(), done.stdout, len(made.cost), gap)
 
 
 def mps(made: Program) -> str:
     """The program in free MPS format, minimising."""
     matrix = made.matrix.tocsc()
     kinds = ["E" if low == high else "L" for low, high in zip(made.lower, made.upper, strict=True)]
-    lines = ["NAME whimbrel", "ROWS", " N cost"]
+    lines = ["NAME whimbrel FREE", "ROWS", " N cost"]
     bounded = np.isfinite(made.upper)
     lines += [f" {kinds[row]} r{row}" for row in np.flatnonzero(bounded)]
     lines += ["COLUMNS", " M1 'MARKER' 'INTORG'"]
     for column, cost in enumerate(made.cost):
-        lines.append(f" x{column} cost {cost!r}" if cost else f" x{column} cost 0")
+        lines.append(f" x{column} cost {float(cost)!r}")
         for at in range(matrix.indptr[column], matrix.indptr[column + 1]):
             row = matrix.indices[at]
             if bounded[row]:
                 lines.append(f" x{column} r{row} {float(matrix.data[at])!r}")
     lines += [" M2 'MARKER' 'INTEND'", "RHS"]
     lines += [f" rhs r{row} {float(made.upper[row])!r}" for row in np.flatnonzero(bounded)]
-    lines += ["BOUNDS", *(f" BV bnd x{column}" for column in range(len(made.cost))), "ENDATA", ""]
+    lines += ["BOUNDS", *(f" UP bnd x{column} 1" for column in range(len(made.cost))), "ENDATA", ""]
     return "\n".join(lines)
 
 
-def _read(solution: str, log: str, columns: int) -> tuple[np.ndarray | None, bool, float]:
+def _read(solution: str, log: str, columns: int, gap: float) -> tuple[np.ndarray | None, bool, float]:
     """The file's first line says how it ended, the others name the columns that are not 0."""
     status, _, rest = solution.partition("\n")
     if "nfeasible" in status:
@@ -81,7 +81,8 @@ def _read(solution: str, log: str, columns: int) -> tuple[np.ndarray | None, boo
         words = line.replace("**", "").split()
         if len(words) >= 3 and re.fullmatch(r"x\d+", words[1]):
             x[int(words[1][1:])] = float(words[2])
-    bounds = re.findall(r"(?:Lower bound|best possible):?\s+(-?[\d.e+]+)", log)
     if status.startswith("Optimal"):
-        return x, False, float(bounds[-1]) if bounds else float(objective[1])
+        # within the gap that was asked for
+        return x, False, float(objective[1]) - gap * abs(float(objective[1]))
+    bounds = re.findall(r"^Lower bound:\s+(-?[\d.e+]+)", log, re.M)
     return x, False, float(bounds[-1]) if bounds else -np.inf

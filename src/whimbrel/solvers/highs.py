@@ -57,6 +57,8 @@ def solver(*, seconds: float = 60.0, gap: float = 1e-4, by: Run = run, name: str
 
     def solve(problem: Problem) -> Answer:
         everyone = problem.shape[0]
+        if not everyone:
+            return answer(problem, np.zeros(0, np.intp), 0.0, 0, name)
         most_left: int = 0
         if problem.options.any(axis=(1, 2)).all():
             made = program(problem, problem.options, most_left=0)
@@ -64,7 +66,9 @@ def solver(*, seconds: float = 60.0, gap: float = 1e-4, by: Run = run, name: str
             if x is not None:
                 return answer(problem, made.choice(x, everyone), -bound, 0, name)
             if not infeasible:
-                raise StepFailed(f"{name} found no answer within {seconds:g} s: give it more time, or use the timed solver")
+                raise StepFailed(
+                    f"{name} found no answer within {seconds:g} s: give it more time, or use the timed solver"
+                )
         made = program(problem, problem.options, most_left=None, count_left=True)
         x, _, bound = by(made, seconds, 0.0)
         if x is None:

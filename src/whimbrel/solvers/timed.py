@@ -14,14 +14,15 @@ from dataclasses import replace
 import numpy as np
 
 from whimbrel.model.errors import StepFailed
-from whimbrel.plan.placement.lagrange import Step, steps_of, worth_at
-from whimbrel.plan.placement.problem import Answer, Flags, Problem, Solve
+from whimbrel.plan.placement.lagrange import Prices, Step, steps_of, worth_at
+from whimbrel.plan.placement.problem import Answer, Flags, Indices, Problem, Solve
 from whimbrel.plan.placement.search import exchange
 from whimbrel.solvers import highs
 
 SMALL = 4000
-"""So many options HiGHS takes whole."""
-CORE = 2500
+"""So many options HiGHS takes whole in the end."""
+EXTRA = 150
+"""HiGHS gets one option for each user, and so many more: with many more it finds less in a second."""
 SEARCH_SHARE = 0.6
 SAFE_SHARE = 0.85
 """HiGHS looks at the clock now and then only, and its answer has to be taken in."""
@@ -42,39 +43,51 @@ def _solve(problem: Problem, end_s: float, seconds: float, gap: float, clock: Ca
     search_until_s = end_s - (1 - (SEARCH_SHARE / 2 if small else SEARCH_SHARE)) * seconds
     step: Step | None = None
     slowest_s, before_s = 0.0, clock()
-    for step in steps_of(problem):  # noqa: B007
+    for step in steps_of(problem):
         now_s = clock()
         slowest_s, before_s = max(slowest_s, now_s - before_s), now_s
         if _proven(step.answer, gap) or now_s + slowest_s > search_until_s:
             break
     assert step is not None
     answer = step.answer
-    left_s = end_s - clock() - (1 - SAFE_SHARE) * seconds
-    if _proven(answer, gap) or left_s < 0.05 * seconds:
+    stop_s = end_s - (1 - SAFE_SHARE) * seconds
+    if answer.left and small and not _proven(answer, gap) and clock() < stop_s:
+        answer = _better(answer, _whole(problem, stop_s - clock(), gap))
+    # ever more options, the last time all of a small problem's; what was found before is always among them
+    for extra, share in ((EXTRA, 0.5), (problem.options.size if small else 2 * EXTRA, 1.0)):
+        left_s = (stop_s - clock()) * share
+        if _proven(answer, gap) or left_s < 0.05 * seconds:
+            break
+        allowed = core(problem, step.prices, answer.choice, extra)
+        found = highs.restricted(problem, allowed, most_left=answer.left, seconds=left_s, gap=gap / 2)
+        if bool((allowed == problem.options).all()):
+            answer = replace(answer, bound=max(answer.profit, min(answer.bound, found.bound)))
+        answer = _polished(problem, answer, found.choice, exchanges=clock() + slowest_s < end_s)
+    return answer
+
+
+def _polished(problem: Problem, answer: Answer, choice: Indices | None, *, exchanges: bool) -> Answer:
+    """The answer, or what HiGHS found if that is better after exchanges."""
+    if choice is None:
         return answer
-    if small and answer.left:
-        return _better(answer, _whole(problem, left_s, gap))
-    allowed = problem.options if small else core(problem, step)
-    found = highs.restricted(problem, allowed, most_left=answer.left, seconds=left_s, gap=gap / 2)
-    bound = min(answer.bound, found.bound) if small else answer.bound
-    if found.choice is None or problem.value(found.choice) <= answer.profit:
-        return replace(answer, bound=max(bound, answer.profit))
-    choice = found.choice
-    if clock() + slowest_s < end_s:
-        choice = exchange(problem, choice)
+    choice = exchange(problem, choice) if exchanges else choice
     profit = problem.value(choice)
-    return Answer(choice, profit, max(bound, profit), answer.left_at_least, f"{answer.by}, {highs.NAME}")
+    if profit <= answer.profit or (choice < 0).sum() > answer.left:
+        return answer
+    return Answer(choice, profit, max(answer.bound, profit), answer.left_at_least, NAME)
 
 
-def core(problem: Problem, step: Step) -> Flags:
-    """[u, b, s]: the options that are least behind their user's best at the step's prices, and the step's own answer."""
-    worth = worth_at(problem, step.prices)
+def core(problem: Problem, prices: Prices, choice: Indices, extra: int) -> Flags:
+    """[u, b, s]: each user's best option at these prices, so many more that are least behind, and the given choice."""
+    worth = worth_at(problem, prices)
     behind = worth.max(axis=(1, 2), keepdims=True) - worth
     counted = np.where(problem.options, behind, np.inf)
-    most = np.partition(counted, CORE, axis=None)[CORE] if counted.size > CORE else np.inf
+    count = problem.shape[0] + extra
+    most = np.partition(counted, count, axis=None)[count] if counted.size > count else np.inf
     allowed = (counted <= most) & problem.options
-    placed = np.flatnonzero(step.answer.choice >= 0)
-    allowed.reshape(len(allowed), -1)[placed, step.answer.choice[placed]] = True
+    placed = np.flatnonzero(choice >= 0)
+    stations, servers = np.divmod(choice[placed], problem.shape[2])
+    allowed[placed, stations, servers] = True
     return allowed
 
 

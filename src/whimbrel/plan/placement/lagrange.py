@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from whimbrel.plan.placement.problem import NOBODY, Answer, Flags, Indices, Problem, Reals
-from whimbrel.plan.placement.search import construct, exchange
+from whimbrel.plan.placement.problem import NOBODY, Answer, Flags, Indices, Problem, Reals, flat
+from whimbrel.plan.placement.search import construct, exchange, stay
 
 BUILD_AT = (0, 12, 30, 50)
 BUILD_EVERY = 25
@@ -73,16 +73,31 @@ def _per_unit(problem: Problem, prices: Prices) -> tuple[Reals, Reals]:
 
 
 def surely_left(problem: Problem) -> int:
-    """How many users certainly have to be left: those without an option, and those beyond all places."""
-    lost = int((~problem.options.any(axis=(1, 2))).sum())
+    """How many users certainly have to be left: those without an option, those beyond all places, and as many as have to go
+    before all demand is no more than all capacity."""
+    lost: Flags = np.asarray(~problem.options.any(axis=(1, 2)))
     heard = problem.options.any(axis=(0, 2))
-    return max(lost, problem.shape[0] - int(problem.places[heard].sum()))
+    beyond = len(lost) - int(problem.places[heard].sum())
+    most = max(int(lost.sum()), beyond)
+    over = problem.demand.sum(axis=0) - problem.capacity.sum(axis=0) * (1 + 1e-9)
+    # only who runs nowhere yet, or is of an excess, takes nothing when he is left
+    spared = -np.sort(-problem.demand[~problem.stays_counted], axis=0)
+    for part in np.flatnonzero(over > 0):
+        most = max(most, int(np.searchsorted(np.cumsum(spared[:, part]), over[part])) + 1)
+    return min(most, len(lost))
 
 
 def steps_of(problem: Problem) -> Iterator[Step]:
     """Endless, unless the prices have nothing left to change; the first step has an answer already."""
     at_least = surely_left(problem)
-    best = construct(problem, problem.profit)
+    if not problem.shape[0]:
+        nothing = Prices(np.zeros_like(problem.capacity), np.zeros(len(problem.places)))
+        yield Step(0, Answer(np.zeros(0, np.intp), 0.0, 0.0, 0, NAME), nothing)
+        return
+    best = stay(problem)
+    if (best < 0).sum() > at_least:
+        built = construct(problem, problem.profit)
+        best = min(best, built, key=lambda each: ((each < 0).sum(), -problem.value(each)))
     profit, left = problem.value(best), int((best < 0).sum())
     prices = tightest = momentum = Prices(np.zeros_like(problem.capacity), np.zeros(len(problem.places)))
     bound, pull, patience = np.inf, 1.0, 0
@@ -133,7 +148,9 @@ class Packed:
     def without(self, drop: Flags) -> Packed:
         """Less some options; the array gets narrower once the longest row does."""
         profit = np.where(drop, -np.inf, self.profit)
-        order = np.argsort(-profit, axis=1, kind="stable")[:, : max(1, int(np.isfinite(profit).sum(axis=1).max()))]
+        order = np.argsort(-profit, axis=1, kind="stable")[
+            :, : max(1, int(np.isfinite(profit).sum(axis=1).max(initial=0)))
+        ]
         return Packed(
             np.take_along_axis(self.stations, order, 1),
             np.take_along_axis(self.servers, order, 1),
@@ -147,7 +164,7 @@ def pack(problem: Problem, options: Flags) -> Packed:
     whole = Packed(
         np.broadcast_to(stations, (users, len(stations))),
         np.broadcast_to(servers, (users, len(servers))),
-        np.where(options, problem.profit, -np.inf).reshape(users, -1),
+        flat(np.where(options, problem.profit, -np.inf)),
     )
     return whole.without(np.zeros_like(whole.profit, dtype=np.bool_))
 
@@ -186,9 +203,7 @@ def _excess(problem: Problem, chosen: Indices) -> Prices:
     stations, servers = np.divmod(chosen[users], problem.shape[2])
     out = np.flatnonzero((chosen < 0) & problem.stays_counted)
     servers, users = np.concatenate((servers, problem.home_server[out])), np.concatenate((users, out))
-    asked = np.stack(
-        [np.bincount(servers, part[users], problem.shape[2]) for part in problem.demand.T], axis=1
-    )
+    asked = np.stack([np.bincount(servers, part[users], problem.shape[2]) for part in problem.demand.T], axis=1)
     over = asked - problem.capacity
     amounts = np.divide(over, problem.capacity, out=np.zeros_like(over), where=problem.capacity > 0)
     there = np.bincount(stations, minlength=len(problem.places)) - problem.places

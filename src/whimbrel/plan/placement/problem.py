@@ -68,7 +68,7 @@ class Problem:
     def value(self, choice: Indices) -> float:
         """The profit of an answer; who is left counts nothing."""
         placed = np.flatnonzero(choice >= 0)
-        return float(self.profit.reshape(len(choice), -1)[placed, choice[placed]].sum())
+        return float(flat(self.profit)[placed, choice[placed]].sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +90,12 @@ class Answer:
 Solve = Callable[[Problem], Answer]
 
 
+def flat(options: Reals) -> Reals:
+    """[u, b, s] as [u, b * |S| + s]."""
+    users, stations, servers = options.shape
+    return options.reshape(users, stations * servers)
+
+
 def formulate(observation: Observation, policy: Policy) -> Problem:
     """Raises BadInput for a technology without a rate table; the observation has checked all else."""
     servers, stations, users = observation.servers, observation.base_stations, observation.users
@@ -103,7 +109,7 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
     power = np.array([server.computing_power for server in servers])
     everyone = np.arange(len(users))
 
-    bandwidth_bps, rtt_ms = routes([one.name for one in (*stations, *servers)], observation.links)
+    bandwidth_bps, rtt_ms = routes([one.name for one in stations] + [one.name for one in servers], observation.links)
     between_bps = bandwidth_bps[len(stations):, len(stations):]  # fmt: skip
     wired_bps, wired_ms = bandwidth_bps[: len(stations), len(stations):], rtt_ms[: len(stations), len(stations):]  # fmt: skip
 
@@ -129,10 +135,10 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
     usable &= (places > 0)[None, :, None]
     usable &= (demand[:, None, :] <= capacity[None] * (1 + 1e-9)).all(axis=2)[:, None, :]
     taken = np.zeros_like(capacity)
-    at_home = home_server >= 0
+    at_home: Flags = np.asarray(home_server >= 0)
     np.add.at(taken, home_server[at_home], demand[at_home])
-    overfull = (taken > capacity * (1 + 1e-9)).any(axis=1)
-    newcomer = home_server[:, None] != np.arange(len(servers))
+    overfull: Flags = np.asarray((taken > capacity * (1 + 1e-9)).any(axis=1))
+    newcomer: Flags = np.asarray(home_server[:, None] != np.arange(len(servers)))
     usable &= ~(newcomer & overfull[None])[:, None, :]
     stays_counted = at_home & ~overfull[home_server]
 
@@ -194,17 +200,16 @@ def _radio(observation: Observation, station_index: dict[str, int]) -> tuple[Fla
 def _clearly_better(then_dbm: Reals, heard: Flags, home: Indices, places: Indices, hysteresis_db: float) -> Flags:
     """[u, b]: the base stations that are the present one or clearly stronger; all, for who has to leave his."""
     users = np.arange(len(home))
-    attached = (home >= 0) & heard[users, home]
-    crowded = np.bincount(home[home >= 0], minlength=len(places)) > places
+    attached: Flags = np.asarray((home >= 0) & heard[users, home])
+    crowded: Flags = np.asarray(np.bincount(home[home >= 0], minlength=len(places)) > places)
     free = ~attached | crowded[home]
     here_dbm = np.where(attached, then_dbm[users, home], -np.inf)
     same = home[:, None] == np.arange(len(places))
-    return free[:, None] | same | (then_dbm >= here_dbm[:, None] + hysteresis_db)
+    clear: Flags = free[:, None] | same | (then_dbm >= here_dbm[:, None] + hysteresis_db)
+    return clear
 
 
-def _migration(
-    observation: Observation, home_server: Indices, power: Reals, between_bps: Reals
-) -> tuple[Reals, Reals]:
+def _migration(observation: Observation, home_server: Indices, power: Reals, between_bps: Reals) -> tuple[Reals, Reals]:
     """[u, s]: T_pre-mig and T_mig of eq. (5), ms; 0 for who stays or is new, infinite where no way leads."""
     known = {speed.server: speed for speed in observation.speeds}
     speeds = [known.get(server.name, UNKNOWN) for server in observation.servers]

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from whimbrel.plan.placement.problem import NOBODY, Flags, Indices, Problem, Reals
+from whimbrel.plan.placement.problem import NOBODY, Flags, Indices, Problem, Reals, flat
 
 ROOM = 1e-9
 """Relative: sums of decimal fractions come out a little above."""
@@ -47,7 +47,8 @@ class State:
     def room(self, user: int) -> Flags:
         """[b, s]: where the user would fit now."""
         fits = (self.problem.demand[user] <= self.free).all(axis=1)
-        return np.logical_and.outer(self.open > 0, fits)
+        possible: Flags = np.logical_and.outer(self.open > 0, fits)
+        return possible
 
 
 def construct(problem: Problem, worth: Reals) -> Indices:
@@ -56,7 +57,7 @@ def construct(problem: Problem, worth: Reals) -> Indices:
     Who finds no place is left, his share stays reserved, and the others are placed anew; in the end everybody is left,
     which is feasible, since it is how things are.
     """
-    left = ~problem.options.any(axis=(1, 2))
+    left: Flags = np.asarray(~problem.options.any(axis=(1, 2)))
     while True:
         state = State(problem, left)
         homeless = _fill(state, worth)
@@ -68,6 +69,34 @@ def construct(problem: Problem, worth: Reals) -> Indices:
         left[homeless] = True
 
 
+def stay(problem: Problem) -> Indices:
+    """A feasible answer in which whoever can stays where he is, and the others go where there is room; then single
+    moves. Each one's share of his server is his until he has another place."""
+    everybody = np.ones(problem.shape[0], np.bool_)
+    state = State(problem, everybody)
+    worth = flat(problem.profit)
+    at_home = np.arange(problem.shape[2]) == problem.home_server[:, None]
+    keeps = (problem.options & at_home[:, None, :]).any(axis=(1, 2))
+    for user in np.concatenate((np.flatnonzero(keeps), np.flatnonzero(~keeps & problem.options.any(axis=(1, 2))))):
+        _let_go(state, int(user), 1.0)
+        possible = state.room(user)
+        home = possible & at_home[user] & problem.options[user]
+        possible = home if home.any() else possible
+        option = int(np.where(possible.ravel(), worth[user], -np.inf).argmax())
+        if possible.flat[option] and np.isfinite(worth[user, option]):
+            state.put(int(user), option)
+            state.left[user] = False
+        else:
+            _let_go(state, int(user), -1.0)
+    return improve(problem, state)
+
+
+def _let_go(state: State, user: int, sign: float) -> None:
+    """The share of his server that a user holds while he is left: no longer (1), or again (-1)."""
+    if state.problem.stays_counted[user]:
+        state.free[state.problem.home_server[user]] += sign * state.problem.demand[user]
+
+
 def _fill(state: State, worth: Reals) -> list[int]:
     """Everybody at his best option, in the order of what a second choice would cost; then, one by one, those for whom that
     was full. Returns who found nothing."""
@@ -75,9 +104,9 @@ def _fill(state: State, worth: Reals) -> list[int]:
     users = np.flatnonzero(~state.left)
     if not len(users):
         return []
-    flat = worth.reshape(len(worth), -1)
-    best = flat[users].argmax(axis=1)
-    regret = _regret(flat[users], best)
+    rows = flat(worth)
+    best = rows[users].argmax(axis=1)
+    regret = _regret(rows[users])
     order = np.argsort(-regret, kind="stable")
     users, best = users[order], best[order]
     stations, servers = np.divmod(best, problem.shape[2])
@@ -97,7 +126,7 @@ def _fill(state: State, worth: Reals) -> list[int]:
     return homeless
 
 
-def _regret(worth: Reals, best: Indices) -> Reals:
+def _regret(worth: Reals) -> Reals:
     if worth.shape[1] < 2:
         return np.zeros(len(worth))
     two = np.partition(worth, -2, axis=1)[:, -2:]
@@ -163,15 +192,17 @@ def _aside(state: State, worth: Reals, user: int, station: int, server: int) -> 
     """Whom to move so that the user fits: those who lose least by their next best place, for what they free."""
     problem = state.problem
     at_station, at_server = np.divmod(state.choice, problem.shape[2])
-    placed = state.choice >= 0
+    placed: Flags = np.asarray(state.choice >= 0)
     aside: list[int] = []
     need = problem.demand[user] - state.free[server]
     others = np.flatnonzero(placed & (at_server == server))
-    flat = worth.reshape(len(worth), -1)
+    rows = flat(worth)
     if (need > 0).any():
-        relief = (np.minimum(problem.demand[others], np.maximum(need, 0)) / np.maximum(problem.capacity[server], 1e-12)).sum(axis=1)
+        relief = (
+            np.minimum(problem.demand[others], np.maximum(need, 0)) / np.maximum(problem.capacity[server], 1e-12)
+        ).sum(axis=1)
         elsewhere = np.delete(worth[others], server, axis=2).max(axis=(1, 2), initial=-np.inf)
-        loss = np.where(np.isfinite(elsewhere), flat[others, state.choice[others]] - elsewhere, np.inf)
+        loss = np.where(np.isfinite(elsewhere), rows[others, state.choice[others]] - elsewhere, np.inf)
         for index in np.argsort(np.where(relief > 0, np.maximum(loss, 0) / np.maximum(relief, 1e-12), np.inf)):
             if (need <= 0).all():
                 break
@@ -181,7 +212,7 @@ def _aside(state: State, worth: Reals, user: int, station: int, server: int) -> 
     if state.open[station] <= 0 and not any(at_station[other] == station for other in aside):
         there = np.flatnonzero(placed & (at_station == station))
         elsewhere = np.delete(worth[there], station, axis=1).max(axis=(1, 2), initial=-np.inf)
-        loss = np.where(np.isfinite(elsewhere), flat[there, state.choice[there]] - elsewhere, np.inf)
+        loss = np.where(np.isfinite(elsewhere), rows[there, state.choice[there]] - elsewhere, np.inf)
         aside.append(int(there[loss.argmin()]))
     return aside
 
@@ -195,13 +226,13 @@ def improve(problem: Problem, state: State, sweeps: int = 12) -> Indices:
     rows = np.arange(len(users))
     for _ in range(sweeps):
         stations, servers = np.divmod(state.choice[users], problem.shape[2])
-        fits = (demand[:, None, :] <= state.free[None]).all(axis=2)
+        fits: Flags = np.asarray((demand[:, None, :] <= state.free[None]).all(axis=2))
         fits[rows, servers] = True
         reachable = np.broadcast_to(state.open > 0, (len(users), len(state.open))).copy()
         reachable[rows, stations] = True
-        possible = np.where(reachable[:, :, None] & fits[:, None, :], worth, -np.inf).reshape(len(users), -1)
+        possible = flat(np.where(reachable[:, :, None] & fits[:, None, :], worth, -np.inf))
         best = possible.argmax(axis=1)
-        more = possible[rows, best] - worth.reshape(len(users), -1)[rows, state.choice[users]]
+        more = possible[rows, best] - flat(worth)[rows, state.choice[users]]
         moved = False
         for index in np.argsort(-more, kind="stable"):
             if more[index] <= 1e-9:
@@ -229,14 +260,14 @@ def exchange(problem: Problem, choice: Indices) -> Indices:
     state = State(problem, choice < 0)
     for user in np.flatnonzero(choice >= 0):
         state.put(int(user), int(choice[user]))
-    flat = problem.profit.reshape(len(choice), -1)
+    rows = flat(problem.profit)
     users = np.flatnonzero(choice >= 0)
-    wish = flat[users].max(axis=1, initial=-np.inf) - flat[users, choice[users]]
+    wish = rows[users].max(axis=1, initial=-np.inf) - rows[users, choice[users]]
     for user in users[np.argsort(-wish, kind="stable")][:WISHERS]:
-        now = flat[user, state.choice[user]]
-        better = np.flatnonzero(flat[user] > now + 1e-9)
-        for option in better[np.argsort(-flat[user, better], kind="stable")[:WISHES]]:
-            if _chain(state, int(user), int(option), float(flat[user, option] - now)):
+        now = rows[user, state.choice[user]]
+        better = np.flatnonzero(rows[user] > now + 1e-9)
+        for option in better[np.argsort(-rows[user, better], kind="stable")[:WISHES]]:
+            if _chain(state, int(user), int(option), float(rows[user, option] - now)):
                 break
     return improve(problem, state)
 
@@ -252,7 +283,7 @@ def _chain(state: State, user: int, option: int, gain: float) -> bool:
         state.put(user, option)
         return True
     at_station, at_server = np.divmod(state.choice, width)
-    placed = state.choice >= 0
+    placed: Flags = np.asarray(state.choice >= 0)
     need = problem.demand[user] - state.free[server]
     if state.open[station] > 0:
         others = np.flatnonzero(placed & (at_server == server))
@@ -266,18 +297,16 @@ def _chain(state: State, user: int, option: int, gain: float) -> bool:
         free[server] -= problem.demand[user]
         there_is = state.open.copy()
         there_is[station] -= 1
-        fits = (problem.demand[others][:, None, :] <= free[None]).all(axis=2)
+        fits: Flags = np.asarray((problem.demand[others][:, None, :] <= free[None]).all(axis=2))
         at_home = (problem.demand[others] <= free[at_server[others]] + problem.demand[others]).all(axis=1)
         fits[np.arange(len(others)), at_server[others]] = at_home
         reach = np.broadcast_to(there_is > 0, (len(others), len(there_is))).copy()
         reach[np.arange(len(others)), at_station[others]] = there_is[at_station[others]] + 1 > 0
-        flat = np.where(reach[:, :, None] & fits[:, None, :], problem.profit[others], -np.inf).reshape(len(others), -1)
-        best = flat.argmax(axis=1)
-        rows = np.arange(len(others))
-        now = problem.profit.reshape(len(state.choice), -1)[others, state.choice[others]]
-        net = gain + flat[rows, best] - now
+        possible = flat(np.where(reach[:, :, None] & fits[:, None, :], problem.profit[others], -np.inf))
+        best = possible.argmax(axis=1)
+        net = gain + possible[np.arange(len(others)), best] - flat(problem.profit)[others, state.choice[others]]
         index = int(net.argmax())
-        if net[index] > 1e-9 and flat[index, best[index]] > -np.inf:
+        if net[index] > 1e-9:
             other = int(others[index])
             state.take(other)
             state.put(user, option)

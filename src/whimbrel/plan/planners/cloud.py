@@ -11,7 +11,8 @@ from whimbrel.plan.planners.interface import Planner, by_rank
 def _rank(problem: Problem, user: int, station: int) -> Reals:
     """The cloud's servers, the nearer first; an edge server only where no cloud has room."""
     edges = np.array([0.0 if server.cloud else 1e9 for server in problem.observation.servers])
-    return edges + problem.rtt_ms[station]
+    ranks: Reals = edges + problem.rtt_ms[station]
+    return ranks
 
 
 def _make(observation: Observation, policy: Policy, solve: Solve) -> Plan:

@@ -8,7 +8,8 @@ from whimbrel.plan.planners.interface import Planner, by_rank
 
 def _rank(problem: Problem, user: int, station: int) -> Reals:
     """By round-trip time; of equals the first in the region's order."""
-    return problem.rtt_ms[station]
+    ranks: Reals = problem.rtt_ms[station]
+    return ranks
 
 
 def _make(observation: Observation, policy: Policy, solve: Solve) -> Plan:
