@@ -1,5 +1,5 @@
-"""Small regions for tests, and what is right for them, computed the slow way from the paper's formulas: no array, no solver
-and nothing of `whimbrel.plan.placement` is used here."""
+"""Small regions for tests, and what is right for them, computed the slow way from the paper's formulas: no array, no
+solver and nothing of `whimbrel.plan.placement` is used here."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def regions(draw: st.DrawFn, most_users: int = 4) -> Observation:
     nodes = [*(one.name for one in stations), *(one.name for one in servers)]
     links = tuple(
         # all alike in time, so that a way over two links is never shorter than the direct one
-        Link(a=one, b=other, bandwidth_bps=draw(st.sampled_from([1e7, 1e8, 1e9])), rtt_ms=draw(st.sampled_from([10.0, 15.0, 19.0])))
-        for i, one in enumerate(nodes)
+        Link(a=one, b=other, bandwidth_bps=draw(st.sampled_from([1e7, 1e8, 1e9])), rtt_ms=draw(st.sampled_from([10.0,
+        15.0, 19.0]))) for i, one in enumerate(nodes)
         for other in nodes[i + 1 :]
         if not (one.startswith("b") and other.startswith("b"))
     )  # fmt: skip

@@ -155,8 +155,8 @@ def test_two_probing_rounds_tell_the_delta() -> None:
 
 
 def test_our_own_records_are_learnt_from() -> None:
-    phases = [("rounds", 900), ("freeze", 60), ("freeze.hold", 2), ("freeze.stop", 1), ("freeze.dump", 17), ("freeze.pages", 6),
-              ("freeze.copy", 4), ("freeze.restore", 25)]  # fmt: skip
+    phases = [("rounds", 900), ("freeze", 60), ("freeze.hold", 2), ("freeze.stop", 1), ("freeze.dump", 17),
+              ("freeze.pages", 6), ("freeze.copy", 4), ("freeze.restore", 25)]  # fmt: skip
     record = MigrationRecord(
         id="m", service="s", source="a", destination="b", strategy="hybrid", outcome=Outcome.DONE, freeze_ms=60,
         rss_bytes=200_000_000, phases=tuple(Phase(name=n, start_ms=0, duration_ms=d) for n, d in phases),

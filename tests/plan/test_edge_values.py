@@ -30,9 +30,18 @@ def made(**change: Any) -> Observation:
     [
         (lambda: Server(name="s", capacity=AMOUNTS, computing_power=NAN), "server s: computing_power is nan"),
         (lambda: Server(name="s", capacity=AMOUNTS, computing_power=0.0), "server s: computing_power is 0"),
-        (lambda: Server(name="s", capacity=Amounts(cpus=-1, memory_bytes=1), computing_power=1.0), "server s: cpus is -1"),
-        (lambda: Server(name="s", capacity=Amounts(cpus=1, memory_bytes=INF), computing_power=1.0), "memory_bytes is inf"),
-        (lambda: Server(name="s", capacity=Amounts(cpus=1, memory_bytes=1e300), computing_power=1.0), "out of the possible"),
+        (
+            lambda: Server(name="s", capacity=Amounts(cpus=-1, memory_bytes=1), computing_power=1.0),
+            "server s: cpus is -1",
+        ),
+        (
+            lambda: Server(name="s", capacity=Amounts(cpus=1, memory_bytes=INF), computing_power=1.0),
+            "memory_bytes is inf",
+        ),
+        (
+            lambda: Server(name="s", capacity=Amounts(cpus=1, memory_bytes=1e300), computing_power=1.0),
+            "out of the possible",
+        ),
         (lambda: BaseStation(name="b", max_users=-1), "base station b: max_users is -1"),
         (lambda: BaseStation(name="b", max_users=1, rate_share=0.0), "base station b: rate_share is 0"),
         (lambda: BaseStation(name="b", max_users=1, floor_dbm=NAN), "base station b: floor_dbm is nan"),
@@ -50,15 +59,24 @@ def made(**change: Any) -> Observation:
         (lambda: Policy(horizon_s=-1), "policy: horizon_s is -1"),
         (lambda: made(servers=()), "at least one server"),
         (lambda: made(links=()), "base station b has no link to a server"),
-        (lambda: made(links=(Link(a="b", b="x", bandwidth_bps=1e9, rtt_ms=1),)), "there is no server or base station x"),
-        (lambda: made(links=(*made().links, Link(a="s", b="b", bandwidth_bps=1, rtt_ms=1))), "link s - b is there twice"),
+        (
+            lambda: made(links=(Link(a="b", b="x", bandwidth_bps=1e9, rtt_ms=1),)),
+            "there is no server or base station x",
+        ),
+        (
+            lambda: made(links=(*made().links, Link(a="s", b="b", bandwidth_bps=1, rtt_ms=1))),
+            "link s - b is there twice",
+        ),
         (lambda: made(servers=(*made().servers, *made().servers)), "the region has s twice"),
-        (lambda: made(users=(User(name="u", demand=AMOUNTS, server="x"),)), "its service runs on x, which is no server"),
+        (
+            lambda: made(users=(User(name="u", demand=AMOUNTS, server="x"),)),
+            "its service runs on x, which is no server",
+        ),
         (lambda: made(users=(User(name="u", demand=AMOUNTS, base_station="x"),)), "there is no base station x"),
         (lambda: made(users=(User(name="", demand=AMOUNTS),)), "one without a name"),
         (lambda: made(at_s=NAN), "observation: at_s is nan"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_named(make: Any, says: str) -> None:
     with pytest.raises(BadInput) as raised:
         make()

@@ -1,8 +1,8 @@
 """`whimbrel bench plan`: how soon and how near to the optimum the planner is, in regions made up from seeds.
 
 Each region is planned within the deadline, and then the same problem is given to HiGHS whole, with much more time. The
-optimum lies between the best answer and the least bound that anybody found; the distance shown is to that bound, so it is
-never better than the truth. Every plan is held against the constraints by a checker of its own.
+optimum lies between the best answer and the least bound that anybody found; the distance shown is to that bound, so
+it is never better than the truth. Every plan is held against the constraints by a checker of its own.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ DEADLINE_S = 1.0
 PROMISED_S, PROMISED_GAP = 1.0, 0.01
 SOLVE_SHARE = 0.8
 """Of the deadline; the rest is for making the problem from the observation, and the plan from the answer."""
-HEADINGS = ("region", "users", "servers", "stations", "options", "n", "time", "worst", "from optimum", "worst gap", "left",
-            "at least", "constraints", "promised")  # fmt: skip
+HEADINGS = ("region", "users", "servers", "stations", "options", "n", "time", "worst", "from optimum", "worst gap",
+            "left", "at least", "constraints", "promised")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 class User(msgspec.Struct, frozen=True, kw_only=True):
     """A user and its offloaded service D_u, at t.
 
-    `base_station` and `server` are b and s; "" for who is not attached, or whose service is not deployed yet. `task_bytes`
+    `base_station` and `server` are b and s; "" for who is not attached, or whose service is not deployed yet.
+    `task_bytes`
     is S_u, `tasks_per_s` how often it offloads one, `processing_ms` d_proc as measured at s (for a service that runs
     nowhere yet: on a server of `reference_power`). `handover_ms` is T_ho.
     """
@@ -158,7 +159,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server's migrations taught (`plan.downtime`). A checkpoint takes `checkpoint_fixed_ms` + psi x bytes / C_s,
+    """What a server's migrations taught (`plan.downtime`). A checkpoint takes `checkpoint_fixed_ms` + psi x bytes
+    / C_s,
     a restore `restore_fixed_ms` + rho x bytes / C_s. `samples` 0: nothing is known, these are the region's figures."""
 
     server: str

@@ -1,4 +1,5 @@
-"""What a planner is told of its aims, and what it answers: who connects where, whose service goes where, and why not."""
+"""What a planner is told of its aims, and what it answers: who connects where, whose service goes where, and why
+not."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ Part = TypeVar("Part", bound=Named)
 
 def find(package: str, folder: Iterable[str], attribute: str, kind: type[Part], group: str) -> dict[str, Part]:
     """All parts by name, in alphabetical order: `attribute` of every module in `folder` (the package's ``__path__``)
-    that has one of this `kind`, and what stands under the entry point `group`. Raises BadInput for an entry point that is
-    something else."""
+    that has one of this `kind`, and what stands under the entry point `group`. Raises BadInput for an entry point
+    that is something else."""
     found: list[Part] = []
     for module in pkgutil.iter_modules(folder):
         part = getattr(importlib.import_module(f"{package}.{module.name}"), attribute, None)

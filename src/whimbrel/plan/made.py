@@ -28,8 +28,8 @@ def region(
     attached: bool = True,
     seed: int = 0,
 ) -> Observation:
-    """`heard`: so many base stations each user hears well enough, the strongest (0: all that there are); `settled` False:
-    nothing is deployed yet; `attached` False: nobody
+    """`heard`: so many base stations each user hears well enough, the strongest (0: all that there are); `settled`
+    False: nothing is deployed yet; `attached` False: nobody
     is, so that every base station is an option."""
     random = np.random.default_rng(seed)
     columns = int(np.ceil(np.sqrt(stations)))
@@ -89,12 +89,13 @@ def region(
     return Observation(
         servers=tuple(edge),
         base_stations=tuple(
-            BaseStation(name=f"bs-{b + 1}", max_users=int(np.ceil(users / stations * 1.5)), technology="lte-10MHz", floor_dbm=floor_dbm)
-            for b in range(stations)
+            BaseStation(name=f"bs-{b + 1}", max_users=int(np.ceil(users / stations * 1.5)), technology="lte-10MHz",
+            floor_dbm=floor_dbm) for b in range(stations)
         ),
         links=tuple(links),
         users=tuple(
-            _user(u, demand[u], rssi_dbm[u], nearest[u], edge[at[u]].name if at[u] >= 0 else "", heard, attached, random)
+            _user(u, demand[u], rssi_dbm[u], nearest[u], edge[at[u]].name if at[u] >= 0 else "",
+                  heard, attached, random)
             for u in range(users)
         ),
         speeds=tuple(

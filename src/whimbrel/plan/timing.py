@@ -20,7 +20,8 @@ class Order(StrEnum):
     """Figure 2's timelines. All have the first one's pre-migration and migration; they differ in the handover."""
 
     UNCOORDINATED = "uncoordinated"
-    """The handover comes when the radio wants it and sets off the pre-migration; the migration follows (figure 6 b, c)."""
+    """The handover comes when the radio wants it and sets off the pre-migration; the migration follows (figure 6 b,
+    c)."""
     EARLY = "early"
     """Second timeline: the handover is over before the migration begins."""
     LATE = "late"
@@ -67,8 +68,8 @@ def trigger(
     """When each part begins.
 
     `handover_at_s` is when the radio wants the handover (predicted by the RSSI's slope, or known from the path);
-    `latest_handover_s` until when it can wait if the memory is not across by then (None: it cannot wait). Nothing begins
-    in the past. Raises BadInput for times that are no numbers.
+    `latest_handover_s` until when it can wait if the memory is not across by then (None: it cannot wait). Nothing
+    begins in the past. Raises BadInput for times that are no numbers.
     """
     for name, value in (("handover_at_s", handover_at_s), ("now_s", now_s)):
         check("timing", name, value, -1e12, 1e12)

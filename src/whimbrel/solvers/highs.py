@@ -1,5 +1,5 @@
-"""The exact problem by HiGHS, as SciPy brings it: one dependency less than `highspy`, and the same solver (measured: the
-same answers in the same time). It has no warm start there; `timed` does not need one."""
+"""The exact problem by HiGHS, as SciPy brings it: one dependency less than `highspy`, and the same solver (measured:
+the same answers in the same time). It has no warm start there; `timed` does not need one."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from whimbrel.plan.placement.problem import NOBODY, Answer, Flags, Indices, Prob
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Minimise `cost` x over binary x with `lower` <= `matrix` x <= `upper`. Columns: first one for each option (`users`,
-    `options`), then one for each user who may be left (`leavers`)."""
+    """Minimise `cost` x over binary x with `lower` <= `matrix` x <= `upper`. Columns: first one for each option
+    (`users`, `options`), then one for each user who may be left (`leavers`)."""
 
     cost: Reals
     matrix: sparse.csc_array
@@ -32,8 +32,8 @@ class Program:
 
 
 def program(problem: Problem, allowed: Flags, *, most_left: int | None, count_left: bool = False) -> Program:
-    """`allowed` [u, b, s]: the options to choose from. `most_left`: so many users may be left (None: any number; 0: nobody).
-    `count_left`: minimise how many are left, instead of maximising the profit."""
+    """`allowed` [u, b, s]: the options to choose from. `most_left`: so many users may be left (None: any number; 0:
+    nobody). `count_left`: minimise how many are left, instead of maximising the profit."""
     users, stations, servers = np.nonzero(allowed & problem.options)
     how_many, width, amounts = problem.shape[0], problem.shape[2], problem.capacity.shape[1]
     # the paper's "= 1": without leavers nobody can be left

@@ -1,8 +1,8 @@
 """An answer within a deadline, whatever happens: the Lagrangian search first, which has a feasible answer and a proven
 bound early, then HiGHS on what it leaves open.
 
-The search's prices tell how far behind each option is. HiGHS chooses among the best few of them, and among what the search
-chose, so that it cannot do worse; a small problem it solves whole.
+The search's prices tell how far behind each option is. HiGHS chooses among the best few of them, and among what the
+search chose, so that it cannot do worse; a small problem it solves whole.
 """
 
 from __future__ import annotations

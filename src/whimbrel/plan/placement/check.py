@@ -1,4 +1,5 @@
-"""Holds any plan against (3b)-(3e), from the observation alone: nothing of the problem's arrays or of a solver is used."""
+"""Holds any plan against (3b)-(3e), from the observation alone: nothing of the problem's arrays or of a solver is
+used."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ ROOM = 1e-6
 def violations(observation: Observation, plan: Plan) -> tuple[str, ...]:
     """A line for each constraint that the plan breaks; none for a plan that may be carried out.
 
-    Who is left goes on taking his share of the server where he runs. A server that has less than its own containers take
-    already may stay so, if nobody comes and no more is taken than before.
+    Who is left goes on taking his share of the server where he runs. A server that has less than its own containers
+    take already may stay so, if nobody comes and no more is taken than before.
     """
     found: list[str] = []
     users = {user.name: user for user in observation.users}

@@ -73,8 +73,8 @@ def _per_unit(problem: Problem, prices: Prices) -> tuple[Reals, Reals]:
 
 
 def surely_left(problem: Problem) -> int:
-    """How many users certainly have to be left: those without an option, those beyond all places, and as many as have to go
-    before all demand is no more than all capacity."""
+    """How many users certainly have to be left: those without an option, those beyond all places, and as many as
+    have to go before all demand is no more than all capacity."""
     lost: Flags = np.asarray(~problem.options.any(axis=(1, 2)))
     heard = problem.options.any(axis=(0, 2))
     beyond = len(lost) - int(problem.places[heard].sum())

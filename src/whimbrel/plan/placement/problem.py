@@ -1,6 +1,7 @@
 """The problem (3a)-(3e) as arrays, made once from an observation; and what an answer to it is.
 
-Axes: u users, b base stations, s servers, r the amounts of (3c). Each pair (b', s') that a user may be given is an option.
+Axes: u users, b base stations, s servers, r the amounts of (3c). Each pair (b', s') that a user may be given is an
+option.
 Admissible is what (3d) allows (RSSI at t and at t' not below the floor), where a way leads from b' to s' and, for a
 container that has to move, from s to s'. Within `Policy.hysteresis_db` of the present base station another one is no
 option, unless there are more users at the present one than it may have.
@@ -33,9 +34,9 @@ class Problem:
     """`profit` [u, b, s] is what (3a) sums for each option, less the policy's dead band; -inf where it is none. `gain`
     and `cost` are the parts as in (1) and (2). `capacity` [s, r] and `places` [b] are the right sides of (3c) and (3e).
 
-    `home_server`, `home_station` [u]: where the user is now, or -1. `stays_counted` [u]: should he be left, his container
-    goes on taking its share of its server. Where a server has less than its containers take already, it does not (they
-    are the excess), and nobody else is moved there.
+    `home_server`, `home_station` [u]: where the user is now, or -1. `stays_counted` [u]: should he be left, his
+    container goes on taking its share of its server. Where a server has less than its containers take already, it does
+    not (they are the excess), and nobody else is moved there.
     """
 
     observation: Observation
@@ -110,8 +111,9 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
     everyone = np.arange(len(users))
 
     bandwidth_bps, rtt_ms = routes([one.name for one in stations] + [one.name for one in servers], observation.links)
-    between_bps = bandwidth_bps[len(stations):, len(stations):]  # fmt: skip
-    wired_bps, wired_ms = bandwidth_bps[: len(stations), len(stations):], rtt_ms[: len(stations), len(stations):]  # fmt: skip
+    first = len(stations)
+    between_bps = bandwidth_bps[first:, first:]
+    wired_bps, wired_ms = bandwidth_bps[:first, first:], rtt_ms[:first, first:]
 
     heard, then_dbm, radio_bps = _radio(observation, station_index)
     candidates = heard & _clearly_better(then_dbm, heard, home_station, places, policy.hysteresis_db)
@@ -131,9 +133,10 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
     )
     cost = np.maximum(move_ms[:, None, :], handover_ms[:, :, None])
 
-    usable = candidates[:, :, None] & np.isfinite(delay_ms) & np.isfinite(move_ms)[:, None, :]
+    usable: Flags = np.asarray(candidates[:, :, None] & np.isfinite(delay_ms) & np.isfinite(move_ms)[:, None, :])
     usable &= (places > 0)[None, :, None]
-    usable &= (demand[:, None, :] <= capacity[None] * (1 + 1e-9)).all(axis=2)[:, None, :]
+    fits: Flags = np.asarray((demand[:, None, :] <= capacity[None] * (1 + 1e-9)).all(axis=2))
+    usable &= fits[:, None, :]
     taken = np.zeros_like(capacity)
     at_home: Flags = np.asarray(home_server >= 0)
     np.add.at(taken, home_server[at_home], demand[at_home])

@@ -98,8 +98,8 @@ def _let_go(state: State, user: int, sign: float) -> None:
 
 
 def _fill(state: State, worth: Reals) -> list[int]:
-    """Everybody at his best option, in the order of what a second choice would cost; then, one by one, those for whom that
-    was full. Returns who found nothing."""
+    """Everybody at his best option, in the order of what a second choice would cost; then, one by one, those for
+    whom that was full. Returns who found nothing."""
     problem = state.problem
     users = np.flatnonzero(~state.left)
     if not len(users):
@@ -119,11 +119,7 @@ def _fill(state: State, worth: Reals) -> list[int]:
         fits[here[max(0, state.open[station]):]] = False  # fmt: skip
     for user, option in zip(users[fits], best[fits], strict=True):
         state.put(int(user), int(option))
-    homeless = []
-    for user in users[~fits]:
-        if not _put_best(state, worth, int(user)):
-            homeless.append(int(user))
-    return homeless
+    return [int(user) for user in users[~fits] if not _put_best(state, worth, int(user))]
 
 
 def _regret(worth: Reals) -> Reals:
@@ -254,8 +250,8 @@ def _move(state: State, user: int, option: int) -> bool:
 
 
 def exchange(problem: Problem, choice: Indices) -> Indices:
-    """Better by chains of two: one user goes to an option that he gains by, where another has to make room, who loses less
-    by his own next place. Once over the users
+    """Better by chains of two: one user goes to an option that he gains by, where another has to make room, who
+    loses less by his own next place. Once over the users
     who would gain most; then single moves again."""
     state = State(problem, choice < 0)
     for user in np.flatnonzero(choice >= 0):

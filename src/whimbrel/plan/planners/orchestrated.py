@@ -1,4 +1,5 @@
-"""Base stations and servers for all users together, so that the delay they are spared exceeds what the moves cost most."""
+"""Base stations and servers for all users together, so that the delay they are spared exceeds what the moves cost
+most."""
 
 from whimbrel.model.edge import Observation
 from whimbrel.model.placement import Plan, Policy
