@@ -159,9 +159,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server's migrations taught (`plan.downtime`). A checkpoint takes `checkpoint_fixed_ms` + psi x bytes
-    / C_s,
-    a restore `restore_fixed_ms` + rho x bytes / C_s. `samples` 0: nothing is known, these are the region's figures."""
+    """What a server's migrations taught (`plan.downtime`). A checkpoint takes `checkpoint_fixed_ms` + psi x
+    bytes / C_s, a restore `restore_fixed_ms` + rho x bytes / C_s. `samples` 0: these are the region's figures."""
 
     server: str
     checkpoint_fixed_ms: float

@@ -29,8 +29,7 @@ def region(
     seed: int = 0,
 ) -> Observation:
     """`heard`: so many base stations each user hears well enough, the strongest (0: all that there are); `settled`
-    False: nothing is deployed yet; `attached` False: nobody
-    is, so that every base station is an option."""
+    False: nothing is deployed yet; `attached` False: nobody is, so that every base station is an option."""
     random = np.random.default_rng(seed)
     columns = int(np.ceil(np.sqrt(stations)))
     mast = np.array([(index % columns, index // columns) for index in range(stations)]) * SPACING_M

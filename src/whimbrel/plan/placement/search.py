@@ -251,8 +251,8 @@ def _move(state: State, user: int, option: int) -> bool:
 
 def exchange(problem: Problem, choice: Indices) -> Indices:
     """Better by chains of two: one user goes to an option that he gains by, where another has to make room, who
-    loses less by his own next place. Once over the users
-    who would gain most; then single moves again."""
+    loses less by his own next place. Once over the users who would gain most;
+    then single moves again."""
     state = State(problem, choice < 0)
     for user in np.flatnonzero(choice >= 0):
         state.put(int(user), int(choice[user]))
