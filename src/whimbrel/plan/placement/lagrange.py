@@ -16,7 +16,7 @@ import numpy as np
 from whimbrel.plan.placement.problem import NOBODY, Answer, Flags, Indices, Problem, Reals, flat
 from whimbrel.plan.placement.search import construct, exchange, stay
 
-BUILD_AT = (0, 12, 30, 50)
+BUILD_AT = (0, 25, 45)
 BUILD_EVERY = 25
 PATIENCE = 8
 MOMENTUM = 0.7
@@ -95,9 +95,6 @@ def steps_of(problem: Problem) -> Iterator[Step]:
         yield Step(0, Answer(np.zeros(0, np.intp), 0.0, 0.0, 0, NAME), nothing)
         return
     best = stay(problem)
-    if (best < 0).sum() > at_least:
-        built = construct(problem, problem.profit)
-        best = min(best, built, key=lambda each: ((each < 0).sum(), -problem.value(each)))
     profit, left = problem.value(best), int((best < 0).sum())
     prices = tightest = momentum = Prices(np.zeros_like(problem.capacity), np.zeros(len(problem.places)))
     bound, pull, patience = np.inf, 1.0, 0
