@@ -25,8 +25,10 @@ PACKAGE_OF_COMMAND = {
     "tar": "tar",
     "umoci": "umoci",
 }
-# Other engines, whose containers may be services too. Nobody needs them who has none; their tests do.
+# Other engines, whose containers may be services too, and the solver of a paper. Nobody needs them who has none; their
+# tests do.
 ENGINE_PACKAGE_OF_COMMAND = {
+    "cbc": "coinor-cbc",
     "conmon": "conmon",
     "containerd": "containerd",
     "docker": "docker.io",

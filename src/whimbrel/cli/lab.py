@@ -171,7 +171,7 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages, codecs or link.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages, codecs, link or plan.")],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
         str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
@@ -190,6 +190,11 @@ def bench(
     pid: Annotated[
         int, typer.Option("--pid", metavar="PID", min=0, help="codecs: also the memory of this process.")
     ] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="plan: how many regions of each kind.")] = 3,
+    exact: Annotated[
+        float,
+        typer.Option("--exact", metavar="SECONDS", min=0, help="plan: how long HiGHS looks for the optimum of each."),
+    ] = 30.0,
 ) -> None:
     """Measure, side by side with the baseline in one run."""
     from whimbrel.model.errors import BadInput
@@ -210,8 +215,12 @@ def bench(
         from whimbrel.bench import link
 
         result = link.run(console())
+    elif name == "plan":
+        from whimbrel.bench import plan
+
+        result = plan.run(console(), seeds=seeds, exact_s=exact)
     else:
-        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages, codecs or link")
+        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages, codecs, link or plan")
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
 
 from whimbrel.model.errors import BadInput
+from whimbrel.plan.discovery import find
 from whimbrel.plan.strategies.composition import Carry, Codec, Rounds, Strategy
 
 AUTO = "auto"
@@ -19,13 +17,7 @@ ENTRY_POINTS = "whimbrel.strategies"
 @cache
 def known() -> dict[str, Strategy]:
     """All strategies, by name, in alphabetical order."""
-    found = []
-    for module in pkgutil.iter_modules(__path__):
-        strategy = getattr(importlib.import_module(f"{__name__}.{module.name}"), "STRATEGY", None)
-        if isinstance(strategy, Strategy):
-            found.append(strategy)
-    found += [point.load() for point in entry_points(group=ENTRY_POINTS)]
-    return {strategy.name: strategy for strategy in sorted(found, key=lambda strategy: strategy.name)}
+    return find(__name__, __path__, "STRATEGY", Strategy, ENTRY_POINTS)
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,215 @@
+"""How long a migration takes, eq. (5) of `coordinated`, learnt per server from the migrations that were.
+
+    T_mig = T_chkpt + T_trans + T_restore
+    T_chkpt = psi_s S / C_s        T_trans = S_delta-lambda / B_ss'        T_restore = rho_s' S / C_s'
+
+In the paper's form S is the container's size (S_D, at the restore S_D + S_lambda + S_delta-lambda). Our own strategies
+freeze once: there each part has a fixed share besides, and S is the service's memory (S_lambda). psi, rho and the fixed
+shares are medians (Theil-Sen where a line is fitted), so that an outlier changes little; what cannot be a measurement
+is named and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import median
+
+import msgspec
+
+from whimbrel.model.edge import MOST_BPS, MOST_BYTES, MOST_MS, Sizes, Speed
+from whimbrel.model.history import Form, Measured, Predicted, PredictionError
+from whimbrel.model.migration import MigrationRecord, Outcome, Round
+from whimbrel.model.numbers import wrong
+from whimbrel.plan.convergence import Limits
+
+ENOUGH = 5
+KEPT = 40
+"""So many of a server's last migrations count: servers change."""
+SPREAD = 1.5
+"""A line is fitted only if the largest size is this many times the smallest; else all is taken as fixed."""
+UNKNOWN = Speed(
+    server="",
+    checkpoint_fixed_ms=Limits().fixed_freeze_ms / 2,
+    psi=0.0,
+    restore_fixed_ms=Limits().fixed_freeze_ms / 2,
+    rho=0.0,
+)
+"""Before any migration: the fixed freeze that `plan.convergence` assumes."""
+
+
+def sift(history: Sequence[Measured]) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
+    """The measurements that can be true, and a line for each of the others."""
+    good, complaints = [], []
+    for one in history:
+        parts = (
+            ("bandwidth_bps", one.bandwidth_bps, 1.0, MOST_BPS),
+            ("checkpoint_ms", one.checkpoint_ms, 0.0, MOST_MS),
+            ("transfer_ms", one.transfer_ms, 0.0, MOST_MS),
+            ("restore_ms", one.restore_ms, 0.0, MOST_MS),
+            ("image_bytes", one.sizes.image_bytes, 0.0, MOST_BYTES),
+            ("checkpoint_bytes", one.sizes.checkpoint_bytes, 0.0, MOST_BYTES),
+            ("delta_bytes", one.sizes.delta_bytes, 0.0, MOST_BYTES),
+        )
+        problems = [f"{name} {problem}" for name, value, low, high in parts if (problem := wrong(value, low, high))]
+        if not problems and one.migration_ms <= 0:
+            problems = ["it took no time"]
+        if problems:
+            where = f"migration of {one.service} from {one.source} to {one.destination}"
+            complaints.append(f"{where} is not learnt from: {problems[0]}")
+        else:
+            good.append(one)
+    return tuple(good), tuple(complaints)
+
+
+def learn(
+    history: Sequence[Measured], powers: Mapping[str, float], form: Form = Form.FREEZE
+) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
+    """psi, rho and the fixed shares of every server in `powers` (C_s by name), and what was left out and why.
+
+    A server without migrations of its own gets the region's figures, and `UNKNOWN` if there is none at all.
+    """
+    good, complaints = sift(history)
+    good = tuple(one for one in good if one.form is form and one.source in powers and one.destination in powers)
+
+    def points(of: Sequence[Measured], *, restores: bool) -> list[tuple[float, float]]:
+        if restores:
+            return [(_restored_bytes(one.sizes, form) / powers[one.destination], one.restore_ms) for one in of]
+        return [(_checkpointed_bytes(one.sizes, form) / powers[one.source], one.checkpoint_ms) for one in of]
+
+    everywhere = [fit(points(good, restores=restores), fixed=form is Form.FREEZE) for restores in (False, True)]
+    speeds = []
+    for server in powers:
+        left = [one for one in good if one.source == server][-KEPT:]
+        came = [one for one in good if one.destination == server][-KEPT:]
+        checkpoint = fit(points(left, restores=False), fixed=form is Form.FREEZE) or everywhere[0]
+        restore = fit(points(came, restores=True), fixed=form is Form.FREEZE) or everywhere[1]
+        if checkpoint is None or restore is None:
+            speeds.append(msgspec.structs.replace(UNKNOWN, server=server))
+            continue
+        speeds.append(
+            Speed(
+                server=server,
+                checkpoint_fixed_ms=checkpoint[0],
+                psi=checkpoint[1],
+                restore_fixed_ms=restore[0],
+                rho=restore[1],
+                samples=min(len(left), len(came)),
+            )
+        )
+    return tuple(speeds), complaints
+
+
+def fit(points: Sequence[tuple[float, float]], *, fixed: bool) -> tuple[float, float] | None:
+    """(fixed part, slope) of times over sizes, robustly; None without a point. Not `fixed`: through the origin."""
+    if not points:
+        return None
+    if not fixed:
+        ratios = [time / size for size, time in points if size > 0]
+        return (0.0, median(ratios)) if ratios else (median(time for _, time in points), 0.0)
+    sizes = [size for size, _ in points]
+    slope = 0.0
+    if max(sizes) > SPREAD * min(sizes):
+        apart = (max(sizes) - min(sizes)) / 10
+        slopes = [(t2 - t1) / (s2 - s1) for (s1, t1), (s2, t2) in combinations(points, 2) if abs(s2 - s1) > apart]
+        slope = max(0.0, median(slopes))
+    return max(0.0, median(time - slope * size for size, time in points)), slope
+
+
+def predict(
+    sizes: Sizes,
+    source: Speed,
+    destination: Speed,
+    *,
+    source_power: float,
+    destination_power: float,
+    bandwidth_bps: float,
+    form: Form = Form.FREEZE,
+) -> Predicted:
+    """T_pre-mig and T_mig of eq. (5), ms."""
+    checkpoint_ms = source.checkpoint_fixed_ms + source.psi * _checkpointed_bytes(sizes, form) / source_power
+    restore_ms = destination.restore_fixed_ms + destination.rho * _restored_bytes(sizes, form) / destination_power
+    return Predicted(
+        # ours copies memory while the service runs, and needs no checkpoint for it
+        pre_migration_ms=sizes.checkpoint_bytes * 8e3 / bandwidth_bps + (checkpoint_ms if form is Form.PAPER else 0.0),
+        checkpoint_ms=checkpoint_ms,
+        transfer_ms=sizes.delta_bytes * 8e3 / bandwidth_bps,
+        restore_ms=restore_ms,
+        samples=min(source.samples, destination.samples),
+    )
+
+
+def prediction_error(
+    history: Sequence[Measured], powers: Mapping[str, float], form: Form = Form.FREEZE
+) -> PredictionError:
+    """Each migration of the history (oldest first) predicted from those before it, and held against what it took."""
+    good = [one for one in sift(history)[0] if one.form is form and {one.source, one.destination} <= set(powers)]
+    every, later = [], []
+    for index in range(1, len(good)):
+        one, before = good[index], good[:index]
+        speeds = {speed.server: speed for speed in learn(before, powers, form)[0]}
+        predicted = predict(
+            one.sizes,
+            speeds[one.source],
+            speeds[one.destination],
+            source_power=powers[one.source],
+            destination_power=powers[one.destination],
+            bandwidth_bps=one.bandwidth_bps,
+            form=form,
+        )
+        error = abs(predicted.migration_ms - one.migration_ms) / one.migration_ms
+        every.append(error)
+        if all(sum(name in (past.source, past.destination) for past in before) >= ENOUGH
+               for name in (one.source, one.destination)):  # fmt: skip
+            later.append(error)
+    return PredictionError(
+        predictions=len(every), median=median(every) if every else None, after_five=median(later) if later else None
+    )
+
+
+def sizes_of_probe(first: Round, second: Round, *, image_bytes: float = 0.0) -> Sizes:
+    """IV-B's heuristic: two checkpoints one after the other (two rounds of the tracker) while the service works. The
+    first is S_lambda, what changed until the second S_delta-lambda, both as they cross."""
+    return Sizes(
+        image_bytes=image_bytes,
+        checkpoint_bytes=float(first.bytes_sent - first.file_bytes),
+        delta_bytes=float(second.bytes_sent - second.file_bytes),
+    )
+
+
+def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_bps: float = 0.0) -> Measured | None:
+    """What the model learns from one of our own migrations; None if it did not come to its end or had no freeze.
+
+    The checkpoint is hold, stop and dump; the transfer is last pages, files and images; all else of the freeze is the
+    restore. `bandwidth_bps` 0: what the fastest round carried.
+    """
+    took_ms = {phase.name: phase.duration_ms for phase in record.phases}
+    if record.outcome is not Outcome.DONE or record.freeze_ms <= 0:
+        return None
+    checkpoint_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump"))
+    transfer_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("pages", "files", "copy"))
+    rates = [one.bytes_sent * 8e3 / one.duration_ms for one in record.rounds if one.duration_ms > 0]
+    return Measured(
+        service=record.service,
+        source=record.source,
+        destination=record.destination,
+        sizes=Sizes(
+            image_bytes=image_bytes,
+            checkpoint_bytes=float(record.rss_bytes),
+            delta_bytes=float(record.rounds[-1].bytes_sent if record.rounds else record.rss_bytes),
+        ),
+        bandwidth_bps=bandwidth_bps or max(rates, default=0.0),
+        checkpoint_ms=checkpoint_ms,
+        transfer_ms=transfer_ms,
+        restore_ms=max(0.0, record.freeze_ms - checkpoint_ms - transfer_ms),
+    )
+
+
+def _checkpointed_bytes(sizes: Sizes, form: Form) -> float:
+    return sizes.image_bytes if form is Form.PAPER else sizes.checkpoint_bytes
+
+
+def _restored_bytes(sizes: Sizes, form: Form) -> float:
+    if form is Form.PAPER:
+        return sizes.image_bytes + sizes.checkpoint_bytes + sizes.delta_bytes
+    return sizes.checkpoint_bytes

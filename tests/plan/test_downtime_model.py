@@ -1,0 +1,172 @@
+"""Eq. (5), learnt: what it takes from a history, how near it comes, and what it does not take."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from whimbrel.model.edge import Sizes
+from whimbrel.model.history import Form, Measured
+from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
+from whimbrel.plan.downtime import (
+    UNKNOWN,
+    fit,
+    learn,
+    measured_of,
+    predict,
+    prediction_error,
+    sift,
+    sizes_of_probe,
+)
+
+POWERS = {"a": 1000.0, "b": 2000.0, "c": 1500.0}
+PSI = {"a": 1.0e-4, "b": 3.0e-4, "c": 2.0e-4}
+RHO = {"a": 2.0e-4, "b": 1.0e-4, "c": 5.0e-5}
+FIXED = 25.0
+
+
+def migration(
+    source: str, destination: str, memory: float, *, form: Form, noise: float = 0.0, rng: random.Random
+) -> Measured:
+    """One that follows eq. (5), each part off by up to `noise`."""
+    sizes = Sizes(image_bytes=memory * 2, checkpoint_bytes=memory, delta_bytes=memory / 50)
+    paper = form is Form.PAPER
+    restored = 2 * memory + memory + memory / 50 if paper else memory
+    fixed = 0.0 if paper else FIXED
+    parts = (
+        fixed + PSI[source] * (2 * memory if paper else memory) / POWERS[source],
+        sizes.delta_bytes * 8e3 / 1e9,
+        fixed + RHO[destination] * restored / POWERS[destination],
+    )
+    checkpoint_ms, transfer_ms, restore_ms = (part * rng.lognormvariate(0, noise) for part in parts)
+    return Measured(
+        service="x", source=source, destination=destination, sizes=sizes, bandwidth_bps=1e9,
+        checkpoint_ms=checkpoint_ms, transfer_ms=transfer_ms, restore_ms=restore_ms, form=form,
+    )  # fmt: skip
+
+
+def history(count: int, *, form: Form, noise: float, seed: int = 0) -> list[Measured]:
+    rng = random.Random(seed)
+    names = sorted(POWERS)
+    found = []
+    for _ in range(count):
+        source, destination = rng.sample(names, 2)
+        found.append(migration(source, destination, rng.choice([5e7, 2e8, 4e8, 1e9]), form=form, noise=noise, rng=rng))
+    return found
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_psi_and_rho_are_found(form: Form) -> None:
+    speeds, complaints = learn(history(60, form=form, noise=0.0), POWERS, form)
+    assert complaints == ()
+    for speed in speeds:
+        assert speed.psi == pytest.approx(PSI[speed.server], rel=1e-6)
+        assert speed.rho == pytest.approx(RHO[speed.server], rel=1e-6)
+        assert speed.checkpoint_fixed_ms == pytest.approx(0.0 if form is Form.PAPER else FIXED, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("form", list(Form))
+def test_within_20_percent_after_five_migrations_per_server(form: Form, seed: int) -> None:
+    """Each part varies by 15 %, one migration in ten takes five times as long."""
+    found = history(60, form=form, noise=0.15, seed=seed)
+    found = [
+        msgspec.structs.replace(one, checkpoint_ms=one.checkpoint_ms * 5, restore_ms=one.restore_ms * 5)
+        if i % 10 == 3
+        else one
+        for i, one in enumerate(found)
+    ]
+    error = prediction_error(found, POWERS, form)
+    assert error.predictions == 59
+    assert error.after_five is not None
+    assert error.after_five <= 0.20
+
+
+def test_of_one_size_a_mean_is_learnt_not_a_line() -> None:
+    rng = random.Random(1)
+    found = [migration("a", "b", 2e8, form=Form.FREEZE, noise=0.05, rng=rng) for _ in range(6)]
+    speeds = {speed.server: speed for speed in learn(found, POWERS)[0]}
+    assert speeds["a"].psi == 0
+    assert speeds["a"].checkpoint_fixed_ms == pytest.approx(FIXED + PSI["a"] * 2e8 / POWERS["a"], rel=0.15)
+
+
+def test_one_who_has_none_gets_the_regions_and_nobody_knows_nothing() -> None:
+    rng = random.Random(1)
+    found = [migration("a", "b", 2e8, form=Form.FREEZE, rng=rng)]
+    speeds = {speed.server: speed for speed in learn(found, POWERS)[0]}
+    assert speeds["c"].samples == 0
+    assert speeds["c"].checkpoint_fixed_ms == speeds["a"].checkpoint_fixed_ms > 0
+    assert all(msgspec.structs.replace(speed, server="") == UNKNOWN for speed in learn([], POWERS)[0])
+    assert prediction_error([], POWERS).median is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"checkpoint_ms": float("nan")}, "checkpoint_ms is nan"),
+        ({"restore_ms": -1.0}, "restore_ms is -1"),
+        ({"transfer_ms": 1e12}, "transfer_ms is 1e+12"),
+        ({"bandwidth_bps": 0.0}, "bandwidth_bps is 0"),
+        ({"sizes": Sizes(delta_bytes=float("inf"))}, "delta_bytes is inf"),
+        ({"checkpoint_ms": 0.0, "transfer_ms": 0.0, "restore_ms": 0.0}, "it took no time"),
+    ],
+)
+def test_what_cannot_be_a_measurement_is_named_and_left_out(change: dict[str, object], says: str) -> None:
+    good = history(30, form=Form.FREEZE, noise=0.05)
+    bad = msgspec.structs.replace(good[4], **change)
+    kept, complaints = sift([*good, bad])
+    assert kept == tuple(good)
+    assert len(complaints) == 1
+    assert says in complaints[0]
+    assert f"from {bad.source} to {bad.destination}" in complaints[0]
+    assert learn([*good, bad], POWERS)[0] == learn(good, POWERS)[0]
+
+
+def test_a_line_has_no_part_below_zero() -> None:
+    assert fit([(1.0, 10.0), (10.0, 1.0)], fixed=True) == (5.5, 0.0)
+    assert fit([], fixed=True) is None
+
+
+def test_the_parts_of_a_prediction() -> None:
+    speeds = {one.server: one for one in learn(history(60, form=Form.PAPER, noise=0.0), POWERS, Form.PAPER)[0]}
+    sizes = Sizes(image_bytes=8e8, checkpoint_bytes=2e8, delta_bytes=8e6)
+    predicted = predict(
+        sizes,
+        speeds["a"],
+        speeds["b"],
+        source_power=1000.0,
+        destination_power=2000.0,
+        bandwidth_bps=1e8,
+        form=Form.PAPER,
+    )
+    assert predicted.checkpoint_ms == pytest.approx(PSI["a"] * 8e8 / 1000)
+    assert predicted.transfer_ms == pytest.approx(8e6 * 8 / 1e8 * 1000)
+    assert predicted.restore_ms == pytest.approx(RHO["b"] * 1.008e9 / 2000)
+    assert predicted.pre_migration_ms == pytest.approx(predicted.checkpoint_ms + 2e8 * 8 / 1e8 * 1000)
+    assert predicted.migration_ms == predicted.checkpoint_ms + predicted.transfer_ms + predicted.restore_ms
+
+
+def test_two_probing_rounds_tell_the_delta() -> None:
+    first = Round(n=1, dirty_pages=1000, bytes_sent=4_000_000, duration_ms=10, file_bytes=500_000)
+    second = Round(n=2, dirty_pages=20, bytes_sent=80_000, duration_ms=1)
+    assert sizes_of_probe(first, second, image_bytes=7) == Sizes(image_bytes=7, checkpoint_bytes=3.5e6, delta_bytes=8e4)
+
+
+def test_our_own_records_are_learnt_from() -> None:
+    phases = [("rounds", 900), ("freeze", 60), ("freeze.hold", 2), ("freeze.stop", 1), ("freeze.dump", 17),
+              ("freeze.pages", 6), ("freeze.copy", 4), ("freeze.restore", 25)]  # fmt: skip
+    record = MigrationRecord(
+        id="m", service="s", source="a", destination="b", strategy="hybrid", outcome=Outcome.DONE, freeze_ms=60,
+        rss_bytes=200_000_000, phases=tuple(Phase(name=n, start_ms=0, duration_ms=d) for n, d in phases),
+        rounds=(Round(n=1, dirty_pages=1, bytes_sent=100_000_000, duration_ms=800),
+                Round(n=2, dirty_pages=1, bytes_sent=1_000_000, duration_ms=100)),
+    )  # fmt: skip
+    one = measured_of(record)
+    assert one is not None
+    assert (one.checkpoint_ms, one.transfer_ms, one.restore_ms) == (20, 10, 30)
+    assert one.migration_ms == record.freeze_ms
+    assert one.bandwidth_bps == pytest.approx(1e9)
+    assert (one.sizes.checkpoint_bytes, one.sizes.delta_bytes) == (2e8, 1e6)
+    assert measured_of(msgspec.structs.replace(record, outcome=Outcome.ROLLED_BACK)) is None
