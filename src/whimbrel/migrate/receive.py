@@ -61,6 +61,7 @@ AT_WORK = "receiving"  # the process's short name from its order on, to tell it 
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 STRANGER_S = 2.0
+SWITCH_S = 0.0001
 HANDOVER_S = 10.0
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
@@ -485,6 +486,8 @@ def main() -> int:
         return 0  # the agent had no use for this process
     order = msgspec.json.decode(message, type=ReceiveOrder)
     Path("/proc/self/comm").write_text(AT_WORK)
+    # Threads that fill memory and answer faults take turns with the one that restores; 5 ms, Python's own, are a freeze.
+    sys.setswitchinterval(SWITCH_S)
     receiver = Receiver(order, *fds)
 
     def watch_agent() -> None:
