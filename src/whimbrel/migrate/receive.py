@@ -486,7 +486,7 @@ def main() -> int:
         return 0  # the agent had no use for this process
     order = msgspec.json.decode(message, type=ReceiveOrder)
     Path("/proc/self/comm").write_text(AT_WORK)
-    # Threads that fill memory and answer faults take turns with the one that restores; 5 ms, Python's own, are a freeze.
+    # Threads that fill memory and answer faults take turns with the one that restores. Python lets each have 5 ms.
     sys.setswitchinterval(SWITCH_S)
     receiver = Receiver(order, *fds)
 
