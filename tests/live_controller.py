@@ -32,6 +32,7 @@ class LiveController:
         self.address = f"unix:{directory}/c.sock"
         self.socket = directory / "c.sock"
         self.log = directory / "controller.log"
+        self.database = directory / "state/controller.sqlite3"
         self._config = directory / "controller.toml"
         self._config.write_text(region.config_text(self.address, str(directory / "state")))
         self._process: subprocess.Popen[bytes] | None = None

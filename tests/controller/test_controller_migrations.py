@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,20 @@ def test_a_migration_from_request_to_record(region: FakeRegion, client: Controll
 def test_one_after_the_other_in_order(client: ControllerClient, demo: str) -> None:
     ids = [client.migrate(demo, node).id for node in ("edge-2", "edge-3", "edge-1")]
     assert [record.id for record in client.migrations(service=demo, limit=3)] == ids[::-1]
+
+
+def test_a_database_that_is_away_at_the_end_keeps_no_service_locked(
+    live: LiveController, region: FakeRegion, client: ControllerClient, demo: str
+) -> None:
+    region.go.clear()
+    started = client.start_migration(demo, "edge-2")
+    with sqlite3.connect(live.database, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        region.go.set()
+        assert client.follow(started.id).outcome is Outcome.DONE, "whoever listens hears the end"
+        other.execute("ROLLBACK")
+    other.close()
+    assert client.migrate(demo, "edge-3").outcome is Outcome.DONE
 
 
 @pytest.mark.parametrize(

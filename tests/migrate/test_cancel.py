@@ -12,6 +12,7 @@ from whimbrel.model.errors import Conflict, WhimbrelError
 from whimbrel.model.migration import Outcome
 
 POINTS = [
+    "preflight",
     "prepare",
     "incoming.prepare",
     "receive.start",

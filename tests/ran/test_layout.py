@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from whimbrel.lab import topology
+from whimbrel.lab import topology, topology_checks
 from whimbrel.lab.radio import user_overlay_address
 from whimbrel.model.errors import BadInput
 
@@ -39,7 +39,7 @@ def test_a_topology_without_radio_stays_as_it_was() -> None:
 def test_what_a_base_station_says_of_itself_takes_the_place_of_the_sections() -> None:
     text = GOOD.replace("seed = 1", "seed = 1\npath_loss = { exponent = 3.5, shadowing_db = 6.0 }")
     text = text.replace("x_m = 50.0, y_m = 0.0", "x_m = 50.0, y_m = 0.0, exponent = 2.5, transmit_power_dbm = 30.0")
-    found = topology.check(msgspec.toml.decode(text, type=topology.Topology))
+    found = topology_checks.check(msgspec.toml.decode(text, type=topology.Topology))
     assert found.radio is not None
     losses = {name: station.loss for name, station in found.radio.air().stations.items()}
     assert (losses["gw-1"].exponent, losses["gw-1"].transmit_power_dbm) == (3.5, 20.0)

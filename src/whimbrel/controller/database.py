@@ -19,6 +19,8 @@ from whimbrel.model.errors import BadInput, WhimbrelError
 SCRIPTS = Path(__file__).parent / "schema"
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 CONNECT_TIMEOUT_S = 5
+READS = "whimbrel_reads"
+"""The execution option of an engine whose transactions change nothing."""
 LOCK = 0x77686D62
 """Of PostgreSQL's advisory locks the one that two controllers meet at which open the same database."""
 
@@ -89,7 +91,9 @@ def _sqlite(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # who will write says so at once: to find out later, with another writer there, is an error and no wait
+        reads = connection.get_execution_options().get(READS, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime
@@ -238,7 +237,7 @@ class Migrations:
     async def _finish(self, feed: Feed, final: MigrationRecord) -> None:
         try:
             await asyncio.to_thread(self._store.put, final)
-        except sqlite3.Error as error:  # a full disk must not leave the service locked and its listeners waiting
+        except WhimbrelError as error:  # a database that is away must not lock the service, and keep listeners waiting
             log.error("cannot keep the record of a migration", id=final.id, error=str(error))
         self._live.pop(final.service, None)
         feed.finish(final)

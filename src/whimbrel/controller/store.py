@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from whimbrel.controller.database import cause, open_database, shown
+from whimbrel.controller.database import READS, cause, open_database, shown
 from whimbrel.model.errors import Unreachable
 from whimbrel.model.migration import MigrationRecord, Outcome
 
@@ -28,6 +28,7 @@ class MigrationStore:
         """Open, make if missing. Raises WhimbrelError when it is no database of ours."""
         self._name = shown(url)
         self._engine = open_database(url)
+        self._reader = self._engine.execution_options(**{READS: True})
 
     def close(self) -> None:
         self._engine.dispose()
@@ -43,7 +44,7 @@ class MigrationStore:
             "started_unix_s": record.started_unix_s,
             "record": msgspec.json.encode(record).decode(),
         }
-        with self._transaction() as connection:
+        with self._transaction(self._engine) as connection:
             connection.execute(sa.delete(_MIGRATIONS).where(_MIGRATIONS.c.id == record.id))
             connection.execute(sa.insert(_MIGRATIONS).values(row))
 
@@ -62,14 +63,14 @@ class MigrationStore:
         return self._select(running.order_by(_MIGRATIONS.c.started_unix_s))
 
     def _select(self, statement: sa.Select[Any]) -> list[MigrationRecord]:
-        with self._transaction() as connection:
+        with self._transaction(self._reader) as connection:
             rows = connection.execute(statement).scalars().all()
         return [msgspec.json.decode(row, type=MigrationRecord) for row in rows]
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
         try:
-            with self._engine.begin() as connection:
+            with engine.begin() as connection:
                 yield connection
         except sa.exc.SQLAlchemyError as error:
             raise Unreachable(f"the database {self._name} does not answer: {cause(error)}") from error

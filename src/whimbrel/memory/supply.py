@@ -75,7 +75,7 @@ class Supply:
     def ask_again(self) -> None:
         """The link was cut: whatever was asked for and has not come is asked for anew."""
         asked, self._asked = self._asked, set()
-        for index in asked:
+        for index in list(asked):  # the thread that answers faults may be adding to it still
             if self.slots[index] == MISSING:
                 self.request(index)
 

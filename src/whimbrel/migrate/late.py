@@ -73,7 +73,7 @@ class LatePages:
             except Exception as error:
                 if self._whole:
                     return
-                if not self._receiver.committed:
+                if not self._go.is_set():
                     self._error = error
                     self._go.set()
                     return

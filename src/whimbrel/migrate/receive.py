@@ -15,6 +15,7 @@ import array
 import contextlib
 import hmac
 import os
+import resource
 import socket
 import struct
 import sys
@@ -334,8 +335,8 @@ class Receiver:
     def _forward(step: Callable[[], object]) -> None:
         try:
             step()
-        except (WhimbrelError, OSError) as error:
-            say("warning", error=str(error))
+        except Exception as error:
+            say("warning", error=f"{type(error).__name__}: {error}")
 
     def _listen_for_faults(self, later: list[LazyPages], behind: Mapping[int, Ranges]) -> threading.Thread:
         """CRIU connects, sends (pid, userfaultfd) per process, and a last word when all are restored."""
@@ -488,6 +489,8 @@ def main() -> int:
     Path("/proc/self/comm").write_text(AT_WORK)
     # Threads that fill memory and answer faults take turns with the one that restores. Python lets each have 5 ms.
     sys.setswitchinterval(SWITCH_S)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each process that the service forks brings a descriptor
     receiver = Receiver(order, *fds)
 
     def watch_agent() -> None:

@@ -52,15 +52,15 @@ async def migrate(job: Migration) -> MigrationRecord:
     job.belongs_to_this_task()
     try:
         async with contextlib.AsyncExitStack() as undo:
-            peer = await undo.enter_async_context(
-                Peer(job.destination.name, job.destination.host, job.destination.port)
-            )
-            async with job.phase("preflight"):
-                strategy = await _preflight(job, peer)
-            if job.request.dry_run:
-                job.reason = "dry run: everything that can be checked before the freeze is in order"
-                return job.record(Outcome.DRY_RUN)
             with _own_cancellation(job):
+                peer = await undo.enter_async_context(
+                    Peer(job.destination.name, job.destination.host, job.destination.port)
+                )
+                async with job.phase("preflight"):
+                    strategy = await _preflight(job, peer)
+                if job.request.dry_run:
+                    job.reason = "dry run: everything that can be checked before the freeze is in order"
+                    return job.record(Outcome.DRY_RUN)
                 await _move(job, strategy, peer, undo)
         return job.record(Outcome.DONE)
     except WhimbrelError as error:
