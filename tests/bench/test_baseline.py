@@ -10,7 +10,7 @@ import pytest
 from bench_net import USER_ADDRESS, Net
 
 from whimbrel.bench.baseline import CGROUP, NAME, Baseline, Program
-from whimbrel.bench.pages import PAGES, PLAIN, measure
+from whimbrel.bench.pages import PAGES, PLAIN, held, measure
 from whimbrel.bench.probe import measured
 from whimbrel.bench.trial import sized
 from whimbrel.workloads.builder import build
@@ -62,3 +62,8 @@ def test_pages_benchmark_measures_both_ways(net: Net) -> None:
     result = measure(here, there, "10.78.0.2", size_bytes=32 << 20, runs=1)
     assert [run["strategy"] for run in result["runs"]] == [PLAIN, PAGES]
     assert result["ratio"] > 0
+    assert result["promised"] == held(result["ratio"])
+
+
+def test_page_streaming_is_held_against_what_is_promised() -> None:
+    assert (held(0.6), held(0.599)) == ("PASS", "FAIL: < 60%")
