@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.migrate.conftest import EDGES, PORT, PREFIX, Lab, Running
+from tests.migrate.conftest import EDGES, PORT, PREFIX, Lab, Running, Target
 from tests.migrate.disturb import (
     DESTINATION,
     SOURCE,
@@ -178,7 +178,7 @@ def test_there_and_back_without_a_copy_of_its_files(lab: Lab, user: socket.socke
 def test_destination_agent_killed(lab: Lab, user: socket.socket, point: str) -> None:
     """The service runs on at the source, whose root it still is; also when it was restored over there already."""
     before = check(user)
-    running = _as_running(lab)
+    running = Target(lab, NAME)
 
     def strike() -> None:
         kill_agent(lab, DESTINATION)
@@ -201,7 +201,7 @@ def test_destination_agent_killed(lab: Lab, user: socket.socket, point: str) -> 
 def test_source_agent_killed(lab: Lab, user: socket.socket, point: str, runs_at: str) -> None:
     """Whoever has the service in the end has its root, and the other one deletes nothing of it."""
     before = check(user)
-    running = _as_running(lab)
+    running = Target(lab, NAME)
     with held_at(running, point):
         kill_agent(lab, SOURCE)
         lab.disarm()
@@ -212,10 +212,6 @@ def test_source_agent_killed(lab: Lab, user: socket.socket, point: str, runs_at:
     until(lambda: owner(lab) == runs_at, f"the root is {owner(lab)}'s")
     other = DESTINATION if runs_at == SOURCE else SOURCE
     until(lambda: lab.leftovers(other, NAME) == [], f"something is left at {other}")
-
-
-def _as_running(lab: Lab) -> Running:
-    return Running(lab, NAME, 0, user=None)  # type: ignore[arg-type]
 
 
 def _strange_names(lab: Lab) -> list[str]:

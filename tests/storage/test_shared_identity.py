@@ -60,7 +60,9 @@ def test_a_mount_without_other_users_can_hold_no_roots(shared: Shared, tmp_path:
     mine = tmp_path / "mine"
     mine.mkdir()
     source = next(line.split()[0] for line in Path("/proc/mounts").read_text().splitlines() if str(shared.one) in line)
-    options = str(shared.clients[0].args[-1])  # type: ignore[index]
+    arguments = shared.clients[0].args
+    assert isinstance(arguments, list)
+    options = str(arguments[-1])
     port = next(word for word in options.split(",") if word.startswith("directport="))
     subprocess.run(["sshfs", source, str(mine), "-o", port], check=True)
     try:

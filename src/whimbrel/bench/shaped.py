@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -62,7 +63,7 @@ def linked_pair(shape: LinkShape) -> Iterator[Ends]:
         with explained("making a link to measure on", "run as root, see `whimbrel check`"):
             macs = [netns.call(path, _mac) for path in paths]
             for path, own, other, mac in zip(paths, ADDRESSES, ADDRESSES[::-1], macs[::-1], strict=True):
-                netns.call(path, lambda own=own, other=other, mac=mac: _bring_up(own, other, mac))  # type: ignore[misc]
+                netns.call(path, partial(_bring_up, own, other, mac))
         for path in paths:
             netns.call(path, _wait_for_link)
         yield Ends(str(paths[0]), str(paths[1]), ADDRESSES[1], pid)

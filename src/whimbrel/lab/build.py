@@ -6,13 +6,14 @@ handover moves a route and not a subnet. Addresses are translated only by the ag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from ipaddress import IPv4Address
 
 from pyroute2 import IPRoute
 
-from whimbrel.lab.routes import UPLINK, Foot, Wire, homes, user_wires, ways_from, wires
+from whimbrel.lab.routes import UPLINK, Foot, Way, Wire, homes, user_wires, ways_from, wires
 from whimbrel.lab.topology import CONTROLLER, Topology, User, node_address, router_address
 from whimbrel.model.errors import Refused
 from whimbrel.network import netns
@@ -31,7 +32,7 @@ def build(topology: Topology) -> list[tuple[Wire, Relay]]:
     forwarding = {*topology.router_names, *(gateway.name for gateway in topology.gateways)}
     for name in topology.namespaces:
         netns.create(topology.namespace_path(name))
-        _inside(topology, name, lambda forwards=name in forwarding: _base_settings(forwards))  # type: ignore[misc]
+        _inside(topology, name, partial(_base_settings, name in forwarding))
     relays: list[tuple[Wire, Relay]] = []
     with ExitStack() as undo, explained("building the lab's network", "run as root, see `whimbrel check`"):
         for wire in wires(topology):
@@ -110,7 +111,7 @@ def _address_routers(topology: Topology) -> None:
     for router in topology.router_names:
         ways = ways_from(topology, router)
 
-        def router_side(router: str = router, ways=ways) -> None:  # type: ignore[no-untyped-def]
+        def router_side(router: str, ways: Mapping[str, Way]) -> None:
             with IPRoute() as ip:
                 for node, subnet in subnets.items():
                     if at[node] == router:
@@ -124,7 +125,7 @@ def _address_routers(topology: Topology) -> None:
                     elif behind:
                         ip.route("add", dst=subnet, gateway=hop)
 
-        _inside(topology, router, router_side)
+        _inside(topology, router, partial(router_side, router, ways))
 
 
 def _transfers(topology: Topology) -> list[tuple[Foot, IPv4Address]]:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 
 import gpxpy
@@ -85,9 +86,9 @@ def _fixes(file: Path, vehicle: str, origin: Origin | None, seen: dict[str, None
 
 
 def _read_steps(
-    stream: object, file: Path, vehicle: str, origin: Origin | None, seen: dict[str, None]
+    stream: IO[bytes], file: Path, vehicle: str, origin: Origin | None, seen: dict[str, None]
 ) -> Iterator[Fix]:
-    events = ElementTree.iterparse(stream, events=("start", "end"))  # type: ignore[call-overload]
+    events = ElementTree.iterparse(stream, events=("start", "end"))
     _, root = next(events)
     if root.tag != "fcd-export":
         raise BadInput(f"{file} begins with <{root.tag}>, not with <fcd-export>: make it by `sumo --fcd-output`")
