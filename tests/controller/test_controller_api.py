@@ -17,7 +17,7 @@ import pytest
 from fakes import FakeRegion, free_port
 from live_controller import LiveController
 from whimbrel.controller.client import ControllerClient
-from whimbrel.controller.config import parse_listen
+from whimbrel.controller.listen import parse_listen
 from whimbrel.controller.main import open_listener
 from whimbrel.model.errors import BadInput, Conflict, Unreachable
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from whimbrel.controller.config import load, parse, parse_listen
+from whimbrel.controller.config import load, parse
+from whimbrel.controller.listen import parse_listen
 from whimbrel.model.errors import BadInput
 
 NODE = '[[nodes]]\nname = "edge-1"\nrole = "edge"\nhost = "192.0.2.1"\nport = 7411\noverlay_host = "192.0.2.1"\n'

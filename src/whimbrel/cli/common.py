@@ -43,7 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 def connect(address: str | None) -> ControllerClient:
     """A client for the address, or for the lab's controller if there is one, else for this host's."""
     from whimbrel.controller.client import ControllerClient
-    from whimbrel.controller.config import DEFAULT_LISTEN
+    from whimbrel.controller.listen import DEFAULT_LISTEN
     from whimbrel.lab.config import DEFAULT_LAB_DIR, controller_socket
 
     if not address:

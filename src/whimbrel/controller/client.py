@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from whimbrel.controller.config import parse_listen
+from whimbrel.controller.listen import parse_listen
 from whimbrel.controller.problems import error_from_problem
 from whimbrel.controller.views import (
     ImageList,

@@ -14,7 +14,8 @@ import structlog
 import uvicorn
 
 from whimbrel.controller.api import Controller, create_app
-from whimbrel.controller.config import DEFAULT_CONFIG, Listen, load
+from whimbrel.controller.config import DEFAULT_CONFIG, load
+from whimbrel.controller.listen import Listen
 from whimbrel.model.errors import BadInput, Conflict
 
 GRACE_S = 5
