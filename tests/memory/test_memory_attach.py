@@ -33,9 +33,9 @@ def wait():
 """,
     "recv": """
 one, two = socket.socketpair()
-threading.Timer(0.7, lambda: two.send(b"hello")).start()
 def wait():
     buffer = ctypes.create_string_buffer(16)
+    threading.Timer(0.7, lambda: two.send(b"hello")).start()
     assert libc.recv(one.fileno(), buffer, 16, 0) == 5 and buffer.value == b"hello", ctypes.get_errno()
 """,
     "poll": """
@@ -47,9 +47,9 @@ def wait():
 """,
     "read from a pipe": """
 r, w = os.pipe()
-threading.Timer(0.7, lambda: os.write(w, b"hello")).start()
 def wait():
     buffer = ctypes.create_string_buffer(16)
+    threading.Timer(0.7, lambda: os.write(w, b"hello")).start()
     assert libc.read(r, buffer, 16) == 5, ctypes.get_errno()
 """,
     "wait for a child": """
@@ -104,7 +104,7 @@ def test_an_interrupted_call_goes_on(guardian: Guardian, name: str) -> None:
         + """
 def timed():
     began = time.monotonic(); wait(); took = time.monotonic() - began
-    assert 0.69 < took < 1.2, took
+    assert 0.69 < took < 5, took
 steps(timed)
 """
     )

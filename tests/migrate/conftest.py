@@ -219,6 +219,10 @@ class Target:
     lab: Lab
     name: str
 
+    @property
+    def node(self) -> str:
+        return self.lab.controller.service(self.name).node
+
 
 @dataclass
 class Running(Target):
@@ -226,10 +230,6 @@ class Running(Target):
 
     memory_mb: int
     user: User
-
-    @property
-    def node(self) -> str:
-        return self.lab.controller.service(self.name).node
 
     def migrate(self, to: str, strategy: str = "hybrid") -> MigrationRecord:
         return self.lab.controller.migrate(self.name, to, strategy)

@@ -37,9 +37,6 @@ class LazyServer:
         self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
         self._filling: Future[tuple[int, float]] | None = None
 
-    def __len__(self) -> int:
-        return len(self._spaces)
-
     def add(self, space: LazySpace) -> None:
         self._keep(space.uffd)
         self._spaces[space.uffd] = space

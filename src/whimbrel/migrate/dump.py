@@ -17,7 +17,7 @@ from pathlib import Path
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
-from whimbrel.memory.softdirty import clear_soft_dirty
+from whimbrel.memory.softdirty import clear_soft_dirty, has_soft_dirty
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
@@ -87,6 +87,7 @@ class Dump:
         self._our_holes = False
 
     def warm_up(self) -> None:
+        has_soft_dirty()  # found out once for each agent, and not in the freeze
         self._criu.warm_up()
 
     def begin(self, ns_pids: list[int], parent_image: str = "") -> None:

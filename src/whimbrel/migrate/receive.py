@@ -11,13 +11,11 @@ JSON lines: ``listening``, ``running``, ``filled``, ``failed``.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import hmac
 import os
 import resource
 import socket
-import struct
 import sys
 import threading
 import time
@@ -39,6 +37,7 @@ from whimbrel.memory.store import PageStore, ProcessIndex, pages_of
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.backlog import unpack
+from whimbrel.migrate.handover import LazyHandover
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
@@ -56,14 +55,12 @@ from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
 from whimbrel.runtime.moving import Landing
 
-RESTORE_FINISHED = 0x52535446
 MAX_ORDER_BYTES = 1 << 16
 AT_WORK = "receiving"  # the process's short name from its order on, to tell it from one that waits
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 STRANGER_S = 2.0
 SWITCH_S = 0.0001
-HANDOVER_S = 10.0
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
 
@@ -131,9 +128,6 @@ class Receiver:
         self.committed = False
         self.eager_pages = 0
         self._aborted = False
-        self._handed_over = False
-        self._all_handed_over = threading.Event()
-        self._handover_error = ""
         self._gate = threading.Lock()
         self._undo_gate = threading.Lock()
         self._undone = False
@@ -277,12 +271,10 @@ class Receiver:
             self.criu.advance(point)
             failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
-            if point == "post-restore":
-                self._fill_early()
+            if point == "post-restore" and handover is not None:
+                self._fill_early(handover)
         if handover is not None:
-            handover.join(HANDOVER_S)
-            if not self._handed_over:
-                raise StepFailed(f"CRIU did not hand over the restored memory: {self._handover_error or 'no end'}")
+            handover.wait()
         narrow = widen(self.cgroup.pids())
         threading.Timer(WIDE_BUFFERS_S, narrow).start()
         laps.lap("buffers")
@@ -317,11 +309,11 @@ class Receiver:
         say("running", pid=pid)
         return pid
 
-    def _fill_early(self) -> None:
+    def _fill_early(self, handover: LazyHandover) -> None:
         """The memory is laid out, and CRIU has sent a userfaultfd for each process: every page that is placed now is
         one less to wait for after the resume. A fill that did not know all of them would end too soon, so where the
         thread that takes them is late it begins after the resume (see `fill`)."""
-        if self.supplies and not failpoints.armed("receive.fill") and self._all_handed_over.wait(HANDOVER_WAIT_S):
+        if self.supplies and not failpoints.armed("receive.fill") and handover.has_all(HANDOVER_WAIT_S):
             self.lazy.begin_fill()
 
     def _check_beside(self, beside: Mapping[int, Ranges]) -> None:
@@ -338,52 +330,18 @@ class Receiver:
         except Exception as error:
             say("warning", error=f"{type(error).__name__}: {error}")
 
-    def _listen_for_faults(self, later: list[LazyPages], behind: Mapping[int, Ranges]) -> threading.Thread:
-        """CRIU connects, sends (pid, userfaultfd) per process, and a last word when all are restored."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Through the open folder: a socket's path may be 107 bytes long only, and state folders lie deep.
-        listener.bind(f"/proc/self/fd/{self.images_fd}/lazy-pages.socket")
-        listener.listen(1)
+    def _listen_for_faults(self, later: list[LazyPages], behind: Mapping[int, Ranges]) -> LazyHandover:
         base = address_of(memoryview(self.store.map))
         for part in later:
             self.supplies[part.ns_pid] = self._supply(part, behind.get(part.ns_pid, EMPTY))
         if self.late is not None:
             self.late.start()
-
-        def collect() -> None:
-            try:
-                take_over()
-                self._handed_over = True
-            except Exception as error:
-                self._handover_error = str(error)
-
-        def take_over() -> None:
-            conn, _ = listener.accept()
-            listener.close()
-            with conn:
-                while True:
-                    word = conn.recv(4, socket.MSG_WAITALL)
-                    if len(word) < 4:
-                        raise StepFailed("CRIU closed its connection early")
-                    if struct.unpack("<I", word)[0] == RESTORE_FINISHED:
-                        return
-                    (ns_pid,) = struct.unpack("<i", word)
-                    if ns_pid < 0:
-                        continue
-                    fds = array.array("i")
-                    _, ancillary, _, _ = conn.recvmsg(1, socket.CMSG_LEN(4))
-                    for level, kind, data in ancillary:
-                        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                            fds.frombytes(data[:4])
-                    os.set_blocking(fds[0], False)
-                    self.lazy.add(LazySpace(fds[0], self.supplies[ns_pid], base))
-                    if len(self.lazy) == len(self.supplies):
-                        self._all_handed_over.set()
-
         self.lazy.start()
-        thread = threading.Thread(target=collect, name="collect", daemon=True)
-        thread.start()
-        return thread
+
+        def take(ns_pid: int, uffd: int) -> None:
+            self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base))
+
+        return LazyHandover(self.images_fd, len(self.supplies), take)
 
     def _supply(self, part: LazyPages, behind: Ranges) -> Supply:
         """Where the lazy pages of a process are: in the store, or behind (whatever older copy the store has)."""
