@@ -70,7 +70,8 @@ def test_only_changes_cross(pair: Pair) -> None:
     pair.follow()
     assert {"folder", "gone", "grown", "kind", "kind/child", "owner"} <= set(pair.touched())
     assert pair.content_bytes == len("grown up") + len("c")
-    assert [record.path for record in pair.of(Removed)] == [b"folder", b"gone"]
+    # The new folder may have got the number of the old one: that one was then renamed, as far as anybody can tell.
+    assert b"gone" in [record.path for record in pair.of(Removed)]
     pair.assert_equal()
 
 

@@ -24,6 +24,7 @@ from whimbrel.migrate.dump import DUMP_PREFIX, Source
 from whimbrel.migrate.gateways import keep_holding
 from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.migrate.retelling import forget_all
 from whimbrel.migrate.run import migrate
 from whimbrel.migrate.staging.shared import close_stage, close_stages_of, stage_below
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
@@ -149,6 +150,7 @@ class Outgoing:
         """Free the memory of dumps that died with the last agent; before any other begins."""
         for left in self._run_dir.glob(f"{DUMP_PREFIX}*"):
             await in_thread(shutil.rmtree, left, ignore_errors=True)
+        await in_thread(forget_all, self._run_dir)
 
     async def settle_leftovers(self) -> None:
         """After a restart: what had not been committed runs on here, what had been is removed."""

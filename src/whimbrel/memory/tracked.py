@@ -29,6 +29,27 @@ _FILE_RUN_GAP_BYTES = 1 << 20
 _RETRY_AFTER_S = {errno.ETIMEDOUT: 2.0, errno.ENOTSUP: math.inf, errno.ENOSYS: math.inf, errno.EMFILE: 1.0}
 
 
+def open_pagemap(directory: int) -> int:
+    """Of the process behind an open /proc/PID. Anew each time: an open page map stays with the address space it was
+    opened for, also after exec. Raises ProcessLookupError."""
+    try:
+        return os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, "the process is gone") from error
+
+
+def populated(directory: int, private: Private, scanner: uffd.Scanner) -> Ranges:
+    """All pages that exist in these mappings, tracked or not; of a process that stands still."""
+    pagemap = open_pagemap(directory)
+    try:
+        parts = [scanner.present(pagemap, *row, files=False) for row in private.large.tolist()]
+        for run in joined(private.rows, _RUN_GAP_BYTES):
+            parts += [scanner.present(pagemap, *rest) for rest in gaps(*run, private.large)]
+    finally:
+        os.close(pagemap)
+    return intersect(union(*parts), private.rows)
+
+
 class TrackedProcess:
     """A process, held by an open /proc/PID so that a reused number cannot be mistaken for it.
 
@@ -66,7 +87,7 @@ class TrackedProcess:
         keep = private.rows
         if not len(keep):
             return EMPTY
-        pagemap = self._open_pagemap()
+        pagemap = open_pagemap(self._directory)
         report_all, self._report_all = self._report_all, True  # until this scan is whole
         try:
             runs = joined(keep, _RUN_GAP_BYTES)
@@ -92,7 +113,7 @@ class TrackedProcess:
         keep = private.rows
         if not len(keep):
             return EMPTY
-        pagemap = self._open_pagemap()
+        pagemap = open_pagemap(self._directory)
         try:
             parts = self._dropped(private, pagemap, scanner)
             runs = joined(keep, _RUN_GAP_BYTES)
@@ -137,13 +158,6 @@ class TrackedProcess:
         runs = joined(private.of_files, _FILE_RUN_GAP_BYTES)
         found = union(*(scanner.dropped(pagemap, *run) for run in runs))
         return [intersect(found, private.of_files)]
-
-    def _open_pagemap(self) -> int:
-        # Anew each time: an open pagemap stays with the address space it was opened for, also after exec.
-        try:
-            return os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-        except FileNotFoundError as error:
-            raise ProcessLookupError(error.errno, f"process {self.pid} is gone") from error
 
     def _take_in(
         self,

@@ -80,9 +80,9 @@ class Scanner:
         """All populated pages of mappings that are not registered, without unmodified file pages."""
         return self._scan(pagemap, start, end, 0, self._never | _IS_WPALLOWED, 0)
 
-    def present(self, pagemap: int, start: int, end: int) -> Ranges:
-        """All populated pages, registered or not, nothing re-armed."""
-        return self._scan(pagemap, start, end, 0, self._never, 0)
+    def present(self, pagemap: int, start: int, end: int, *, files: bool = True) -> Ranges:
+        """All populated pages, registered or not, nothing re-armed. `files`: as for `written`."""
+        return self._scan(pagemap, start, end, 0, self._never if files else self._never & ~_IS_FILE, 0)
 
     def any_registered(self, pagemap: int, start: int, end: int) -> bool:
         """Is there a populated page in a registered mapping?"""

@@ -15,11 +15,12 @@ from whimbrel.memory.ranges import Ranges, as_ranges
 
 # Names that /proc/PID/maps gives to mappings without a file; the rest ([heap], [stack], [anon:x], "") is
 # memory.
-_KERNEL_NAMES = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[vectors]", b"[sigpage]",
+KERNEL_NAMES = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[vectors]", b"[sigpage]",
                            b"[uprobes]"))  # fmt: skip
 _NO_DEVICE = b"00:00"
 _HUGE_TLB = b"/anon_hugepage"
 _LARGE_BYTES = 1 << 20
+_PRIVATE = ord("p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def trackable(vma: Vma) -> bool:
     """Does this mapping cross by us? Memory without any permission counts, its pages may have been written
     before; so do mappings of files, whose copied-on-write pages no file holds."""
     name = vma.name.encode()
-    return vma.private and not (vma.huge_tlb or name.startswith(_HUGE_TLB) or name in _KERNEL_NAMES)
+    return vma.private and not (vma.huge_tlb or name.startswith(_HUGE_TLB) or name in KERNEL_NAMES)
 
 
 def read_proc(directory_fd: int, name: str) -> bytes:
@@ -65,7 +66,7 @@ def _is_memory(fields: list[bytes]) -> bool:
     """Of one line of maps, split: no file behind it, and not the kernel's."""
     if fields[4] != b"0" or fields[3] != _NO_DEVICE:
         return False
-    return len(fields) == 5 or (fields[5].startswith(b"[") and fields[5].rstrip(b"\n") not in _KERNEL_NAMES)
+    return len(fields) == 5 or (fields[5].startswith(b"[") and fields[5].rstrip(b"\n") not in KERNEL_NAMES)
 
 
 def _parse(fields: list[bytes], flags: bytes = b"") -> Vma:
@@ -129,13 +130,18 @@ class Private:
 
 
 def private_mappings(directory_fd: int) -> Private:
-    """The trackable mappings of the process behind an open /proc/PID (see `trackable`).
+    """The trackable mappings of the process behind an open /proc/PID (see `trackable`)."""
+    return private_of(read_proc(directory_fd, "maps"))
+
+
+def private_of(maps: bytes) -> Private:
+    """The same, from the text of maps.
 
     The hot path of every scan: maps alone, without objects. A droppable mapping is included: it cannot be
     told apart here, and sending it too does no harm.
     """
     rows, of_files, large = [], [], []
-    for line in read_proc(directory_fd, "maps").splitlines():
+    for line in maps.splitlines():
         fields = line.split(None, 5)
         if not _is_ours(fields):
             continue
@@ -151,10 +157,10 @@ def private_mappings(directory_fd: int) -> Private:
 
 def _is_ours(fields: list[bytes]) -> bool:
     """Of one line of maps, split: is it a trackable mapping?"""
-    if fields[1][3] != 0x70:  # 'p'
+    if fields[1][3] != _PRIVATE:
         return False
     name = fields[5].rstrip() if len(fields) > 5 else b""
-    return name not in _KERNEL_NAMES and not name.startswith(_HUGE_TLB)
+    return name not in KERNEL_NAMES and not name.startswith(_HUGE_TLB)
 
 
 class Stretches:

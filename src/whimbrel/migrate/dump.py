@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.memory.softdirty import clear_soft_dirty, has_soft_dirty
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
+from whimbrel.migrate.retelling import Retelling
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.service import ServiceStatus
 from whimbrel.network.tcp_repair import leave_repair_mode
@@ -83,6 +85,7 @@ class Dump:
                 pass_fds=[self._images_fd, theirs.fileno()],
             )
         self._conf = work_dir / "rpc.conf"
+        self._retelling = Retelling(source.run_dir, source.status.spec.name)
         self.frozen = False
         self._our_holes = False
 
@@ -120,17 +123,23 @@ class Dump:
             opts.parent_img = "../parent"
         self._criu.begin_dump(opts)
         self._criu.advance("pre-dump")
+        self._retelling.foresee(self._source.cgroup.pids())
 
     def freeze(self) -> None:
         """From here on no instruction of the service runs."""
         self.frozen = True
         self._criu.advance("query-ext-files")
+        told = self._retelling.tell(self._criu.pid, pages=self._our_holes)
         if self._our_holes:
-            clear_soft_dirty(self._source.cgroup.pids())  # or CRIU takes what was written for pages without a hole
+            # or CRIU takes what was written for pages without a hole
+            clear_soft_dirty(set(self._source.cgroup.pids()) - told)
 
     def finish(self) -> None:
         """Write all images."""
-        self._criu.advance("post-dump")
+        with ThreadPoolExecutor(1, "present") as beside:
+            present = beside.submit(self._retelling.present)
+            self._criu.advance("post-dump")
+            self._retelling.complete(self.images, present.result())
         # The latch: from here on the tree stays as the images say, even if CRIU or this agent dies.
         self._source.cgroup.freeze()
         if not self._criu.alive():
@@ -158,6 +167,7 @@ class Dump:
     def close(self) -> None:
         """End CRIU, whatever it does. A tree that it holds runs on unless it was killed or its cgroup is frozen."""
         self._criu.kill()
+        self._retelling.close()
         self._page_server.close()
         with contextlib.suppress(OSError):
             os.close(self._images_fd)

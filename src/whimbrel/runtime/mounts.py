@@ -14,7 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ CARRIED_BY_CRIU = frozenset(
     ("proc", "sysfs", "devpts", "mqueue", "pstore", "securityfs", "fusectl", "debugfs", "binfmt_misc")
 )
 _libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +135,7 @@ def clone_mounts(pid: int, points: Iterable[str], folder: Path) -> dict[str, Pat
     wanted = list(points)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        pieces = _in_namespace(pid, lambda: [_cut(point) for point in wanted])
+        pieces = in_mounts_of(pid, lambda: [_cut(point) for point in wanted])
         shown: dict[str, Path] = {}
         for number, (point, descriptor) in enumerate(zip(wanted, pieces, strict=True)):
             try:
@@ -177,8 +178,9 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def _in_namespace(pid: int, function: Callable[[], list[int]]) -> list[int]:
-    """Run it in the mount namespace of a process, in a thread of its own, which ends there."""
+def in_mounts_of(pid: int, function: Callable[[], T]) -> T:
+    """Run it in the mount namespace of a process, in a thread of its own, which ends there. Raises WhimbrelError when
+    the process is gone, and whatever the function raises."""
     outcome: dict[str, Any] = {}
 
     def run() -> None:
@@ -193,8 +195,9 @@ def _in_namespace(pid: int, function: Callable[[], list[int]]) -> list[int]:
     thread = threading.Thread(target=run, name="mounts", daemon=True)
     thread.start()
     thread.join()
-    if isinstance(outcome.get("error"), OSError):
+    if isinstance(outcome.get("error"), FileNotFoundError):
         raise WhimbrelError(f"process {pid} is gone: {outcome['error']}")
     if "error" in outcome:
         raise outcome["error"]
-    return list(outcome["value"])
+    value: T = outcome["value"]
+    return value

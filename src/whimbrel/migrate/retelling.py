@@ -1,0 +1,173 @@
+"""What CRIU reads about the service's memory in the freeze: told by us, in a time that hardly grows with it.
+
+CRIU reads /proc/PID/smaps for the flags of mappings, and /proc/PID/pagemap for which pages exist. For both the kernel
+walks all memory: 20 to 60 ms a GB, all of it in the freeze. In CRIU's own mount namespace others stand in their places,
+seen by this one CRIU alone:
+
+- as *smaps* a text with the mappings as they are and their flags as foreseen (`memory.vmaflags`). Where these are not
+  certain, both stay the kernel's.
+- as *pagemap* that of a process that sleeps and has next to nothing. Which pages really exist is looked up beside
+  CRIU's work, several times quicker (that scan need not look at each page's owner), and written into its page maps.
+
+A process that came into being in the last moments, or for which any of this fails, is read from the kernel. So is one
+with flags that cannot be foreseen; among them are huge TLB and droppable memory, which the page channel does not carry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from whimbrel.checkpoint import images as img
+from whimbrel.checkpoint.swrk import launch_bound, prepare_run_dir
+from whimbrel.memory.flagwatch import FlagWatch
+from whimbrel.memory.processes import read_status
+from whimbrel.memory.ranges import Ranges, subtract, union
+from whimbrel.memory.softdirty import clear_soft_dirty
+from whimbrel.memory.tracked import populated
+from whimbrel.memory.uffd import Scanner
+from whimbrel.memory.vmaflags import FlagsBefore, flags_before, smaps_now
+from whimbrel.memory.vmas import Private, open_proc, private_of, read_proc
+from whimbrel.model.errors import Refused, WhimbrelError
+from whimbrel.runtime.mounts import in_mounts_of
+from whimbrel.storage.mounts import bind
+
+_ELF_64_BIT = b"\x7fELF\x02"
+_SLEEPER = ("sleep", "2147483647")
+_FOLDER_PREFIX = "retold-"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A process whose page map CRIU does not see. `directory`: its /proc/PID, open."""
+
+    directory: int
+    ns_pid: int
+    private: Private
+
+
+class Retelling:
+    """For one dump. `name`: unique among the dumps of this node at a time. Construct it in a thread that lives as long
+    as the agent (see `launch_bound`)."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self._seen_at = Path("/run") / (_FOLDER_PREFIX + name)  # by CRIU: its /run is ours
+        self._folder = prepare_run_dir(run_dir) / self._seen_at.name
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._sleeper = launch_bound(_SLEEPER, fds=(), stderr=2)
+        self._scanner = Scanner()
+        self._watch: FlagWatch | None = None
+        self._before: dict[int, FlagsBefore] = {}
+        self._directories: dict[int, int] = {}
+        self._told: dict[int, _Told] = {}
+
+    def foresee(self, pids: Iterable[int]) -> None:
+        """Of the running service, shortly before the freeze: it takes about as long as the kernel's smaps."""
+        clear_soft_dirty([self._sleeper.pid])  # or CRIU takes its few pages for such as were written
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                self._directories[pid] = open_proc(pid)
+        try:
+            self._watch = FlagWatch()
+        except Refused as error:
+            log.info("CRIU reads smaps in the freeze", why=str(error))
+            return
+        for pid, directory in self._directories.items():
+            with contextlib.suppress(OSError):
+                if _is_64_bit(directory):  # the kernel's tracepoints do not see the calls of others
+                    before = flags_before(read_proc(directory, "smaps"))
+                    if before is not None:
+                        self._before[pid] = before
+
+    def tell(self, worker_pid: int, *, pages: bool) -> set[int]:
+        """The service stands still, CRIU has read nothing of its memory yet. `pages`: of its page maps too. Returns the
+        processes of which CRIU finds no page that the page channel carries; see `complete`."""
+        if self._watch is None or not self._watch.silent():
+            return set()
+        told: dict[int, _Told] = {}
+        for pid, directory in self._directories.items():
+            if pid not in self._before:
+                continue
+            with contextlib.suppress(OSError):
+                maps = read_proc(directory, "maps")
+                text = smaps_now(maps, self._before[pid])
+                if text is not None:
+                    (self._folder / str(pid)).write_bytes(text)
+                    told[pid] = _Told(directory, read_status(directory).ns_pids[-1], private_of(maps))
+        try:
+            done = in_mounts_of(worker_pid, partial(self._put_in_place, list(told), pages=pages))
+        except WhimbrelError as error:
+            log.warning("CRIU reads the kernel's own files in the freeze", why=str(error))
+            return set()
+        self._told = {pid: told[pid] for pid in done}
+        log.info("CRIU is told of the memory", processes=len(self._directories), told=len(done))
+        return set(done)
+
+    def present(self) -> dict[int, Ranges]:
+        """{pid in the container: the pages that exist} of those that were told; beside CRIU's work."""
+        return {one.ns_pid: populated(one.directory, one.private, self._scanner) for one in self._told.values()}
+
+    def complete(self, images: Path, present: dict[int, Ranges]) -> None:
+        """CRIU has written its images: its page maps now tell of these pages too."""
+        for one in self._told.values():
+            theirs = img.read_pagemap(images, one.ns_pid)
+            img.write_pagemap(images, with_holes(theirs, one.private.rows, present[one.ns_pid]))
+
+    def close(self) -> None:
+        """Safe to repeat."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        for directory in self._directories.values():
+            os.close(directory)
+        self._directories.clear()
+        if self._sleeper.poll() is None:
+            os.kill(self._sleeper.pid, 9)
+            self._sleeper.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _put_in_place(self, pids: list[int], *, pages: bool) -> list[int]:
+        """In CRIU's mount namespace. Returns the processes whose page map it is."""
+        done = []
+        for pid in pids:
+            with contextlib.suppress(WhimbrelError):
+                bind(self._seen_at / str(pid), Path(f"/proc/{pid}/smaps"))
+                if pages:
+                    bind(Path(f"/proc/{self._sleeper.pid}/pagemap"), Path(f"/proc/{pid}/pagemap"))
+                    done.append(pid)
+        return done
+
+
+def forget_all(run_dir: Path) -> None:
+    """Free the memory of what an agent left that died; before any dump begins."""
+    for left in prepare_run_dir(run_dir).glob(f"{_FOLDER_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def with_holes(pagemap: img.Pagemap, rows: Ranges, exists: Ranges) -> img.Pagemap:
+    """The page map with a hole for each page that `exists`, in place of the holes that it had within `rows`."""
+    holes = (pagemap.flags & (img.PE_PARENT | img.PE_LAZY)) != 0
+    written = pagemap.ranges[~holes]
+    ours = union(subtract(union(pagemap.ranges[holes]), rows), subtract(exists, union(written)))
+    ranges = np.concatenate((written, ours))
+    flags = np.concatenate((pagemap.flags[~holes], np.full(len(ours), img.PE_PARENT, np.uint32)))
+    order = np.argsort(ranges[:, 0], kind="stable")
+    return img.Pagemap(pagemap.ns_pid, pagemap.pages_id, ranges[order], flags[order])
+
+
+def _is_64_bit(directory: int) -> bool:
+    fd = os.open("exe", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, len(_ELF_64_BIT)) == _ELF_64_BIT
+    finally:
+        os.close(fd)
