@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -211,3 +212,31 @@ def test_restore_releases_and_gives_the_queue_its_usual_size_back(region) -> Non
     region.run("gw-1", hold.restore)
     assert size() == usual
     assert not hold.is_held(ADDRESS)
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=("reads", "reads nothing"))
+def test_what_had_arrived_is_waited_for_while_it_is_read(region, reads: bool) -> None:
+    """CRIU does not carry datagrams that wait in a socket."""
+    info = region.create("edge-1")
+    port = region.ports["edge-1"]
+    ours, theirs = netns.call(info.netns_path, lambda: [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in "ab"])
+    with ours, theirs:
+        theirs.bind(("127.0.0.1", 0))
+        for _ in range(40):
+            ours.sendto(b"x", theirs.getsockname())
+        left = 40
+
+        def read_slowly() -> None:
+            nonlocal left
+            while reads and left:
+                theirs.recv(16)
+                left -= 1
+                time.sleep(0.0002)
+
+        reader = threading.Thread(target=read_slowly)
+        reader.start()
+        gateways.drain(port, SERVICE)
+        waiting_bytes = port.receive_queue_bytes(SERVICE)
+        reader.join()
+        assert (waiting_bytes == 0) is reads
+        assert left == (0 if reads else 40)

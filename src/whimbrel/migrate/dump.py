@@ -92,6 +92,7 @@ class Dump:
     def warm_up(self) -> None:
         has_soft_dirty()  # found out once for each agent, and not in the freeze
         self._criu.warm_up()
+        self._retelling.foresee(self._source.cgroup.pids())
 
     def begin(self, ns_pids: list[int], parent_image: str = "") -> None:
         """Up to the point where CRIU would freeze next. `parent_image`: the last of CRIU's own pre-dumps, if there are

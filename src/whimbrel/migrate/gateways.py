@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 
@@ -14,7 +15,8 @@ from whimbrel.network.udp_buffers import widen
 from whimbrel.wire.calls import Hold, PrepareHold, Release, RenewHold
 from whimbrel.wire.rpc import Peer
 
-DRAIN_LIMIT_S = 0.004
+UNREAD_LIMIT_S = 0.004
+DRAIN_LIMIT_S = 0.05
 WIDE_BUFFERS_S = 2.0
 RENEW_EVERY_S = 15.0  # a gateway lets go by itself after four times that
 
@@ -86,9 +88,16 @@ class Gateways:
 
 
 def drain(port: ServicePort, service: str) -> None:
-    """Let the program take what had arrived: CRIU does not carry datagrams. Bounded; the hold is on already."""
-    deadline = time.monotonic() + DRAIN_LIMIT_S
-    while time.monotonic() < deadline:
+    """Let the program take what had arrived: CRIU does not carry datagrams. The hold is on already, so that no more
+    come. A program that has other things to do is not waited for; one that reads is, for a while."""
+    now = time.monotonic()
+    deadline, patience = now + DRAIN_LIMIT_S, now + UNREAD_LIMIT_S
+    least = math.inf
+    while now < min(deadline, patience):
         time.sleep(0.0005)
-        if port.receive_queue_bytes(service) == 0:
+        waiting = port.receive_queue_bytes(service)
+        if waiting == 0:
             return
+        now = time.monotonic()
+        if waiting < least:
+            least, patience = waiting, now + UNREAD_LIMIT_S

@@ -72,18 +72,20 @@ class Retelling:
         self._told: dict[int, _Told] = {}
 
     def foresee(self, pids: Iterable[int]) -> None:
-        """Of the running service, shortly before the freeze: it takes about as long as the kernel's smaps."""
+        """Of the running service, long before the freeze and again shortly before it, when only what has come since
+        is read. It takes as long as the kernel's smaps, and as long the process cannot change its mappings."""
         clear_soft_dirty([self._sleeper.pid])  # or CRIU takes its few pages for such as were written
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                self._directories[pid] = open_proc(pid)
         try:
-            self._watch = FlagWatch()
+            if self._watch is not None and not self._watch.silent():
+                self._forget()
+            if self._watch is None:
+                self._watch = FlagWatch()
         except Refused as error:
             log.info("CRIU reads smaps in the freeze", why=str(error))
             return
-        for pid, directory in self._directories.items():
+        for pid in set(pids) - self._directories.keys():
             with contextlib.suppress(OSError):
+                directory = self._directories[pid] = open_proc(pid)
                 if _is_64_bit(directory):  # the kernel's tracepoints do not see the calls of others
                     before = flags_before(read_proc(directory, "smaps"))
                     if before is not None:
@@ -125,16 +127,19 @@ class Retelling:
 
     def close(self) -> None:
         """Safe to repeat."""
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-        for directory in self._directories.values():
-            os.close(directory)
-        self._directories.clear()
+        self._forget()
         if self._sleeper.poll() is None:
             os.kill(self._sleeper.pid, 9)
             self._sleeper.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _forget(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        while self._directories:
+            os.close(self._directories.popitem()[1])
+        self._before.clear()
 
     def _put_in_place(self, pids: list[int], *, pages: bool) -> list[int]:
         """In CRIU's mount namespace. Returns the processes whose page map it is."""
