@@ -9,7 +9,7 @@ import sys
 import pytest
 from targets import program
 
-from whimbrel.checkpoint.undumpable import reasons, unsupported
+from whimbrel.checkpoint.undumpable import mounted_from_outside, reasons, unsupported
 
 pytestmark = [
     pytest.mark.real,
@@ -127,3 +127,54 @@ steps()
 """
     with program(code) as child:
         assert list(reasons(child.pid)) == []
+
+
+def test_io_uring_of_which_only_the_ring_is_left() -> None:
+    said = named(
+        "fd = call(425, 8, ctypes.create_string_buffer(120))\n"
+        "assert libc.mmap(0, P, 3, 1, fd, 0) != 2**64 - 1\n"
+        "os.close(fd)"
+    )
+    assert said is not None
+    assert "holds an io_uring" in said
+
+
+@pytest.mark.parametrize(("flag", "word"), [(0x10000000, "user"), (0x20000000, "process")])
+def test_namespaces_inside(flag: int, word: str) -> None:
+    said = named(
+        f"libc.unshare.argtypes = (ctypes.c_int,)\n"
+        f"if libc.unshare({flag}): raise OSError(ctypes.get_errno(), 'unshare')\n"
+        "if not os.fork(): time.sleep(99)\n"
+        "time.sleep(.2)"
+    )
+    if flag == 0x10000000:
+        assert said is None, "of the whole tree: that is the container's own"
+        said = named(
+            "if not os.fork():\n"
+            f"    if libc.unshare({flag}): raise OSError(ctypes.get_errno(), 'unshare')\n"
+            "    time.sleep(99)\n"
+            "time.sleep(.3)"
+        )
+    assert said is not None
+    assert f"a {word} namespace of its own" in said
+
+
+@pytest.mark.parametrize("point", ["/srv", "/proc/tty"])
+def test_something_mounted_into_a_container(point: str) -> None:
+    """Below the kernel's own file systems, too."""
+    code = (
+        "assert libc.unshare(0x20000) == 0\n"
+        "assert libc.mount(b'none', b'/', None, 0x44000, None) == 0\n"  # private
+        f"assert libc.mount(b'none', {point.encode()!r}, b'ramfs', 0, None) == 0\n"
+        "steps()\n"
+    )
+    with program(code) as child:
+        assert mounted_from_outside(child.pid, outside_of_test(child.pid, point)) == (
+            f"{point} is mounted in it from outside: unmount it there first"
+        )
+
+
+def outside_of_test(pid: int, point: str) -> list[str]:
+    """What this machine has mounted anyway."""
+    with open(f"/proc/{pid}/mountinfo") as file:
+        return [line.split()[4] for line in file if line.split()[4] != point]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.memory.targets import Program, program
+from tests.memory.targets import Program, program, states, wait_for
 from tests.memory.test_memory_flags import as_criu_reads
 from tests.migrate.conftest import Running
 from tests.migrate.disturb import DESTINATION, SOURCE
@@ -19,7 +19,7 @@ from whimbrel.checkpoint.images import PE_LAZY, PE_PARENT, PE_PRESENT, Pagemap
 from whimbrel.checkpoint.swrk import CriuWorker, launch_child
 from whimbrel.memory.processes import read_status
 from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, intersect, total_bytes
-from whimbrel.memory.tracked import populated
+from whimbrel.memory.tracked import has_guards, populated
 from whimbrel.memory.uffd import Scanner
 from whimbrel.memory.vmas import open_proc, private_mappings, read_proc
 from whimbrel.migrate.retelling import Retelling, with_holes
@@ -141,6 +141,45 @@ def test_processes_that_come_and_go(worker: CriuWorker, tmp_path: Path) -> None:
         retelling.close()
 
 
+def test_who_died_is_left_out(worker: CriuWorker, tmp_path: Path) -> None:
+    """Also while nobody has taken its number back, when its lists of mappings are empty."""
+    retelling = Retelling(tmp_path, "four")
+    try:
+        with program(CODE) as stays, program(CODE) as dies:
+            retelling.foresee([stays.pid, dies.pid])
+            dies.process.kill()
+            wait_for(lambda: states(dies.pid) == ["Z"], "the process does not die")
+            with stopped(stays):
+                assert retelling.tell(worker.pid, pages=True) == {stays.pid}
+                assert list(retelling.present()) == [stays.pid]
+    finally:
+        retelling.close()
+
+
+def test_guard_regions_stay_to_be_seen(worker: CriuWorker, tmp_path: Path) -> None:
+    """CRIU finds them in the page map."""
+    code = "area = new(64); fill(area, 64)\nprint('ok' if libc.madvise(area, 4 * P, 102) == 0 else 'no', flush=True)\n"
+    retelling = Retelling(tmp_path, "five")
+    try:
+        with program("print('ready', flush=True)\n" + code + "steps()") as child:
+            knows = child.process.stdout.readline().strip() == "ok"  # type: ignore[union-attr]
+            child.expect("ready")
+            retelling.foresee([child.pid])
+            with stopped(child) as kernels:
+                if not knows or not has_guards(kernels, Scanner()):
+                    pytest.skip("this kernel has no guard regions that it can list (Linux 6.15)")
+                assert retelling.tell(worker.pid, pages=True) == set()
+                seen = seen_by(worker, child.pid)
+                try:
+                    assert has_guards(seen, Scanner())
+                    assert as_criu_reads(read_proc(seen, "smaps")) == as_criu_reads(read_proc(kernels, "smaps"))
+                    assert b"Size" not in read_proc(seen, "smaps")  # told all the same
+                finally:
+                    os.close(seen)
+    finally:
+        retelling.close()
+
+
 def test_holes_in_place_of_what_criu_saw() -> None:
     theirs = Pagemap(
         7,
@@ -163,4 +202,4 @@ def test_migrations_are_told(running: Running) -> None:
     text = (running.lab.state_dir(SOURCE) / "agent.log").read_text()
     told = [line for line in text.splitlines() if "CRIU is told of the memory" in line][-1]
     fields = dict(part.split("=") for part in told.split() if "=" in part)
-    assert int(fields["told"]) == int(fields["processes"]) > 0
+    assert int(fields["pages"]) == int(fields["flags"]) == int(fields["processes"]) > 0

@@ -141,6 +141,16 @@ def lazy_ranges(images: Path, ns_pid: int) -> Ranges:
     return np.array(chosen, np.uint64).reshape(-1, 2)
 
 
+def private_ranges(images: Path, ns_pid: int) -> Ranges:
+    """Mappings of which a dump holds pages: the private ones without the droppable, which read like them in maps.
+    Raises StepFailed where one is of huge TLB."""
+    mm = pb.MmEntry.FromString(next(_read(images / f"mm-{ns_pid}.img", MM_MAGIC)))
+    private = [vma for vma in mm.vmas if vma.flags & MAP_PRIVATE]
+    if any(vma.flags & MAP_HUGETLB for vma in private):
+        raise StepFailed("the service made private huge-TLB memory meanwhile, which cannot be moved yet")
+    return np.array([(vma.start, vma.end) for vma in private], np.uint64).reshape(-1, 2)
+
+
 def forget_masters(images: Path) -> None:
     """Let mounts that receive mounts from outside of the container ("slaves") be private: their senders are mounts of
     the node that it comes from. CRIU would look for them below the mounts that are made ready for it."""

@@ -43,6 +43,7 @@ _SAVABLE_SOCKETS = frozenset(
      "PING", "PINGv6", "UNIX", "UNIX-STREAM", "PACKET", "NETLINK")
 )  # fmt: skip
 _SOCKET = "has a socket of protocol {kind!r}, which CRIU cannot save: close it before the migration"
+_NESTED_NAMESPACES = {"user": "user", "pid": "process"}
 _ANONYMOUS = re.compile(r"anon_inode:\[?([^\]]*)\]?")
 
 
@@ -58,14 +59,28 @@ def reasons(pid: int) -> Iterator[str]:
         tree = [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for member in tree:
-        with suppress(FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
-            who = f"process {member.pid} ({member.name()})"
-            for reason in _of_process(f"/proc/{member.pid}"):
-                yield f"{who} {reason}"
+    with suppress(FileNotFoundError):
+        own = _namespaces_of(f"/proc/{pid}")
+        for member in tree:
+            with suppress(FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+                who = f"process {member.pid} ({member.name()})"
+                for reason in _of_process(f"/proc/{member.pid}", own):
+                    yield f"{who} {reason}"
 
 
-def _of_process(base: str) -> Iterator[str]:
+def _namespaces_of(base: str) -> dict[str, str]:
+    return {kind: os.readlink(f"{base}/ns/{kind}") for kind in _NESTED_NAMESPACES}
+
+
+def _of_namespaces(base: str, own: dict[str, str]) -> Iterator[str]:
+    """CRIU carries such namespaces as the first process has them, none inside."""
+    for kind, name in _namespaces_of(base).items():
+        if name != own[kind]:
+            yield f"is in a {_NESTED_NAMESPACES[kind]} namespace of its own: switch off the sandbox that made it"
+            return
+
+
+def _of_process(base: str, namespaces: dict[str, str]) -> Iterator[str]:
     with open(f"{base}/status") as file:
         status = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
     if status["State"][0] in "ZX":
@@ -74,6 +89,7 @@ def _of_process(base: str) -> Iterator[str]:
         return
     if status["TracerPid"] != "0":
         yield f"is traced by process {status['TracerPid']}: end that debugger or tracer (strace, gdb) first"
+    yield from _of_namespaces(base, namespaces)
     yield from _of_mappings(base)
     seen: set[str] = set()
     for reason in _of_descriptors(base):
@@ -92,6 +108,11 @@ def _of_mappings(base: str) -> Iterator[str]:
         if fields[1].endswith(b"p") and fields[5].startswith((b"/anon_hugepage", b"/dev/hugepages/")):
             yield "has private huge-TLB memory, which cannot be moved yet: use transparent huge pages instead"
             return
+        if match := _ANONYMOUS.fullmatch(fields[5].decode(errors="replace").rstrip()):
+            if reason := _of_anonymous(match[1]):
+                yield reason  # also when the descriptor is closed already
+                return
+            continue
         if not fields[5].startswith(b"/dev/"):
             continue
         name = fields[5].decode(errors="replace")
@@ -146,6 +167,8 @@ def _of_file(path: str, target: str) -> str | None:
 
 
 OWN_MOUNTS = ("/proc", "/sys", "/dev")
+# What runc mounts there, masks with and binds there (devices of a host come from its devtmpfs or tmpfs).
+_KINDS_BELOW = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "tmpfs", "devtmpfs", "devpts", "mqueue", "securityfs"))
 
 
 def mounted_from_outside(pid: int, volumes: Collection[str] = ()) -> str | None:
@@ -154,12 +177,14 @@ def mounted_from_outside(pid: int, volumes: Collection[str] = ()) -> str | None:
     the process is gone."""
     try:
         with open(f"/proc/{pid}/mountinfo", "rb") as file:
-            points = [os.fsdecode(line.split()[4]) for line in file]
+            mounts = [line.split(b" - ") for line in file]
     except OSError:
         return None
-    for point in points:
+    for left, right in mounts:
+        point, kind = os.fsdecode(left.split()[4]), os.fsdecode(right.split()[0])
         if point == "/" or point in volumes:
             continue
-        if not any(point == own or point.startswith(own + "/") for own in OWN_MOUNTS):
+        own = any(point == top or point.startswith(top + "/") for top in OWN_MOUNTS)
+        if not own or kind not in _KINDS_BELOW:
             return f"{point} is mounted in it from outside: unmount it there first"
     return None

@@ -17,12 +17,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """From /proc/PID/status. `ns_pids`: its pid in each pid namespace, outermost first."""
+    """From /proc/PID/status. `ns_pids`: its pid in each pid namespace, outermost first. `locks_memory`: some of it is
+    locked (mlock)."""
 
     name: str
     state: str
     parent: int
     ns_pids: tuple[int, ...]
+    locks_memory: bool = False
 
     @property
     def dead(self) -> bool:
@@ -37,6 +39,7 @@ def read_status(directory_fd: int) -> Status:
         state=fields[b"State"].strip()[:1].decode(),
         parent=int(fields[b"PPid"]),
         ns_pids=tuple(map(int, fields[b"NSpid"].split())),
+        locks_memory=fields.get(b"VmLck", b"0").split()[0] != b"0",
     )
 
 

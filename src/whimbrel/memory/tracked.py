@@ -50,6 +50,15 @@ def populated(directory: int, private: Private, scanner: uffd.Scanner) -> Ranges
     return intersect(union(*parts), private.rows)
 
 
+def has_guards(directory: int, scanner: uffd.Scanner) -> bool:
+    """Whether the process behind an open /proc/PID has guard regions."""
+    pagemap = open_pagemap(directory)
+    try:
+        return scanner.any_guard(pagemap)
+    finally:
+        os.close(pagemap)
+
+
 class TrackedProcess:
     """A process, held by an open /proc/PID so that a reused number cannot be mistaken for it.
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whimbrel.memory.ranges import EMPTY, Ranges
+from whimbrel.model.units import PAGE_BYTES
 
 UFFD_USER_MODE_ONLY = 1
 _UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
@@ -31,6 +32,7 @@ _PM_SCAN_WP_MATCHING, _PM_SCAN_CHECK_WPASYNC = 1, 2
 _IS_WPALLOWED, _IS_WRITTEN, _IS_FILE, _IS_PRESENT, _IS_SWAPPED, _IS_PFNZERO = (1 << n for n in range(6))
 _IS_GUARD = 1 << 8  # Linux 6.15
 _SCAN_ARGUMENTS = struct.Struct("<12Q")
+_ADDRESS_SPACE_BYTES = (1 << 47) - PAGE_BYTES  # as far as CRIU looks
 
 _NO_TRACKING = (
     "this kernel has no asynchronous write-protect tracking ({what}): use Linux 6.7 or newer with CONFIG_USERFAULTFD"
@@ -83,6 +85,16 @@ class Scanner:
     def present(self, pagemap: int, start: int, end: int, *, files: bool = True) -> Ranges:
         """All populated pages, registered or not, nothing re-armed. `files`: as for `written`."""
         return self._scan(pagemap, start, end, 0, self._never if files else self._never & ~_IS_FILE, 0)
+
+    def any_guard(self, pagemap: int) -> bool:
+        """Are there guard regions (MADV_GUARD_INSTALL)? Where the kernel has them but cannot list them: no."""
+        if not self._never & _IS_GUARD:
+            return False
+        size, address = len(self._vector), self._vector.ctypes.data
+        argument = bytearray(_SCAN_ARGUMENTS.pack(
+            _SCAN_ARGUMENTS.size, 0, 0, _ADDRESS_SPACE_BYTES, 0, address, size, 1, 0, _IS_GUARD, 0, _IS_GUARD
+        ))  # fmt: skip
+        return bool(fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument))
 
     def any_registered(self, pagemap: int, start: int, end: int) -> bool:
         """Is there a populated page in a registered mapping?"""

@@ -3,11 +3,13 @@
 CRIU takes two things from smaps: the mappings, which maps lists as well and at once, and their flags, which nothing
 else shows. The kernel counts every page for it (10 to 40 ms a GB), so in the freeze that is left out:
 
-- Flags that change what a program does (`ESSENTIAL`). A process that has none, in which nobody made one since
-  (`flagwatch`), has none now, however its mappings moved, grew, merged or were replaced. The flags of the kernel's own
-  mappings and of the first stack are constant, and go with their names.
-- Flags that are advice to the kernel (no reserve, read ahead, huge pages, core dumps, merging) are those that the
-  mapping had, or the one at its place. Advice given in the last moments before the stop is lost: it changes speed only.
+- `ESSENTIAL` flags change what a program does. A process that has none, in which nobody made one since (`flagwatch`),
+  has none now, however its mappings moved, grew, merged or were replaced. The flags of the kernel's own mappings and
+  of the first stack are constant, and go with their names.
+- Mappings that are kept out of core dumps, droppable ones among them (the C library's state of getrandom), are found
+  where they were, of the same size.
+- The rest is advice that changes speed only (no reserve, read ahead, huge pages, merging). A mapping has that of the
+  one that was at its place; what was advised since is lost.
 
 Whatever else is met means that smaps must be read after all.
 """
@@ -19,7 +21,8 @@ from dataclasses import dataclass
 
 from whimbrel.memory.vmas import KERNEL_NAMES
 
-ESSENTIAL = frozenset(b"gd lo ht dp dc wf io pf ss".split())
+ESSENTIAL = frozenset(b"gd lo ht dc wf io pf ss".split())
+_KEPT = frozenset((b"dd", b"dp"))
 _STACK, _STACK_FLAG = b"[stack]", b"gd"
 _MEMORY = b"0"  # the inode of a mapping without a file
 
@@ -35,12 +38,15 @@ class _Mapping:
     name: bytes
 
     def continues(self, other: _Mapping) -> bool:
-        """Overlaps it, and looks like a part of it, or like what it has grown to."""
-        if (self.perms, self.inode, self.device, self.name) != (other.perms, other.inode, other.device, other.name):
+        """Overlaps it, and is, as it looks, a part of it, or what it has grown to. Permissions change freely."""
+        if (self.inode, self.device, self.name) != (other.inode, other.device, other.name):
             return False
         if self.inode != _MEMORY and self.start - self.offset != other.start - other.offset:
             return False
         return self.start < other.end and other.start < self.end
+
+    def is_where(self, other: _Mapping) -> bool:
+        return self.continues(other) and (self.start, self.end) == (other.start, other.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ def flags_before(smaps: bytes) -> FlagsBefore | None:
     if not mappings or len(mappings) != len(flags):
         return None
     for mapping, has in zip(mappings, flags, strict=True):
-        if mapping.name not in KERNEL_NAMES and ESSENTIAL & set(has.split()) - _expected(mapping):
+        if mapping.name not in KERNEL_NAMES and _essential(has) - _expected(mapping):
             return None
     return FlagsBefore(tuple(mappings), tuple(flags))
 
@@ -77,6 +83,7 @@ def smaps_now(maps: bytes, before: FlagsBefore) -> bytes | None:
         for mapping, flags in zip(before.mappings, before.flags, strict=True)
         if mapping.name in KERNEL_NAMES
     }
+    kept = sum(_is_kept(mapping, flags) for mapping, flags in zip(before.mappings, before.flags, strict=True))
     parts: list[bytes] = []
     for line in maps.splitlines():
         mapping = _mapping(line)
@@ -86,8 +93,9 @@ def smaps_now(maps: bytes, before: FlagsBefore) -> bytes | None:
             flags = _flags_of(mapping, before, bisect.bisect_right(ends, mapping.start))
         if flags is None:
             return None
+        kept -= _is_kept(mapping, flags)
         parts += (line, b"\nVmFlags: ", flags, b"\n")
-    return b"".join(parts)
+    return b"".join(parts) if parts and not kept else None
 
 
 def _flags_of(mapping: _Mapping, before: FlagsBefore, at: int) -> bytes | None:
@@ -95,11 +103,23 @@ def _flags_of(mapping: _Mapping, before: FlagsBefore, at: int) -> bytes | None:
     for index in range(at, len(before.mappings)):
         if before.mappings[index].start >= mapping.end:
             break
-        if mapping.continues(before.mappings[index]):
-            return before.flags[index]
+        earlier, flags = before.mappings[index], before.flags[index]
+        if mapping.is_where(earlier) or (mapping.continues(earlier) and not _is_kept(earlier, flags)):
+            return flags
+        if _is_kept(earlier, flags):
+            return None
     if mapping.inode != _MEMORY:
         return None  # a file's own code may have given it flags
     return b" ".join(_expected(mapping))
+
+
+def _essential(flags: bytes) -> frozenset[bytes]:
+    has = frozenset(flags.split())
+    return ESSENTIAL & has if b"dp" not in has else frozenset()  # see `_KEPT`: that one is wiped in children, too
+
+
+def _is_kept(mapping: _Mapping, flags: bytes) -> bool:
+    return mapping.name not in KERNEL_NAMES and bool(_KEPT & set(flags.split()))
 
 
 def _expected(mapping: _Mapping) -> set[bytes]:

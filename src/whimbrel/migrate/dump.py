@@ -75,6 +75,7 @@ class Dump:
         self._parent = work_dir / "parent"
         self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
         self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+        self._retelling = Retelling(source.run_dir, source.status.spec.name)
         ours, theirs = socket.socketpair()
         self._page_server = ours
         with theirs:
@@ -85,7 +86,6 @@ class Dump:
                 pass_fds=[self._images_fd, theirs.fileno()],
             )
         self._conf = work_dir / "rpc.conf"
-        self._retelling = Retelling(source.run_dir, source.status.spec.name)
         self.frozen = False
         self._our_holes = False
 
@@ -105,7 +105,7 @@ class Dump:
             link_remap=True,
             manage_cgroups_mode=pb.CG_IGNORE,
             network_lock=pb.LOCK_SKIP,
-            lazy_pages=not parent_image,
+            lazy_pages=not parent_image and not self._source.holes,
             notify_scripts=True,
             log_level=1,
             log_file="dump.log",

@@ -127,6 +127,11 @@ class Migration:
         with self._gate:
             self._undoing = True
 
+    def thawed(self) -> None:
+        """The service runs on here, if it stood still at all."""
+        if self.frozen_s:
+            self.freeze_ms = (time.monotonic() - self.frozen_s) * 1e3
+
     def add_phase(self, name: str, start_ms: float, duration_ms: float) -> None:
         self.phases.append(Phase(name=name, start_ms=round(start_ms, 3), duration_ms=round(duration_ms, 3)))
 

@@ -5,12 +5,12 @@ walks all memory: 20 to 60 ms a GB, all of it in the freeze. In CRIU's own mount
 seen by this one CRIU alone:
 
 - as *smaps* a text with the mappings as they are and their flags as foreseen (`memory.vmaflags`). Where these are not
-  certain, both stay the kernel's.
+  certain, it stays the kernel's.
 - as *pagemap* that of a process that sleeps and has next to nothing. Which pages really exist is looked up beside
   CRIU's work, several times quicker (that scan need not look at each page's owner), and written into its page maps.
+  A process with guard regions keeps its own: CRIU finds them there.
 
-A process that came into being in the last moments, or for which any of this fails, is read from the kernel. So is one
-with flags that cannot be foreseen; among them are huge TLB and droppable memory, which the page channel does not carry.
+A process that came into being in the last moments, or for which any of this fails, is read from the kernel.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from whimbrel.checkpoint import images as img
 from whimbrel.checkpoint.swrk import launch_bound, prepare_run_dir
 from whimbrel.memory.flagwatch import FlagWatch
 from whimbrel.memory.processes import read_status
-from whimbrel.memory.ranges import Ranges, subtract, union
+from whimbrel.memory.ranges import Ranges, intersect, subtract, union
 from whimbrel.memory.softdirty import clear_soft_dirty
-from whimbrel.memory.tracked import populated
+from whimbrel.memory.tracked import has_guards, populated
 from whimbrel.memory.uffd import Scanner
 from whimbrel.memory.vmaflags import FlagsBefore, flags_before, smaps_now
 from whimbrel.memory.vmas import Private, open_proc, private_of, read_proc
-from whimbrel.model.errors import Refused, WhimbrelError
+from whimbrel.model.errors import Refused, StepFailed, WhimbrelError
 from whimbrel.runtime.mounts import in_mounts_of
 from whimbrel.storage.mounts import bind
 
@@ -68,6 +68,7 @@ class Retelling:
         self._scanner = Scanner()
         self._watch: FlagWatch | None = None
         self._before: dict[int, FlagsBefore] = {}
+        self._plain: set[int] = set()  # without guard regions, which CRIU finds in the page map
         self._directories: dict[int, int] = {}
         self._told: dict[int, _Told] = {}
 
@@ -75,55 +76,79 @@ class Retelling:
         """Of the running service, long before the freeze and again shortly before it, when only what has come since
         is read. It takes as long as the kernel's smaps, and as long the process cannot change its mappings."""
         clear_soft_dirty([self._sleeper.pid])  # or CRIU takes its few pages for such as were written
+        pids = set(pids)
         try:
             if self._watch is not None and not self._watch.silent():
                 self._forget()
             if self._watch is None:
-                self._watch = FlagWatch()
+                self._watch = FlagWatch(pids)
+            else:
+                self._watch.add(pids)
         except Refused as error:
-            log.info("CRIU reads smaps in the freeze", why=str(error))
+            self._forget()
+            log.info("CRIU reads of the memory in the freeze", why=str(error))
             return
-        for pid in set(pids) - self._directories.keys():
+        for pid in pids - self._directories.keys():
             with contextlib.suppress(OSError):
                 directory = self._directories[pid] = open_proc(pid)
-                if _is_64_bit(directory):  # the kernel's tracepoints do not see the calls of others
-                    before = flags_before(read_proc(directory, "smaps"))
-                    if before is not None:
-                        self._before[pid] = before
+                if not _is_64_bit(directory):  # the kernel's tracepoints do not see the calls of others
+                    continue
+                if not has_guards(directory, self._scanner):
+                    self._plain.add(pid)
+                before = flags_before(read_proc(directory, "smaps"))
+                if before is not None:
+                    self._before[pid] = before
 
     def tell(self, worker_pid: int, *, pages: bool) -> set[int]:
         """The service stands still, CRIU has read nothing of its memory yet. `pages`: of its page maps too. Returns the
         processes of which CRIU finds no page that the page channel carries; see `complete`."""
         if self._watch is None or not self._watch.silent():
+            log.info("CRIU reads of the memory in the freeze", why="the service gave some of it properties just now")
             return set()
+        smaps: list[int] = []
         told: dict[int, _Told] = {}
         for pid, directory in self._directories.items():
-            if pid not in self._before:
-                continue
             with contextlib.suppress(OSError):
+                status = read_status(directory)
+                if status.dead:
+                    continue
                 maps = read_proc(directory, "maps")
-                text = smaps_now(maps, self._before[pid])
-                if text is not None:
-                    (self._folder / str(pid)).write_bytes(text)
-                    told[pid] = _Told(directory, read_status(directory).ns_pids[-1], private_of(maps))
+                if pid in self._before and not status.locks_memory:
+                    text = smaps_now(maps, self._before[pid])
+                    if text is not None:
+                        (self._folder / str(pid)).write_bytes(text)
+                        smaps.append(pid)
+                if pages and pid in self._plain:
+                    told[pid] = _Told(directory, status.ns_pids[-1], private_of(maps))
         try:
-            done = in_mounts_of(worker_pid, partial(self._put_in_place, list(told), pages=pages))
+            flags, done = in_mounts_of(worker_pid, partial(self._put_in_place, smaps, list(told)))
         except WhimbrelError as error:
-            log.warning("CRIU reads the kernel's own files in the freeze", why=str(error))
+            log.warning("CRIU reads of the memory in the freeze", why=str(error))
             return set()
         self._told = {pid: told[pid] for pid in done}
-        log.info("CRIU is told of the memory", processes=len(self._directories), told=len(done))
+        log.info("CRIU is told of the memory", processes=len(self._directories), pages=len(done), flags=len(flags))
         return set(done)
 
     def present(self) -> dict[int, Ranges]:
-        """{pid in the container: the pages that exist} of those that were told; beside CRIU's work."""
-        return {one.ns_pid: populated(one.directory, one.private, self._scanner) for one in self._told.values()}
+        """{pid in the container: the pages that exist} of those that were told; beside CRIU's work. Who was killed
+        meanwhile is left out."""
+        found: dict[int, Ranges] = {}
+        for one in self._told.values():
+            with contextlib.suppress(ProcessLookupError):
+                found[one.ns_pid] = populated(one.directory, one.private, self._scanner)
+        return found
 
     def complete(self, images: Path, present: dict[int, Ranges]) -> None:
-        """CRIU has written its images: its page maps now tell of these pages too."""
+        """CRIU has written its images: its page maps now tell of these pages too. Raises StepFailed."""
+        written = set(img.pagemap_pids(images))
         for one in self._told.values():
+            if one.ns_pid not in written:
+                continue  # dead, it has no memory
+            if one.ns_pid not in present:
+                raise StepFailed(f"process {one.ns_pid} of the service was killed in the freeze")
+            exists = intersect(present[one.ns_pid], img.private_ranges(images, one.ns_pid))
             theirs = img.read_pagemap(images, one.ns_pid)
-            img.write_pagemap(images, with_holes(theirs, one.private.rows, present[one.ns_pid]))
+            img.write_pagemap(images, with_holes(theirs, one.private.rows, exists))
 
     def close(self) -> None:
         """Safe to repeat."""
@@ -140,17 +165,20 @@ class Retelling:
         while self._directories:
             os.close(self._directories.popitem()[1])
         self._before.clear()
+        self._plain.clear()
 
-    def _put_in_place(self, pids: list[int], *, pages: bool) -> list[int]:
-        """In CRIU's mount namespace. Returns the processes whose page map it is."""
-        done = []
-        for pid in pids:
+    def _put_in_place(self, smaps: list[int], page_maps: list[int]) -> tuple[list[int], list[int]]:
+        """In CRIU's mount namespace. Returns the processes for which it was done."""
+        flags, pages = [], []
+        for pid in smaps:
             with contextlib.suppress(WhimbrelError):
                 bind(self._seen_at / str(pid), Path(f"/proc/{pid}/smaps"))
-                if pages:
-                    bind(Path(f"/proc/{self._sleeper.pid}/pagemap"), Path(f"/proc/{pid}/pagemap"))
-                    done.append(pid)
-        return done
+                flags.append(pid)
+        for pid in page_maps:
+            with contextlib.suppress(WhimbrelError):
+                bind(Path(f"/proc/{self._sleeper.pid}/pagemap"), Path(f"/proc/{pid}/pagemap"))
+                pages.append(pid)
+        return flags, pages
 
 
 def forget_all(run_dir: Path) -> None:

@@ -163,6 +163,7 @@ async def _prepare(
     await gateways.reach(outer)
     here.push_async_callback(gateways.undo)
     dump = Dump(source, stage)
+    here.callback(job.thawed)
     here.callback(dump.undo)
     warm = asyncio.create_task(hands.do(dump.warm_up))
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
