@@ -22,6 +22,7 @@ from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.swrk import criu_path
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.model.errors import BadInput, Refused
 from whimbrel.model.node import ComputingPower, NodeStatus, Role
 from whimbrel.model.service import EngineKind
@@ -62,6 +63,7 @@ class Agent:
         self.images: Images | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
+        self.nursery = Nursery()
         self.monitor = Monitor(config, self._service_groups)
 
     async def start(self) -> None:
@@ -75,6 +77,7 @@ class Agent:
             if config.cpus is not None and config.cpus > (have := os.cpu_count() or 1):
                 raise BadInput(f"cpus {config.cpus:g} is more than this machine has, {have}: ask for no more")
             await asyncio.to_thread(limit_capacity, node_cgroup(config.name), config.cpus, config.memory_bytes)
+            self.nursery.start()
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
             port = ServicePort(config.directory / "netns", config.overlay_gateways)
@@ -87,10 +90,9 @@ class Agent:
             self.services = ServiceHost(
                 config.name, config.directory, port, config.overlay_gateway, engines, self.shared
             )
-            self.incoming = Incoming(config, self.services, run_dir)
-            self.outgoing = Outgoing(config, self.services, port, run_dir)
-            self.incoming.start()
-            self.images = Images(config.name, config.host, self.services.images)
+            self.incoming = Incoming(config, self.services, run_dir, self.nursery)
+            self.outgoing = Outgoing(config, self.services, port, run_dir, self.nursery)
+            self.images = Images(config.name, config.host, self.services.images, self.nursery)
             await self.images.load()
             await self.services.load()
             await self.incoming.settle_leftovers()
@@ -102,8 +104,7 @@ class Agent:
 
     async def stop(self) -> None:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
-        if self.incoming is not None:
-            await self.incoming.close()
+        await asyncio.to_thread(self.nursery.close)
         await self.monitor.stop()
         await self.shared.stop()
         if self.holds is not None:

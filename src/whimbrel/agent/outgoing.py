@@ -24,6 +24,7 @@ from whimbrel.migrate.dump import DUMP_PREFIX, Source
 from whimbrel.migrate.gateways import keep_holding
 from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.migrate.run import migrate
 from whimbrel.migrate.staging.shared import close_stage, close_stages_of, stage_below
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
@@ -52,11 +53,14 @@ class Outgoing:
     """Answers `Migrate`, `CancelMigration` and `GetMigration`; after a restart settles what the last agent left
     half-done."""
 
-    def __init__(self, config: AgentConfig, host: ServiceHost, port: ServicePort, run_dir: Path) -> None:
+    def __init__(
+        self, config: AgentConfig, host: ServiceHost, port: ServicePort, run_dir: Path, nursery: Nursery
+    ) -> None:
         self._config = config
         self._host = host
         self._port = port
         self._run_dir = run_dir
+        self._nursery = nursery
         self._journal = Journal(run_dir / "journal")
         self._records = RecordStore(config.directory / "migrations.json")
         self._running: dict[str, Migration] = {}
@@ -89,6 +93,7 @@ class Outgoing:
                     await self._host.shared.with_shared(await asyncio.to_thread(collect_capabilities)),
                     self._port,
                     self._journal,
+                    self._nursery,
                     self._config.shared_directory,
                 ),
                 destination=call.destination,

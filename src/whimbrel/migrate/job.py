@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.dump import Source
 from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.model.errors import Cancelled, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
 from whimbrel.model.node import Capabilities, Endpoint
@@ -32,6 +33,7 @@ class Node:
     capabilities: Capabilities
     port: ServicePort
     journal: Journal
+    nursery: Nursery
     shared_directory: str = ""
 
 
