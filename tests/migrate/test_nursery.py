@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +74,36 @@ def test_the_nursery_has_one_thread(nursery: Nursery) -> None:
     """Else a child could be born with a lock that a thread held which it does not have."""
     with waiting(nursery) as (child, _):
         assert len(list(Path(f"/proc/{parent_of(child.pid)}/task").iterdir())) == 1
+
+
+def test_an_agent_forks_it_from_itself_and_nobody_is_taken_for_the_agent() -> None:
+    """In a process of its own, because this one has threads; who kills `whimbrel agent` by its name must not meet who
+    holds the memory of a running service."""
+    program = r"""
+import os, socket, sys, time
+from whimbrel.migrate.nursery import Nursery
+held = open("/proc/self/status")
+nursery = Nursery()
+if (code := nursery.start()) is not None:
+    sys.exit(code)
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+child = nursery.fork("receive", more=theirs.fileno())
+theirs.close()
+def words(pid): return open(f"/proc/{pid}/cmdline").read().split("\0")[:2]
+def parent(pid): return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+while words(child.pid) != ["whimbrel", "receive"]:
+    time.sleep(0.01)
+mother = parent(child.pid)
+print(parent(mother) == os.getpid(), *words(mother), len(os.listdir(f"/proc/{mother}/fd")))
+ours.close()
+print(child.ended(10))
+nursery.close()
+print(os.path.exists(f"/proc/{mother}"))
+"""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["True whimbrel nursery 4", "True", "False"], done.stderr
 
 
 def test_a_child_ends_when_nobody_has_an_order_for_it(nursery: Nursery) -> None:

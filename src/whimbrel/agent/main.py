@@ -54,8 +54,9 @@ def mount_run_dir(directory: Path) -> Path:
 class Agent:
     """One node. Edges run services; gateways hold packets; both are on the overlay."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, nursery: Nursery) -> None:
         self.config = config
+        self.nursery = nursery
         self.overlay = Overlay(config.endpoint, config.bridge_address or None)
         self.holds: HoldTable | None = None
         self.shared = SharedWatch(config.name, config.shared_directory)
@@ -63,7 +64,6 @@ class Agent:
         self.images: Images | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
-        self.nursery = Nursery()
         self.monitor = Monitor(config, self._service_groups)
 
     async def start(self) -> None:
@@ -77,7 +77,6 @@ class Agent:
             if config.cpus is not None and config.cpus > (have := os.cpu_count() or 1):
                 raise BadInput(f"cpus {config.cpus:g} is more than this machine has, {have}: ask for no more")
             await asyncio.to_thread(limit_capacity, node_cgroup(config.name), config.cpus, config.memory_bytes)
-            self.nursery.start()
             run_dir = await asyncio.to_thread(mount_run_dir, config.directory)
             await asyncio.to_thread(ensure_cache, run_dir)
             port = ServicePort(config.directory / "netns", config.overlay_gateways)
@@ -174,12 +173,12 @@ class Agent:
         self.holds.release(call.address, call.mac)
 
 
-async def serve(config: AgentConfig) -> int:
+async def serve(config: AgentConfig, nursery: Nursery) -> int:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    agent = Agent(config)
+    agent = Agent(config, nursery)
     await agent.start()
     server = RpcServer(agent.handlers())
     try:
@@ -199,6 +198,9 @@ def run(config_path: Path) -> int:
     """Run the agent of a node until SIGTERM. Raises BadInput, Refused."""
     if os.geteuid() != 0:
         raise Refused("the agent must run as root: it freezes and restores other processes")
+    config, nursery = load_config(config_path), Nursery()
+    if config.role is Role.EDGE and (code := nursery.start()) is not None:
+        return code  # not the agent: a process that was forked from it, at its end
     with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(serve(load_config(config_path)))
+        return asyncio.run(serve(config, nursery))
     return 130

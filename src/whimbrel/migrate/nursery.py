@@ -2,7 +2,8 @@
 
 Starting a Python with all that a migration's processes need takes half a second of a processor, and a migration that
 is asked for at a handover should not wait for it. So an agent keeps one process, the nursery (`nursery_main`), and has
-what it needs forked from that. A child is the nursery's, not the agent's: the agent knows it by its pidfd.
+what it needs forked from that. An agent has threads, so nothing can be forked from itself but, before it starts any,
+the nursery. A child is the nursery's, not the agent's: the agent knows it by its pidfd.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 
-from whimbrel.migrate.nursery_main import ANSWER
+from whimbrel.migrate import nursery_main
+from whimbrel.migrate.nursery_main import ANSWER, STDIO
 from whimbrel.model.errors import StepFailed
 
 START_S = 20.0
 END_S = 1.0
+WAIT_STEP_S = 0.005
 
 
 class Child:
@@ -72,14 +76,21 @@ class Nursery:
 
     def __init__(self) -> None:
         self._gate = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Forked | subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
-    def start(self) -> None:
-        """Have it ready soon."""
-        with self._gate:
-            if self._channel is None:
-                self._start()
+    def start(self) -> int | None:
+        """For the very beginning of a process. Forks the nursery from it if it has one thread; else one is started when
+        it is needed. None; but in the nursery and its children, when they are done, their exit code: leave then."""
+        if len(os.listdir("/proc/self/task")) > 1:
+            return None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            return nursery_main.run(_alone(theirs))
+        theirs.close()
+        self._use(ours, _Forked(pid))
+        return None
 
     def fork(self, program: str, *, stderr: int = 2, more: int | None = None) -> Child:
         """Start a program of `nursery_main.PROGRAMS`. `stderr` becomes its standard error; `more` is one more
@@ -108,7 +119,7 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     [sys.executable, "-m", "whimbrel.migrate.nursery_main", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
@@ -120,8 +131,11 @@ class Nursery:
         except BaseException:
             ours.close()
             raise
+        return self._use(ours, process)
+
+    def _use(self, ours: socket.socket, process: _Forked | subprocess.Popen[bytes]) -> socket.socket:
         ours.settimeout(START_S)
-        self._channel = ours
+        self._channel, self._process = ours, process
         return ours
 
     def _ask(self, program: str, fds: list[int]) -> tuple[int, int]:
@@ -161,6 +175,38 @@ class Nursery:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+
+class _Forked:
+    """A process that was forked from this one, as far as `Popen` has to be like it."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def wait(self, timeout: float | None = None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while os.waitpid(self._pid, os.WNOHANG if deadline else 0)[0] == 0:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("the nursery", timeout or 0.0)
+            time.sleep(WAIT_STEP_S)
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)  # not reaped yet: the number is still its own
+
+
+def _alone(channel: socket.socket) -> socket.socket:
+    """In a process that was just forked: a session of its own, nothing open but `channel` and standard error."""
+    os.setsid()
+    os.chdir("/")
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd >= STDIO and fd != channel.fileno():
+            with suppress(OSError):  # that of the listing is closed already
+                os.close(fd)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    return channel
 
 
 def _answer(channel: socket.socket) -> tuple[bytes, list[int]]:

@@ -4,14 +4,16 @@ It has imported all that they need and does nothing else: one thread, so that a 
 no descriptor but its end of the socket, so that no child gets what belongs to another. It ends with the agent (the
 socket does); its children live on, each by its own rules.
 
-Run as ``python -m whimbrel.migrate.nursery_main FD``, FD one end of a SOCK_SEQPACKET pair. Request: a name of
-`PROGRAMS`, with descriptors: standard input, output and error of the child, and one more if the program asks for it.
-Answer: int32 pid, or a negative errno; with the pid a pidfd comes as SCM_RIGHTS.
+Forked from the agent itself at that one's beginning, or run as ``python -m whimbrel.migrate.nursery_main FD``. It talks
+over one end of a SOCK_SEQPACKET pair. Request: a name of `PROGRAMS`, with descriptors: standard input, output and error
+of the child, and one more if the program asks for it. Answer: int32 pid, or a negative errno; with the pid a pidfd
+comes as SCM_RIGHTS.
 """
 
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import gc
 import os
@@ -19,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -58,8 +61,19 @@ def _be_child(name: str, fds: list[int]) -> None:
         os.close(fd)
     sys.stdin = os.fdopen(0, closefd=False)
     sys.argv = [name, *map(str, fds[STDIO:])]
-    Path("/proc/self/comm").write_text(name)
+    _be_called(name)
     gc.enable()
+
+
+def _be_called(name: str) -> None:
+    """Whoever lists processes, or kills them by name, must not take this one for the agent that it was forked from: it
+    may hold the memory of a running service."""
+    Path("/proc/self/comm").write_text(name)
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc_pid_stat(5)
+    title = f"whimbrel\0{name}\0".encode()
+    if end - start >= len(title):
+        ctypes.memmove(start, title.ljust(end - start, b"\0"), end - start)
 
 
 def serve(channel: socket.socket) -> Callable[[], int] | None:
@@ -92,14 +106,20 @@ def serve(channel: socket.socket) -> Callable[[], int] | None:
             os.close(fd)
 
 
-def main() -> int:
+def run(channel: socket.socket) -> int:
+    """What this process is for. Returns in the nursery and in each child; the process is to end then."""
     gc.collect()
     gc.freeze()  # what is imported stays shared with the children: a collection would write to all of it
     gc.disable()
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
+    _be_called("nursery")
+    with channel:
         program = serve(channel)
-    return 0 if program is None else program()
+    try:
+        return 0 if program is None else program()
+    except Exception:
+        traceback.print_exc()
+        return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(socket.socket(fileno=int(sys.argv[1]))))
