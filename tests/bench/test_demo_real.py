@@ -31,6 +31,7 @@ pytestmark = [
 
 class Result(msgspec.Struct):
     scenario: str
+    took_s: float
     runs: list[MigrationRecord]
 
 
@@ -126,7 +127,9 @@ def test_the_user_loses_nothing_and_nothing_is_left(lab: Path) -> None:
     demo = start(lab)
     out, err = demo.communicate(timeout=180)
     assert demo.returncode == 0, err.decode()
-    runs = msgspec.json.decode(out, type=Result).runs
+    result = msgspec.json.decode(out, type=Result)
+    assert f"the demo took {result.took_s:.0f} s" in err.decode()
+    runs = result.runs
     assert [(run.source, run.destination) for run in runs] == [
         ("demo-1", "demo-2"),
         ("demo-2", "demo-3"),
