@@ -262,7 +262,7 @@ def test_a_refusal_by_the_agent(whimbrel: Call, region: FakeRegion, demo: str) -
         "whimbrel: demo uses io_uring: stop it first\n",
     )
     code, out, err = whimbrel("migrate", demo, "--to", "edge-2", "--json")
-    assert (code, json.loads(out)["outcome"]) == (1, "failed")
+    assert (code, json.loads(out)["outcome"]) == (1, "rolled-back")
     assert "io_uring" in err
 
 

@@ -54,7 +54,7 @@ def is_refused(lab: Lab, service: str, words: str, strategy: str = "auto") -> No
     """In one line, before anything is prepared; the service runs on as it is."""
     pid = lab.controller.service(service).pid
     record = lab.controller.migrate(service, EDGES[1], strategy)
-    assert record.error_code == Refused.code
+    assert (record.outcome, record.error_code) == (Outcome.ROLLED_BACK, Refused.code), "whoever refused it, and when"
     assert words in record.error
     assert "\n" not in record.error
     assert {phase.name for phase in record.phases} <= {"preflight"}

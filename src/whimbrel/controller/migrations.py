@@ -23,7 +23,7 @@ from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
 from whimbrel.controller.store import MigrationStore
 from whimbrel.controller.views import MigrationEvent
-from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
+from whimbrel.model.errors import BadInput, Cancelled, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
 from whimbrel.model.service import ServiceState
 from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate
@@ -176,8 +176,7 @@ class Migrations:
             await self._settle(feed, str(error))
             return
         except WhimbrelError as error:
-            outcome = Outcome.CANCELLED if error.code == "cancelled" else Outcome.FAILED
-            final = _closed(record, outcome, str(error), error.code)
+            final = _closed(record, _outcome_of(error), str(error), error.code)
         await self._finish(feed, final)
 
     async def _settle(self, feed: Feed, cause: str) -> None:
@@ -242,6 +241,14 @@ class Migrations:
         self._live.pop(final.service, None)
         feed.finish(final)
         log.info("migration over", id=final.id, outcome=final.outcome.value, error=final.error)
+
+
+def _outcome_of(error: WhimbrelError) -> Outcome:
+    """Of a call that the source's agent answered by an error. It refuses before it begins: then the service is as it
+    was, as after a migration that was undone."""
+    if isinstance(error, Cancelled):
+        return Outcome.CANCELLED
+    return Outcome.ROLLED_BACK if isinstance(error, Refused | BadInput | Conflict) else Outcome.FAILED
 
 
 _SETTLED = {ServiceState.RUNNING.value, ServiceState.STOPPED.value}
