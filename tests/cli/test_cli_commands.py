@@ -179,6 +179,8 @@ BAD = {
         "200MiB",
     ),
     "migration": (["migration", "show", "nope"], "there is no migration 'nope'"),
+    "resolve": (["migration", "resolve", "nope", "--runs-at", "source"], "there is no migration 'nope'"),
+    "resolve where": (["migration", "resolve", "nope", "--runs-at", "home"], "say source or destination"),
     "cancel": (["migration", "cancel", "nope"], "there is no migration 'nope'"),
     "controller": (["node", "ls", "--controller", "unix:/nowhere.sock"], "whimbrel lab up"),
     "address": (["node", "ls", "--controller", "nowhere"], "tcp:HOST:PORT"),

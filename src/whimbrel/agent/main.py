@@ -123,6 +123,7 @@ class Agent:
             table[calls.MeasurePower] = self._measure_power
             table[calls.Migrate] = self.outgoing.migrate
             table[calls.CancelMigration] = self.outgoing.cancel
+            table[calls.ResolveMigration] = self.outgoing.resolve
             table[calls.GetMigration] = self.outgoing.get
         if self.holds is not None:
             table[calls.PrepareHold] = self._prepare_hold

@@ -26,7 +26,7 @@ from whimbrel.controller.views import MigrationEvent
 from whimbrel.model.errors import BadInput, Cancelled, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
 from whimbrel.model.service import ServiceState
-from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate
+from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate, ResolveMigration
 
 SETTLE_S = 60.0
 LOOK_EVERY_S = 0.5
@@ -135,6 +135,19 @@ class Migrations:
             raise Conflict(
                 f"migration {migration_id} is past its commit or just over: it can only finish now, "
                 f"see `whimbrel migration show {migration_id}`"
+            )
+
+    async def resolve(self, migration_id: str, *, runs_there: bool) -> None:
+        """Say whether the service runs at a destination that is gone. Raises Unknown, Conflict (over, or nobody waits
+        for the destination's word), Unreachable."""
+        record = await self.get(migration_id)
+        if record.outcome is not Outcome.RUNNING:
+            raise Conflict(f"migration {migration_id} is over ({record.outcome}): there is nothing to resolve")
+        call = ResolveMigration(id=migration_id, runs_there=runs_there)
+        if not await self._region.peer(record.source).call(call):
+            raise Conflict(
+                f"migration {migration_id} does not wait for an answer from {record.destination}: wait for its end, or "
+                f"`whimbrel migration cancel {migration_id}`"
             )
 
     async def get(self, migration_id: str) -> MigrationRecord:
