@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from tests.migrate.conftest import Running
@@ -15,6 +18,7 @@ from tests.migrate.disturb import (
     kill_agent,
     link_of,
     live_record,
+    receiver_pids,
     record_of_the_last,
     runs_only_at,
     source_is_whole,
@@ -29,12 +33,14 @@ def test_a_destination_that_never_returns(running: Running, restarted: bool) -> 
     """It died as a machine does, and nobody knows whether it had heard GO."""
     count, _ = running.user.ask("count")
     lab = running.lab
-    with link_of(lab) as link, held_at(running, "commit") as attempt:
+    with held_at(running, "commit") as attempt:
         migration = live_record(running).id
         with pytest.raises(Conflict, match="does not wait for an answer"):
             lab.controller.resolve(migration, runs_at="source")
-        link.cut()
-        kill_agent(lab, DESTINATION)
+        pids = [lab.agent_pid(DESTINATION), *receiver_pids(lab, DESTINATION)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # both at once, so that neither says anything of the other
+            for pid in pids:
+                os.kill(pid, number)
         lab.disarm()
         until(lambda: attempt.told("waiting for the destination's word"), "the source does not ask")
         if restarted:
