@@ -24,6 +24,7 @@ from tests.migrate.disturb import (
     source_is_whole,
     until,
 )
+from whimbrel.migrate.words import beside_words
 from whimbrel.model.errors import Conflict
 from whimbrel.model.migration import Outcome
 
@@ -81,6 +82,10 @@ def test_a_destination_that_serves_its_users_and_cannot_say_so(running: Running)
         record = attempt.wait()
         assert record.outcome is Outcome.DONE
         assert "an operator said that it runs there" in record.reason
-        goes_on(running, count)
+        count = goes_on(running, count)
         assert lab.leftovers(SOURCE, running.name) == []
     runs_only_at(running, DESTINATION)
+    kill_agent(lab, DESTINATION)  # nobody has told it the end: its restart does away with what it kept for that
+    lab.restart_agent(DESTINATION)
+    goes_on(running, count)
+    assert not [words for words in (lab.state_dir(DESTINATION) / "run").glob("incoming-*") if beside_words(words)]

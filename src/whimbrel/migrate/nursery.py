@@ -80,9 +80,11 @@ class Nursery:
         self._channel: socket.socket | None = None
 
     def start(self) -> int | None:
-        """For the very beginning of a process. Forks the nursery from it if it has one thread; else one is started when
-        it is needed. None; but in the nursery and its children, when they are done, their exit code: leave then."""
+        """For the very beginning of a process. Forks the nursery from it if it has one thread; else starts a Python for
+        it. None; but in the nursery and its children, when they are done, their exit code: leave then."""
         if len(os.listdir("/proc/self/task")) > 1:
+            with self._gate:
+                self._start()
             return None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
