@@ -202,13 +202,14 @@ def demo(
     try:
         with teller:
             run_demo(teller, runs, strategy, topology=topology, lab_dir=lab_dir)
-        console.print(how_long(teller.took_s, built=teller.built), highlight=False, markup=False, soft_wrap=True)
+        took_s = teller.took_s
+        console.print(how_long(took_s, built=teller.built), highlight=False, markup=False, soft_wrap=True)
     finally:
         if runs and not json_output:
             show_migrations(console, [run.record for run in runs])
             if wrong := what_was_wrong([run.record for run in runs], os.getloadavg()[0], os.cpu_count() or 1):
                 console.print(wrong, highlight=False, markup=False, soft_wrap=True)
     if json_output:
-        json.dump(as_json(runs, teller.took_s), sys.stdout, indent=2)
+        json.dump(as_json(runs, took_s), sys.stdout, indent=2)
         sys.stdout.write("\n")
     return 0 if all(is_good(run.record) for run in runs) else 1
