@@ -13,7 +13,7 @@ from whimbrel.ran.handover import HandoverRule, State
 from whimbrel.ran.pathloss import Air, PathLoss
 from whimbrel.ran.user import UserRadio
 
-SEEDS = range(4)
+SEEDS = range(7)
 
 
 @cache
