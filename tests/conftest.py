@@ -7,12 +7,13 @@ import os
 import pytest
 
 AT_ONCE = "PYTEST_XDIST_WORKER" in os.environ
+LONG = ("migrate", "bench", "memory", "network", "ue", "experiments", "lab")  # folders, the longest first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones begin first: else one worker would have them left when the others have nothing more to do."""
     if AT_ONCE:
-        items.sort(key=lambda item: item.path.parent.name != "migrate")
+        items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
 
 
 class AtOnce:

@@ -74,6 +74,7 @@ class FakeAgent:
                 calls.ExecInService: self._exec,
                 calls.Migrate: self._migrate,
                 calls.CancelMigration: self._cancel,
+                calls.ResolveMigration: self._resolve,
                 calls.GetMigration: self._get,
             }
         )
@@ -224,6 +225,9 @@ class FakeAgent:
             return False
         self._cancelled.add(call.id)
         return True
+
+    async def _resolve(self, call: calls.ResolveMigration, _: EmitEvent) -> bool:
+        return False  # no destination is ever away here
 
 
 class FakeRegion:

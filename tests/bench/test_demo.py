@@ -14,7 +14,7 @@ import pytest
 
 from whimbrel.lab import session
 from whimbrel.lab.commands import LabStatus
-from whimbrel.lab.demo import demo, what_was_wrong
+from whimbrel.lab.demo import demo, how_long, what_was_wrong
 from whimbrel.model.errors import BadInput
 from whimbrel.model.migration import MigrationRecord, Outcome
 
@@ -81,6 +81,25 @@ def test_a_lab_that_is_up_can_be_used_and_stays(calls: list[str], monkeypatch: p
     with session.lab_session(lambda _: None, reuse=True) as status:
         assert status is UP
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("took_s", "built", "line"),
+    [
+        (43.4, False, "the demo took 43 s"),
+        (60.0, True, "the demo took 60 s"),
+        (
+            75.0, False,
+            "the demo took 75 s, more than the usual 60 s: is this machine slow, or busy?",
+        ),
+        (
+            200.0, True,
+            "the demo took 200 s, more than the usual 60 s: the image was built first",
+        ),
+    ],
+)  # fmt: skip
+def test_it_says_how_long_it_took_and_whether_that_is_usual(took_s: float, built: bool, line: str) -> None:
+    assert how_long(took_s, built=built) == line
 
 
 @pytest.mark.parametrize(

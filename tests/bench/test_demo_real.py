@@ -22,7 +22,8 @@ import pytest
 from whimbrel.migrate.journal import Journal
 from whimbrel.model.migration import MigrationRecord, Outcome
 
-PREFIX = "wd-"
+OWN = os.environ.get("WHIMBREL_TEST_LAB", "w")  # so that two runs of these tests do not meet
+PREFIX, EDGE = f"{OWN}d-", f"{OWN}demo"
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces, CRIU and runc"),
@@ -31,6 +32,7 @@ pytestmark = [
 
 class Result(msgspec.Struct):
     scenario: str
+    took_s: float
     runs: list[MigrationRecord]
 
 
@@ -44,7 +46,7 @@ def lab() -> Iterator[Path]:
 def start(lab: Path) -> subprocess.Popen[bytes]:
     """Other names for everything than the default lab has, so that one that is up is not touched."""
     text = resources.files("whimbrel.lab").joinpath("topologies/default.toml").read_text()
-    text = text.replace('"edge-', '"demo-').replace('"gw-', '"door-')
+    text = text.replace('"edge-', f'"{EDGE}-').replace('"gw-', f'"{OWN}door-')
     topology = lab / "topology.toml"
     topology.write_text(text.replace('name = "default"', f'name = "demo"\nprefix = "{PREFIX}"', 1))
     program = textwrap.dedent(f"""
@@ -96,7 +98,7 @@ class Traces:
             "namespaces": {path.name for path in Path("/run/netns").glob(f"{PREFIX}*")},
             "links": set(told("ip", "-o", "-br", "link")) | set(told("ip", "rule")) | set(told("ip", "route")),
             "firewall": {*told("nft", "-s", "list", "ruleset"), *told("iptables-save"), *told("ip6tables-save")},
-            "control groups": {group for group in groups if "/whimbrel/demo-" in group},
+            "control groups": {group for group in groups if f"/whimbrel/{EDGE}-" in group},
             "mounts": {
                 line for line in Path("/proc/mounts").read_text().splitlines() if any(word in line for word in ours)
             },
@@ -126,11 +128,13 @@ def test_the_user_loses_nothing_and_nothing_is_left(lab: Path) -> None:
     demo = start(lab)
     out, err = demo.communicate(timeout=180)
     assert demo.returncode == 0, err.decode()
-    runs = msgspec.json.decode(out, type=Result).runs
+    result = msgspec.json.decode(out, type=Result)
+    assert f"the demo took {result.took_s:.0f} s" in err.decode()
+    runs = result.runs
     assert [(run.source, run.destination) for run in runs] == [
-        ("demo-1", "demo-2"),
-        ("demo-2", "demo-3"),
-        ("demo-3", "demo-1"),
+        (f"{EDGE}-1", f"{EDGE}-2"),
+        (f"{EDGE}-2", f"{EDGE}-3"),
+        (f"{EDGE}-3", f"{EDGE}-1"),
     ]
     for run in runs:
         assert run.outcome is Outcome.DONE
@@ -157,7 +161,7 @@ def journal_says(*steps: str) -> Callable[[subprocess.Popen[bytes], Path], None]
 
     def wait(demo: subprocess.Popen[bytes], lab: Path) -> None:
         line_with(b"the user talks")(demo, lab)
-        journal = Journal(lab / "lab/demo-1/run/journal")
+        journal = Journal(lab / f"lab/{EDGE}-1/run/journal")
         until(demo, lambda: any(entry.step in steps for entry in journal.entries()))
 
     return wait
@@ -178,7 +182,7 @@ def until(demo: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
         pytest.param(line_with(b"lab up"), signal.SIGTERM, id="the service starts"),
         pytest.param(journal_says("prepared"), signal.SIGINT, id="memory crosses"),
         pytest.param(journal_says("frozen", "deciding", "committed"), signal.SIGTERM, id="in or after a freeze"),
-        pytest.param(line_with(b"demo-3 -> demo-1 done"), signal.SIGINT, id="the lab goes down"),
+        pytest.param(line_with(f"{EDGE}-3 -> {EDGE}-1 done".encode()), signal.SIGINT, id="the lab goes down"),
     ],
 )
 def test_nothing_is_left_when_it_is_interrupted(

@@ -141,7 +141,7 @@ def test_p95_is_held_against_twice_the_median(outages_ms: list[float], verdict: 
         ("1 GB, 500 pages/s", 110, 2500, 10, {"asked": "auto"}, "PASS"),
         ("1 GB, 500 pages/s", 119.5, 2500, 10, {}, "FAIL: TCP > 120 ms"),
         ("1 GB, 500 pages/s", 110, 1500, 10, {}, "FAIL: UDP > 1/15, TCP > 1/15"),
-        ("20 MB, 500 pages/s", 50, 300, 9, {}, "unproved: n < 10"),
+        ("20 MB, 500 pages/s", 50, 300, 9, {}, "unproved: n < 10, n < 10 of the baseline"),
         ("20 MB, 500 pages/s", 50, 0, 10, {}, "unproved: UDP without baseline, TCP without baseline"),
         ("20 MB, 500 pages/s", 50, 300, 10, {"lost": 1, "state_ok": False}, "FAIL: lost, state"),
         ("redis", 500, 300, 10, {}, "-"),
@@ -155,6 +155,17 @@ def test_a_row_is_held_against_what_is_promised_of_it(
     plain = [record(baseline_ms, workload=workload, strategy=report.BASELINE)] * n if baseline_ms else []
     entry, *_ = report.summary([*ours, *plain])
     assert report.summary_cells(entry)[-1] == said
+
+
+def test_a_baseline_of_a_few_migrations_proves_nothing() -> None:
+    ours = [record(50, workload="20 MB, 500 pages/s")] * 10
+    plain = [record(300, workload="20 MB, 500 pages/s", strategy=report.BASELINE)] * 9
+    failed = record(300, workload="20 MB, 500 pages/s", strategy=report.BASELINE, outcome=Outcome.FAILED)
+    entry, base = report.summary([*ours, *plain, failed])
+    assert entry["promised"] == "unproved: n < 10 of the baseline"
+    assert base["promised"] == ""
+    entry, _ = report.summary([*ours, *plain, plain[0]])
+    assert (entry["promised"], entry["n_baseline"]) == ("PASS", 10)
 
 
 def test_the_specification_promises_what_is_checked() -> None:

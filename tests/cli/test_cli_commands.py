@@ -179,6 +179,8 @@ BAD = {
         "200MiB",
     ),
     "migration": (["migration", "show", "nope"], "there is no migration 'nope'"),
+    "resolve": (["migration", "resolve", "nope", "--runs-at", "source"], "there is no migration 'nope'"),
+    "resolve where": (["migration", "resolve", "nope", "--runs-at", "home"], "say source or destination"),
     "cancel": (["migration", "cancel", "nope"], "there is no migration 'nope'"),
     "controller": (["node", "ls", "--controller", "unix:/nowhere.sock"], "whimbrel lab up"),
     "address": (["node", "ls", "--controller", "nowhere"], "tcp:HOST:PORT"),
@@ -262,7 +264,7 @@ def test_a_refusal_by_the_agent(whimbrel: Call, region: FakeRegion, demo: str) -
         "whimbrel: demo uses io_uring: stop it first\n",
     )
     code, out, err = whimbrel("migrate", demo, "--to", "edge-2", "--json")
-    assert (code, json.loads(out)["outcome"]) == (1, "failed")
+    assert (code, json.loads(out)["outcome"]) == (1, "rolled-back")
     assert "io_uring" in err
 
 

@@ -34,7 +34,8 @@ def test_there_are_the_commands_of_the_design() -> None:
             "node inspect", "node benchmark",
             "service run", "service ls", "service inspect", "service logs", "service exec", "service rm",
             "migrate",
-            "migration ls", "migration show", "migration cancel", "bench", "experiment ls", "experiment run",
+            "migration ls", "migration show", "migration cancel", "migration resolve",
+            "bench", "experiment ls", "experiment run",
             "workload ls", "workload build", "workload client", "service adopt", "service release",
             "volume ls", "volume rm", "image ls", "image push", "ue",
         )

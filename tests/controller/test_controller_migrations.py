@@ -152,7 +152,7 @@ def test_of_many_starts_at_once_one_wins(
 def test_a_refusal_by_the_agent_becomes_a_record(region: FakeRegion, client: ControllerClient, demo: str) -> None:
     region.agents["edge-1"].refuse_migration = Refused("demo uses io_uring: CRIU cannot dump it")
     record = client.migrate(demo, "edge-2")
-    assert record.outcome is Outcome.FAILED
+    assert record.outcome is Outcome.ROLLED_BACK, "as whatever ends before the commit"
     assert (record.error, record.error_code) == ("demo uses io_uring: CRIU cannot dump it", "refused")
     assert client.service(demo).node == "edge-1"
     assert client.migration(record.id) == record
@@ -169,6 +169,8 @@ def test_cancel(region: FakeRegion, client: ControllerClient, demo: str) -> None
     started = client.start_migration(demo, "edge-2")
     wait_until(lambda: region.agents["edge-1"].requests, "the agent migrates")
     client.cancel(started.id)
+    with pytest.raises(Conflict, match="does not wait for an answer from edge-2"):
+        client.resolve(started.id, runs_at="source")
     record = client.follow(started.id)
     assert record.outcome is Outcome.CANCELLED
     assert record.error_code == "cancelled"
@@ -177,6 +179,10 @@ def test_cancel(region: FakeRegion, client: ControllerClient, demo: str) -> None
         client.cancel(started.id)
     with pytest.raises(BadInput, match="there is no migration 'x'"):
         client.cancel("x")
+    with pytest.raises(Conflict, match="nothing to resolve"):
+        client.resolve(started.id, runs_at="source")
+    with pytest.raises(BadInput, match="runs_at"):
+        client.resolve(started.id, runs_at="nowhere")
     with pytest.raises(BadInput, match="there is no migration 'x'"):
         client.follow("x")
 

@@ -319,28 +319,43 @@ def alive():
     before = rounds; time.sleep(0.1); assert rounds > before
 steps(alive)
 """
-    loop = """
-import sys
+    # Forked from one that has everything imported: each line on its standard input starts a tracker.
+    trackers = """
+import os, sys
 from whimbrel.memory.tracker import TreeTracker
-print("looping", flush=True)
-while True:
-    with TreeTracker(int(sys.argv[1])) as tracker:
-        for _ in range(3):
-            for process in tracker._processes.values(): process._detach()
-            tracker.scan()
+mother = os.getpid()
+for line in sys.stdin:
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+        print("ended", flush=True)
+        continue
+    print(os.getpid(), flush=True)
+    while os.getppid() == mother:
+        with TreeTracker(int(sys.argv[1])) as tracker:
+            for _ in range(3):
+                for process in tracker._processes.values(): process._detach()
+                tracker.scan()
 """
     dice = random.Random(7)
-    with program(target) as child:
+    with (
+        program(target) as child,
+        subprocess.Popen(
+            [sys.executable, "-c", trackers, str(child.pid)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # or numpy starts threads, and a fork has none of them
+        ) as parent,
+    ):  # fmt: skip
+        assert parent.stdin is not None
+        assert parent.stdout is not None
         for _ in range(50):
-            tracker = subprocess.Popen([sys.executable, "-c", loop, str(child.pid)], stdout=subprocess.PIPE, text=True)
-            assert tracker.stdout is not None
-            tracker.stdout.readline()
+            parent.stdin.write("another\n")
+            pid = int(parent.stdout.readline())
             time.sleep(dice.uniform(0, 0.12))
-            tracker.send_signal(signal.SIGKILL)
-            tracker.wait()
-            tracker.stdout.close()
+            os.kill(pid, signal.SIGKILL)
+            assert parent.stdout.readline() == "ended\n"
             assert child.process.poll() is None
             wait_for(lambda: open_userfaultfds(child.pid) == 0, "no descriptor left in the target")
+        parent.kill()
         for _ in range(3):
             child.step(0)
         wait_for(lambda: "TracerPid:\t0" in Path(f"/proc/{child.pid}/status").read_text(), "nobody traces it")

@@ -116,13 +116,14 @@ def _is_stopped(pid: int) -> bool:
 
 
 def programs(lab: Lab, node: str, module: str) -> list[int]:
-    """The processes ``whimbrel.migrate.MODULE`` in a node's namespace."""
+    """The processes in a node's namespace that run ``whimbrel.migrate.MODULE``, by themselves or out of the nursery."""
     inside = commands.node_namespace(node, lab_dir=lab.directory).stat().st_ino
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            if f"whimbrel.migrate.{module}".encode() in words and (entry / "ns/net").stat().st_ino == inside:
+            is_it = f"whimbrel.migrate.{module}".encode() in words or (entry / "comm").read_text().strip() == module
+            if is_it and (entry / "ns/net").stat().st_ino == inside:
                 found.append(int(entry.name))
         except OSError:  # it has just ended
             continue

@@ -72,16 +72,25 @@ class LxcNode:
         self.path.mkdir(parents=True, exist_ok=True)
         self._namespace = commands.node_namespace(node, lab_dir=lab.directory)
 
-    def make(self, name: str, *, replace: tuple[str, str] = ("", "")) -> Path:
-        """A container of its own, not started; `replace`: a line of its settings by another. Returns its root."""
-        rootfs = self.path / name / "rootfs"
-        rootfs.parent.mkdir()
+    def make(self, name: str) -> Path:
+        """A container of its own, not started. Returns its root."""
+        rootfs = self.make_empty(name)
+        rootfs.rmdir()
         subprocess.run(["cp", "-a", str(debian()), str(rootfs)], check=True)
         (rootfs / "etc/hostname").write_text(f"{name}\n")  # else init gives it the name of the host that built it
-        settings = SETTINGS.format(name=name, rootfs=rootfs)
-        old, new = replace
-        (rootfs.parent / "config").write_text(settings.replace(old, new) if old else f"{settings}{new}\n")
         return rootfs
+
+    def make_empty(self, name: str) -> Path:
+        """One that LXC knows, and cannot start."""
+        rootfs = self.path / name / "rootfs"
+        rootfs.mkdir(parents=True)
+        self.configure(name)
+        return rootfs
+
+    def configure(self, name: str, old: str = "", new: str = "") -> None:
+        """Its settings, a line of them replaced by another."""
+        settings = SETTINGS.format(name=name, rootfs=self.path / name / "rootfs")
+        (self.path / name / "config").write_text(settings.replace(old, new) if old else f"{settings}{new}\n")
 
     def run(self, name: str, *, memory_mb: int) -> None:
         """Make one and start it."""

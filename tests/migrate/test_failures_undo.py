@@ -31,6 +31,7 @@ from whimbrel.lab import commands
 from whimbrel.migrate.dump import Source
 from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Journal
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.migrate.run import migrate
 from whimbrel.model.migration import MigrationRequest, Outcome
 from whimbrel.model.node import Capabilities, Endpoint, Role
@@ -170,7 +171,7 @@ def test_an_error_that_nobody_expected_becomes_a_record(tmp_path: Path) -> None:
         job = Migration(
             request=MigrationRequest(id="1", service="moves", destination="there", strategy="hybrid"),
             source=Source(status, departure, tmp_path, holes=False, image=None),
-            node=Node(node, capabilities, ServicePort(tmp_path), Journal(tmp_path / "journal")),
+            node=Node(node, capabilities, ServicePort(tmp_path), Journal(tmp_path / "journal"), Nursery()),
             destination=there,
             gateways=(),
             emit=lambda _: None,

@@ -133,19 +133,26 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_move_is_refused(lab: Lab, nodes: dict[str, LxcNode], what: str) -> None:
-    old, new, reason = REFUSED[what]
+@pytest.fixture(scope="module")
+def odd(nodes: dict[str, LxcNode]) -> Iterator[LxcNode]:
+    """A node with a container ``odd``, not started; copying the root for each of its settings would take seconds."""
     node = nodes[SOURCE]
-    node.make("odd", replace=(old, new))
+    node.make("odd")
+    yield node
+    node("destroy", "-n", "odd", "-f")
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_move_is_refused(lab: Lab, odd: LxcNode, what: str) -> None:
+    old, new, reason = REFUSED[what]
+    odd.configure("odd", old, new)
     try:
-        node("start", "-n", "odd", "-d")
+        odd("start", "-n", "odd", "-d")
         with pytest.raises(Refused, match=reason):
             lab.controller.adopt_service("odd", "lxc", "odd", SOURCE)
-        assert node.state("odd") == "RUNNING", "it is left as it was"
+        assert odd.state("odd") == "RUNNING", "it is left as it was"
     finally:
-        node("stop", "-n", "odd", "-k", may_fail=True)
-        node("destroy", "-n", "odd", "-f")
+        odd("stop", "-n", "odd", "-k", may_fail=True)
 
 
 def test_bad_input_is_named(lab: Lab, nodes: dict[str, LxcNode]) -> None:
@@ -153,7 +160,7 @@ def test_bad_input_is_named(lab: Lab, nodes: dict[str, LxcNode]) -> None:
         lab.controller.adopt_service("x", "lxc", "nobody", SOURCE)
     with pytest.raises(BadInput, match=r"LXC has no container '\.\./sys'"):
         lab.controller.adopt_service("x", "lxc", "../sys", SOURCE)
-    nodes[SOURCE].make("still")
+    nodes[SOURCE].make_empty("still")
     try:
         with pytest.raises(Refused, match="container still is stopped: only a running one can move"):
             lab.controller.adopt_service("x", "lxc", "still", SOURCE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,14 +15,20 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from tests.migrate.conftest import EDGES, Lab, Running
+from tests.migrate.conftest import EDGES, PORT, Lab, Running
+from whimbrel.lab import commands
 from whimbrel.model.errors import Refused
 from whimbrel.model.migration import Outcome
+from whimbrel.network import netns
 
 USERFAULTFD = "fd = ctypes.CDLL(None).syscall(323, 1)"
 IO_URING = "fd = ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(120))"
 # Children share their parent's memory, yet each of them would cross with a copy of its own.
 CHILDREN = "memory = bytearray(b'x') * (64 << 20); fd = [os.fork() or time.sleep(3600) for _ in range({count})][0]"
+SLOW_TO_ACCEPT = (
+    "import signal, socket; server = socket.create_server(('', 7000)); taken = []; fd = server.fileno(); "
+    "signal.signal(signal.SIGUSR1, lambda *_: (taken.append(server.accept()), print('accepted', flush=True)))"
+)
 HOLD = """
 import ctypes, os, time
 {what}
@@ -41,20 +50,24 @@ def holder(lab: Lab, what: str) -> Iterator[str]:
     """A service that has done `what`, a line of Python that leaves a number in `fd`."""
     lab.controller.run_service("holder", lab.image, EDGES[0], args=["/usr/bin/python3", "-c", HOLD.format(what=what)])
     try:
-        deadline = time.monotonic() + 20
-        while "holds" not in lab.controller.logs("holder"):
-            assert time.monotonic() < deadline, lab.controller.logs("holder")
-            time.sleep(0.05)
+        logged(lab, "holder", "holds")
         yield "holder"
     finally:
         lab.controller.remove_service("holder")
+
+
+def logged(lab: Lab, service: str, word: str) -> None:
+    deadline = time.monotonic() + 20
+    while word not in lab.controller.logs(service):
+        assert time.monotonic() < deadline, lab.controller.logs(service)
+        time.sleep(0.05)
 
 
 def is_refused(lab: Lab, service: str, words: str, strategy: str = "auto") -> None:
     """In one line, before anything is prepared; the service runs on as it is."""
     pid = lab.controller.service(service).pid
     record = lab.controller.migrate(service, EDGES[1], strategy)
-    assert record.error_code == Refused.code
+    assert (record.outcome, record.error_code) == (Outcome.ROLLED_BACK, Refused.code), "whoever refused it, and when"
     assert words in record.error
     assert "\n" not in record.error
     assert {phase.name for phase in record.phases} <= {"preflight"}
@@ -66,6 +79,25 @@ def is_refused(lab: Lab, service: str, words: str, strategy: str = "auto") -> No
 def test_what_criu_cannot_dump_is_refused(lab: Lab, what: str, words: str) -> None:
     with holder(lab, what) as service:
         is_refused(lab, service, words)
+
+
+def test_a_connection_that_waits_to_be_accepted_is_not_lost(lab: Lab) -> None:
+    """CRIU cannot carry it, and would leave it out only on request: nobody requests that. So the service does not move
+    as long as one waits."""
+    with holder(lab, SLOW_TO_ACCEPT) as service:
+        status = lab.controller.service(service)
+        at = (status.spec.address.split("/")[0], PORT)
+        where = commands.node_namespace("ue-1", lab_dir=lab.directory)
+        with netns.call(where, lambda: socket.create_connection(at, timeout=15)) as waiting:
+            record = lab.controller.migrate(service, EDGES[1])
+            assert record.outcome is Outcome.ROLLED_BACK
+            assert "In-flight connection" in record.error
+            os.kill(status.pid, signal.SIGUSR1)
+            logged(lab, service, "accepted")
+            assert lab.controller.migrate(service, EDGES[1]).outcome is Outcome.DONE
+            waiting.settimeout(0.5)
+            with pytest.raises(TimeoutError):  # it is there still: neither ended nor reset
+                waiting.recv(1)
 
 
 def test_too_little_memory_there_is_refused(lab: Lab) -> None:

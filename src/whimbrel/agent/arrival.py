@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from whimbrel.agent.receiver import ReceivingProcess
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate.words import said
 from whimbrel.model.service import ServiceStatus
@@ -32,7 +33,7 @@ class Arrival:
 
     ticket: Ticket
     work_dir: Path
-    worker: asyncio.subprocess.Process
+    worker: ReceivingProcess
     keeper: Keeper
     reading: asyncio.Task[None] | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from whimbrel.agent.threads import in_thread
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.migrate.preflight import DISK_RESERVE_BYTES
 from whimbrel.migrate.pushimage import push_image
 from whimbrel.migrate.takeimage import TakeOrder
@@ -30,8 +31,8 @@ START_S = 20.0
 class Images:
     """`host`: where this node takes images from others."""
 
-    def __init__(self, node: str, host: str, store: ImageStore) -> None:
-        self._node, self._host, self._store = node, host, store
+    def __init__(self, node: str, host: str, store: ImageStore, nursery: Nursery) -> None:
+        self._node, self._host, self._store, self._nursery = node, host, store, nursery
         self._coming: dict[str, asyncio.Task[None]] = {}
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
@@ -58,7 +59,7 @@ class Images:
             emit(Progress(migration="", phase="image", detail=detail, fraction=fraction))
 
         async with Peer(end.name, end.host, end.port) as peer:
-            return (await push_image(image, peer, end.host, tell)).sent_bytes
+            return (await push_image(image, peer, end.host, tell, self._nursery)).sent_bytes
 
     async def _on_take(self, call: calls.TakeImage, emit: EmitEvent) -> calls.ImageSlot:
         """A place for an image; whoever comes second waits for the first to end, and needs none if that went well."""

@@ -22,10 +22,11 @@ import structlog
 from whimbrel.agent.arrival import Arrival, Ticket, start_ticks, ticket_path
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
+from whimbrel.agent.receiver import start_receiver
 from whimbrel.agent.services import ServiceHost
-from whimbrel.agent.spare import Spare
 from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.migrate.pulse import BEAT_S, Listener
 from whimbrel.migrate.receive import ReceiveOrder
 from whimbrel.migrate.staging.shared import find_stage, stage_below
@@ -47,20 +48,13 @@ Ports = tuple[int, int, int]  # of the page channel, of what is staged (0: nothi
 
 
 class Incoming:
-    def __init__(self, config: AgentConfig, host: ServiceHost, run_dir: Path) -> None:
+    def __init__(self, config: AgentConfig, host: ServiceHost, run_dir: Path, nursery: Nursery) -> None:
         self._config = config
         self._host = host
         self._run_dir = run_dir
-        self._spare = Spare(config.directory / "receive.log")
+        self._nursery = nursery
         self._arrivals: dict[str, Arrival] = {}
         self._preparing: dict[str, asyncio.Future[calls.IncomingReady]] = {}
-
-    def start(self) -> None:
-        """Have a receiving process ready before the first migration asks for one."""
-        self._spare.prepare()
-
-    async def close(self) -> None:
-        await self._spare.close()
 
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
@@ -144,9 +138,8 @@ class Incoming:
                 stage_dir=str(stage),
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
             )
-            waiting = await self._spare.take()
-            worker = waiting.process
-            waiting.give(order, [output_fd, keeper.theirs.fileno()])
+            log_file = self._config.directory / "receive.log"
+            worker = await start_receiver(self._nursery, log_file, order, [output_fd, keeper.theirs.fileno()])
         except BaseException:
             keeper.close()
             raise
@@ -175,10 +168,9 @@ class Incoming:
         return arrival, ports, token
 
     async def _read_events(self, arrival: Arrival, ready: asyncio.Future[Ports]) -> None:
-        assert arrival.worker.stdout is not None
         watching = asyncio.create_task(self._end_if_it_hangs(arrival))
         try:
-            async for line in arrival.worker.stdout:
+            async for line in arrival.worker.events:
                 event: dict[str, Any] = msgspec.json.decode(line)
                 kind = event.pop("event")
                 if kind == "listening" and not ready.done():
@@ -194,6 +186,7 @@ class Incoming:
         finally:
             await arrival.worker.wait()
             watching.cancel()
+            arrival.worker.close()
             if not ready.done():
                 ready.set_exception(StepFailed(f"the receiving process ended: {arrival.error or 'see its log'}"))
             try:
@@ -211,8 +204,7 @@ class Incoming:
             await asyncio.sleep(BEAT_S)
         log.error("the receiving process hangs: it is killed", id=arrival.ticket.migration)
         arrival.error = arrival.error or "the receiving process hung and was killed"
-        with contextlib.suppress(ProcessLookupError):
-            arrival.worker.kill()
+        arrival.worker.kill()
 
     async def _worker_ended(self, arrival: Arrival) -> None:
         if arrival.settled.is_set():
@@ -284,11 +276,10 @@ class Incoming:
 
     async def _stop_worker(self, arrival: Arrival) -> None:
         """Closing its standard input makes it undo what it did and end, unless it has committed."""
-        assert arrival.worker.stdin is not None
-        arrival.worker.stdin.close()
+        arrival.worker.close_stdin()
         try:
             async with asyncio.timeout(COMMIT_WORD_S):
-                while not arrival.said(COMMITTED) and arrival.worker.returncode is None:
+                while not arrival.said(COMMITTED) and not arrival.worker.ended:
                     await asyncio.sleep(0.005)
         except TimeoutError:
             arrival.worker.kill()

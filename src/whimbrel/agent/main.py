@@ -22,6 +22,7 @@ from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.swrk import criu_path
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.model.errors import BadInput, Refused
 from whimbrel.model.node import ComputingPower, NodeStatus, Role
 from whimbrel.model.service import EngineKind
@@ -53,8 +54,9 @@ def mount_run_dir(directory: Path) -> Path:
 class Agent:
     """One node. Edges run services; gateways hold packets; both are on the overlay."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, nursery: Nursery) -> None:
         self.config = config
+        self.nursery = nursery
         self.overlay = Overlay(config.endpoint, config.bridge_address or None)
         self.holds: HoldTable | None = None
         self.shared = SharedWatch(config.name, config.shared_directory)
@@ -87,10 +89,9 @@ class Agent:
             self.services = ServiceHost(
                 config.name, config.directory, port, config.overlay_gateway, engines, self.shared
             )
-            self.incoming = Incoming(config, self.services, run_dir)
-            self.outgoing = Outgoing(config, self.services, port, run_dir)
-            self.incoming.start()
-            self.images = Images(config.name, config.host, self.services.images)
+            self.incoming = Incoming(config, self.services, run_dir, self.nursery)
+            self.outgoing = Outgoing(config, self.services, port, run_dir, self.nursery)
+            self.images = Images(config.name, config.host, self.services.images, self.nursery)
             await self.images.load()
             await self.services.load()
             await self.incoming.settle_leftovers()
@@ -102,8 +103,7 @@ class Agent:
 
     async def stop(self) -> None:
         """Services run on; the agent only leaves. Holds are let go: nobody would release them."""
-        if self.incoming is not None:
-            await self.incoming.close()
+        await asyncio.to_thread(self.nursery.close)
         await self.monitor.stop()
         await self.shared.stop()
         if self.holds is not None:
@@ -123,6 +123,7 @@ class Agent:
             table[calls.MeasurePower] = self._measure_power
             table[calls.Migrate] = self.outgoing.migrate
             table[calls.CancelMigration] = self.outgoing.cancel
+            table[calls.ResolveMigration] = self.outgoing.resolve
             table[calls.GetMigration] = self.outgoing.get
         if self.holds is not None:
             table[calls.PrepareHold] = self._prepare_hold
@@ -173,12 +174,12 @@ class Agent:
         self.holds.release(call.address, call.mac)
 
 
-async def serve(config: AgentConfig) -> int:
+async def serve(config: AgentConfig, nursery: Nursery) -> int:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    agent = Agent(config)
+    agent = Agent(config, nursery)
     await agent.start()
     server = RpcServer(agent.handlers())
     try:
@@ -198,6 +199,9 @@ def run(config_path: Path) -> int:
     """Run the agent of a node until SIGTERM. Raises BadInput, Refused."""
     if os.geteuid() != 0:
         raise Refused("the agent must run as root: it freezes and restores other processes")
+    config, nursery = load_config(config_path), Nursery()
+    if config.role is Role.EDGE and (code := nursery.start()) is not None:
+        return code  # not the agent: a process that was forked from it, at its end
     with contextlib.suppress(KeyboardInterrupt):
-        return asyncio.run(serve(load_config(config_path)))
+        return asyncio.run(serve(config, nursery))
     return 130

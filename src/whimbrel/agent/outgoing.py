@@ -19,11 +19,12 @@ from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.threads import in_thread
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.undumpable import mounted_from_outside, unsupported
-from whimbrel.migrate.ask import ask_until_answered, lost_at
+from whimbrel.migrate.ask import Verdict, ask_until_answered, lost_at
 from whimbrel.migrate.dump import DUMP_PREFIX, Source
 from whimbrel.migrate.gateways import keep_holding
 from whimbrel.migrate.job import Migration, Node
 from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.migrate.retelling import forget_all
 from whimbrel.migrate.run import migrate
 from whimbrel.migrate.staging.shared import close_stage, close_stages_of, stage_below
@@ -42,6 +43,7 @@ from whimbrel.wire.calls import (
     GetMigration,
     Migrate,
     Release,
+    ResolveMigration,
 )
 from whimbrel.wire.rpc import EmitEvent, Peer
 
@@ -50,18 +52,22 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
 
 
 class Outgoing:
-    """Answers `Migrate`, `CancelMigration` and `GetMigration`; after a restart settles what the last agent left
-    half-done."""
+    """Answers `Migrate`, `CancelMigration`, `ResolveMigration` and `GetMigration`; after a restart settles what the
+    last agent left half-done."""
 
-    def __init__(self, config: AgentConfig, host: ServiceHost, port: ServicePort, run_dir: Path) -> None:
+    def __init__(
+        self, config: AgentConfig, host: ServiceHost, port: ServicePort, run_dir: Path, nursery: Nursery
+    ) -> None:
         self._config = config
         self._host = host
         self._port = port
         self._run_dir = run_dir
+        self._nursery = nursery
         self._journal = Journal(run_dir / "journal")
         self._records = RecordStore(config.directory / "migrations.json")
         self._running: dict[str, Migration] = {}
         self._unsettled = {entry.migration: entry for entry in self._journal.entries()}
+        self._verdicts: dict[str, Verdict] = {}
         self._settling: set[asyncio.Task[None]] = set()
 
     async def migrate(self, call: Migrate, emit: EmitEvent) -> MigrationRecord:
@@ -90,6 +96,7 @@ class Outgoing:
                     await self._host.shared.with_shared(await asyncio.to_thread(collect_capabilities)),
                     self._port,
                     self._journal,
+                    self._nursery,
                     self._config.shared_directory,
                 ),
                 destination=call.destination,
@@ -129,6 +136,16 @@ class Outgoing:
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)
         return job is not None and job.cancel()
+
+    async def resolve(self, call: ResolveMigration, _: EmitEvent) -> bool:
+        job = self._running.get(call.id)
+        verdict = job.verdict if job is not None else self._verdicts.get(call.id)
+        if verdict is None or not verdict.give(runs_there=call.runs_there):
+            return False
+        if job is not None:
+            job.say(f"an operator said that it runs {'there' if call.runs_there else 'here'}: no answer came")
+        log.warning("an operator says what the destination does not", id=call.id, runs_there=call.runs_there)
+        return True
 
     async def get(self, call: GetMigration, _: EmitEvent) -> MigrationRecord | None:
         if job := self._running.get(call.id):
@@ -192,6 +209,7 @@ class Outgoing:
                 await asyncio.sleep(pause_s)
         await self._keep(_settled(entry.record, outcome, error))
         del self._unsettled[entry.migration]
+        self._verdicts.pop(entry.migration, None)
 
     async def _settle(self, entry: Entry) -> tuple[Outcome, Exception | None]:
         if entry.service not in self._host.names():  # removed; by us, when all had arrived there
@@ -248,13 +266,14 @@ class Outgoing:
         def waiting(why: str) -> None:
             log.warning(why, id=entry.migration)
 
+        verdict = self._verdicts.setdefault(entry.migration, Verdict())
         fate = Fate.RUNS
         if entry.step == "deciding":
             status = await self._host.inspect(entry.service)
             async with keep_holding(entry.gateways, status.spec.address.split("/")[0]):
-                fate = await ask_until_answered(entry.peer, AbortIncoming(id=entry.migration), waiting)
+                fate = await ask_until_answered(entry.peer, AbortIncoming(id=entry.migration), waiting, verdict)
         if fate is Fate.RUNS:
-            fate = await ask_until_answered(entry.peer, AwaitIncoming(id=entry.migration), waiting)
+            fate = await ask_until_answered(entry.peer, AwaitIncoming(id=entry.migration), waiting, verdict)
         return fate
 
     async def _call_off(self, entry: Entry) -> None:

@@ -57,7 +57,8 @@ HEADINGS = (
     "sent",
     "how they crossed",
 )
-_Context = multiprocessing.get_context("spawn")  # no fork: the caller may have threads
+_Context = multiprocessing.get_context("forkserver")  # not forked from here: the caller may have threads
+_Context.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)

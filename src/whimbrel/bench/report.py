@@ -32,7 +32,7 @@ SPREAD = 2.0
 @dataclass(frozen=True)
 class Promise:
     """SPECIFICATION's figures for a service: medians of at least `ENOUGH` migrations, of UDP and of TCP alike; `ratio`
-    is to the baseline's median."""
+    is to the baseline's median, of as many."""
 
     outage_ms: float
     ratio: float
@@ -106,8 +106,9 @@ def summary(records: Iterable[MigrationRecord]) -> list[dict[str, Any]]:
         base = baselines.get(entry["workload"])
         for protocol in ("udp", "tcp"):
             ours, theirs = entry[f"outage_{protocol}_ms"], base and base[f"outage_{protocol}_ms"]
-            if entry is not base and ours and theirs and theirs["p50"] > 0:
+            if base and entry is not base and ours and theirs and theirs["p50"] > 0:
                 entry[f"ratio_{protocol}"] = ours["p50"] / theirs["p50"]
+                entry["n_baseline"] = base["n"]
     for entry in entries:
         measured = [entry[f"outage_{protocol}_ms"] for protocol in ("udp", "tcp") if entry[f"outage_{protocol}_ms"]]
         entry["spread_ok"] = all(one["p95"] <= SPREAD * one["p50"] for one in measured) if measured else None
@@ -134,6 +135,8 @@ def promised(entry: dict[str, Any]) -> str:
     wrong += [] if entry["state_ok"] else ["state"]
     if wrong:
         return f"{FAIL}: {', '.join(wrong)}"
+    if entry.get("n_baseline", ENOUGH) < ENOUGH:
+        unknown.insert(0, f"n < {ENOUGH} of the baseline")
     if entry["n"] < ENOUGH:
         unknown.insert(0, f"n < {ENOUGH}")
     return f"unproved: {', '.join(unknown)}" if unknown else PASS

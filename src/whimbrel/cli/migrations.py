@@ -1,4 +1,4 @@
-"""`migrate` and `migration ls | show | cancel`."""
+"""`migrate` and `migration ls | show | cancel | resolve`."""
 
 from __future__ import annotations
 
@@ -182,6 +182,30 @@ def cancel(migration_id: Id, controller: ControllerOption = None, json: JsonOpti
         return 0
     note(f"the migration ended before it could be cancelled: {_sentence(record)}")
     return 1
+
+
+@migrations.command("resolve")
+def resolve(
+    migration_id: Id,
+    runs_at: Annotated[
+        str, typer.Option("--runs-at", metavar="source|destination", help="Where the service runs, as you have seen.")
+    ],
+    controller: ControllerOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Say where the service runs when the destination is gone for good and the source waits for its word."""
+    from whimbrel.model.errors import BadInput
+
+    if runs_at not in ("source", "destination"):
+        raise BadInput(f"--runs-at {runs_at!r}: say source or destination")
+    with connect(controller) as client:
+        client.resolve(migration_id, runs_at=runs_at)
+        record = client.follow(migration_id)
+    if json:
+        print_json(record)
+    else:
+        print(_sentence(record))
+    return 0
 
 
 def _print_record(record: MigrationRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ def agent(
     ] = Path("/etc/whimbrel/agent.toml"),
 ) -> int:
     """Run the agent of this node until SIGTERM. Needs root."""
+    # It computes nothing by it, and must have one thread at its beginning (`migrate.nursery`).
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from whimbrel.agent.main import run
 
     return run(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
@@ -82,6 +82,10 @@ def _known_strategy(name: str) -> str:
     if name not in names():
         raise ValueError(f"there is no strategy {name!r}: choose from {', '.join(names())}")
     return name
+
+
+class ResolveBody(_Body):
+    runs_at: Literal["source", "destination"]
 
 
 class MigrateBody(_Body):
@@ -276,6 +280,12 @@ def _migration_routes(controller: Controller) -> APIRouter:
     async def cancel_migration(migration_id: str) -> Response:
         """Ask the source to undo; the record tells when it has."""
         await migrations.cancel(migration_id)
+        return _json(await migrations.get(migration_id), 202)
+
+    @router.post("/{migration_id}/resolve")
+    async def resolve_migration(migration_id: str, body: ResolveBody) -> Response:
+        """Say in the place of a destination that is gone where the service runs."""
+        await migrations.resolve(migration_id, runs_there=body.runs_at == "destination")
         return _json(await migrations.get(migration_id), 202)
 
     return router

@@ -254,6 +254,11 @@ class ControllerClient:
         """Ask for a roll-back; raises Conflict when it is too late. `follow` waits for the end of it."""
         self._call("POST", f"/v1/migrations/{_part(migration_id)}/cancel", MigrationRecord)
 
+    def resolve(self, migration_id: str, *, runs_at: str) -> None:
+        """Say where the service runs (``source`` or ``destination``) when the destination never will; raises Conflict
+        when nobody waits for that. `follow` waits for the end of the migration."""
+        self._call("POST", f"/v1/migrations/{_part(migration_id)}/resolve", MigrationRecord, body={"runs_at": runs_at})
+
     # --- the wire -----------------------------------------------------------------------------------------
     def _call(
         self, method: str, path: str, reply: type[_T] | None, body: Any = None, *, timeout_s: float = QUICK_S

@@ -23,10 +23,10 @@ from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
 from whimbrel.controller.store import MigrationStore
 from whimbrel.controller.views import MigrationEvent
-from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
+from whimbrel.model.errors import BadInput, Cancelled, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
 from whimbrel.model.service import ServiceState
-from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate
+from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate, ResolveMigration
 
 SETTLE_S = 60.0
 LOOK_EVERY_S = 0.5
@@ -137,6 +137,19 @@ class Migrations:
                 f"see `whimbrel migration show {migration_id}`"
             )
 
+    async def resolve(self, migration_id: str, *, runs_there: bool) -> None:
+        """Say whether the service runs at a destination that is gone. Raises Unknown, Conflict (over, or nobody waits
+        for the destination's word), Unreachable."""
+        record = await self.get(migration_id)
+        if record.outcome is not Outcome.RUNNING:
+            raise Conflict(f"migration {migration_id} is over ({record.outcome}): there is nothing to resolve")
+        call = ResolveMigration(id=migration_id, runs_there=runs_there)
+        if not await self._region.peer(record.source).call(call):
+            raise Conflict(
+                f"migration {migration_id} does not wait for an answer from {record.destination}: wait for its end, or "
+                f"`whimbrel migration cancel {migration_id}`"
+            )
+
     async def get(self, migration_id: str) -> MigrationRecord:
         """Raises Unknown."""
         for feed in self._live.values():
@@ -176,8 +189,7 @@ class Migrations:
             await self._settle(feed, str(error))
             return
         except WhimbrelError as error:
-            outcome = Outcome.CANCELLED if error.code == "cancelled" else Outcome.FAILED
-            final = _closed(record, outcome, str(error), error.code)
+            final = _closed(record, _outcome_of(error), str(error), error.code)
         await self._finish(feed, final)
 
     async def _settle(self, feed: Feed, cause: str) -> None:
@@ -242,6 +254,14 @@ class Migrations:
         self._live.pop(final.service, None)
         feed.finish(final)
         log.info("migration over", id=final.id, outcome=final.outcome.value, error=final.error)
+
+
+def _outcome_of(error: WhimbrelError) -> Outcome:
+    """Of a call that the source's agent answered by an error. It refuses before it begins: then the service is as it
+    was, as after a migration that was undone."""
+    if isinstance(error, Cancelled):
+        return Outcome.CANCELLED
+    return Outcome.ROLLED_BACK if isinstance(error, Refused | BadInput | Conflict) else Outcome.FAILED
 
 
 _SETTLED = {ServiceState.RUNNING.value, ServiceState.STOPPED.value}

@@ -29,6 +29,7 @@ SCENARIOS = {"round-trip": "edge-1 -> edge-2 -> edge-3 -> edge-1, 200 MB with 50
 SERVICE = "demo"
 MEMORY_MB = 200
 QUIET_S = 1.5
+PROMISED_S = 60.0  # from the command to the lab's removal, on two processors, when all is installed
 
 
 class Teller:
@@ -38,6 +39,7 @@ class Teller:
         self._console = console
         self._begin = time.monotonic()
         self._status = console.status("") if live and console.is_terminal else None
+        self.built = False  # the image, which is there the next time
 
     def __enter__(self) -> Teller:
         if self._status is not None:
@@ -48,8 +50,12 @@ class Teller:
         if self._status is not None:
             self._status.stop()
 
+    @property
+    def took_s(self) -> float:
+        return time.monotonic() - self._begin
+
     def done(self, text: str) -> None:
-        self._console.print(f"{time.monotonic() - self._begin:5.1f} s  {text}", highlight=False, markup=False)
+        self._console.print(f"{self.took_s:5.1f} s  {text}", highlight=False, markup=False)
 
     def now(self, text: str) -> None:
         """What is under way; too fleeting for a log."""
@@ -68,7 +74,12 @@ def demo_workload() -> Workload:
 def build_image(teller: Teller, workload: Workload) -> Image:
     """Raises Refused when it cannot be built."""
     teller.now("building the image")
-    return build(workload.recipe, progress=teller.done)
+
+    def building(text: str) -> None:
+        teller.built = True
+        teller.done(text)
+
+    return build(workload.recipe, progress=building)
 
 
 def names(status: LabStatus, role: str) -> list[str]:
@@ -138,6 +149,15 @@ def sentence(run: Run) -> str:
     return f"{said} in {ms(record.total_ms)}, the user waited {ms(record.outage_udp_ms)}"
 
 
+def how_long(took_s: float, *, built: bool) -> str:
+    """One line for the user. A slow machine is no failure: it is only told."""
+    said = f"the demo took {took_s:.0f} s"
+    if took_s <= PROMISED_S:
+        return said
+    why = "the image was built first" if built else "is this machine slow, or busy?"
+    return f"{said}, more than the usual {PROMISED_S:.0f} s: {why}"
+
+
 def what_was_wrong(records: Sequence[MigrationRecord], load: float, cpus: int) -> str:
     """One line for the user when the demo ends with exit code 1; empty when all is well."""
     told = []
@@ -154,8 +174,8 @@ def what_was_wrong(records: Sequence[MigrationRecord], load: float, cpus: int) -
     return f"not as it should be: {'; '.join(told)}{busy if load > cpus else ''}"
 
 
-def as_json(runs: Sequence[Run]) -> dict[str, Any]:
-    return {"scenario": "round-trip", "workload": demo_workload().name,
+def as_json(runs: Sequence[Run], took_s: float) -> dict[str, Any]:
+    return {"scenario": "round-trip", "workload": demo_workload().name, "took_s": round(took_s, 1),
             "runs": [msgspec.to_builtins(run.record) for run in runs]}  # fmt: skip
 
 
@@ -178,15 +198,18 @@ def demo(
         raise BadInput(f"there is no scenario {scenario!r}: there is {', '.join(SCENARIOS)}")
     console = Console(stderr=json_output)
     runs: list[Run] = []
+    teller = Teller(console, live=not headless)
     try:
-        with Teller(console, live=not headless) as teller:
+        with teller:
             run_demo(teller, runs, strategy, topology=topology, lab_dir=lab_dir)
+        took_s = teller.took_s
+        console.print(how_long(took_s, built=teller.built), highlight=False, markup=False, soft_wrap=True)
     finally:
         if runs and not json_output:
             show_migrations(console, [run.record for run in runs])
             if wrong := what_was_wrong([run.record for run in runs], os.getloadavg()[0], os.cpu_count() or 1):
                 console.print(wrong, highlight=False, markup=False, soft_wrap=True)
     if json_output:
-        json.dump(as_json(runs), sys.stdout, indent=2)
+        json.dump(as_json(runs, took_s), sys.stdout, indent=2)
         sys.stdout.write("\n")
     return 0 if all(is_good(run.record) for run in runs) else 1

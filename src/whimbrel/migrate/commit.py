@@ -50,7 +50,9 @@ async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) 
         await undecided.aclose()
         raise
     except Exception:  # whatever it is: only an answer decides
-        fate = await ask_until_answered(job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"))
+        fate = await ask_until_answered(
+            job.destination, AbortIncoming(id=job.request.id), _waiting(job, "freeze"), job.verdict
+        )
         if fate is not Fate.RUNS:
             job.committed = fate is Fate.LOST
             await undecided.aclose()
@@ -124,7 +126,7 @@ async def _arrived_whole(job: Migration, parts: Parts) -> bool:
     except Exception as error:  # whatever it is: only an answer decides
         job.say(f"after the commit: {error}")
         question = AwaitIncoming(id=job.request.id)
-        return await ask_until_answered(job.destination, question, _waiting(job, "finish")) is Fate.RUNS
+        return await ask_until_answered(job.destination, question, _waiting(job, "finish"), job.verdict) is Fate.RUNS
     job.say(
         f"{report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
     )

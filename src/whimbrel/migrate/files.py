@@ -6,17 +6,16 @@ The work is done by a process of its own (`sendfiles`); here it is started, told
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import subprocess
-import sys
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
 from whimbrel.migrate.dump import Source
 from whimbrel.migrate.job import Migration
+from whimbrel.migrate.nursery import Child, Nursery
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES, FileRoom
 from whimbrel.migrate.sendfiles import CarriedFolder, Command, SendOrder
 from whimbrel.migrate.settling import Settling
@@ -50,7 +49,7 @@ def files_of(job: Migration) -> FileSync:
 
     source = job.source
     settling = Settling(source.departure.rootfs, source.cgroup.pids) if source.departure.shared else None
-    return FileSync(folders_of(source), source.cgroup.pids, tell, settling)
+    return FileSync(folders_of(source), source.cgroup.pids, tell, job.node.nursery, settling)
 
 
 def room_for_files(source: Source, *, with_image: bool) -> FileRoom:
@@ -86,14 +85,18 @@ class FileSync:
         folders: Sequence[CarriedFolder],
         pids: Pids,
         tell: Callable[[str, float], object],
+        nursery: Nursery,
         settling: Settling | None = None,
     ) -> None:
         self._folders = tuple(folders)
         self._pids = pids
         self._tell = tell
+        self._nursery = nursery
         self._settling = settling
         self.written: tuple[Seen, ...] = ()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
+        self._orders: BinaryIO | None = None
+        self._events: BinaryIO | None = None
         self._last_begun = False
         self.passes = 0
         self.sent_bytes = 0
@@ -102,13 +105,10 @@ class FileSync:
     def start(self, host: str, port: int, token: str, bandwidth_bps: float = 0.0) -> None:
         """Start the process and connect it to the destination. Raises StepFailed, Unreachable."""
         order = SendOrder(host=host, port=port, token=token, folders=self._folders, bandwidth_bps=bandwidth_bps)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "whimbrel.migrate.sendfiles"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            cwd="/",
-        )
+        process = self._nursery.fork("sendfiles")
+        self._orders, self._events = os.fdopen(process.stdin, "wb"), os.fdopen(process.stdout, "rb")
+        process.stdin = process.stdout = -1
+        self._process = process
         self._write(msgspec.json.encode(order))
         if self._settling is not None:
             self._settling.prepare()
@@ -157,25 +157,23 @@ class FileSync:
         if process is None:
             return
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel, on a disk say: let it
-            process.wait(END_S)
+        process.ended(END_S)  # if not, it hangs in the kernel, on a disk say: let it
+        process.close()
 
     def _command(self, what: str) -> None:
         self._write(msgspec.json.encode(Command(what=what, pids=tuple(self._pids()))))
 
     def _write(self, line: bytes) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
+        assert self._orders is not None
         try:
-            self._process.stdin.write(line + b"\n")
-            self._process.stdin.flush()
+            self._orders.write(line + b"\n")
+            self._orders.flush()
         except OSError as error:
             raise StepFailed("the process that sends the files ended") from error
 
     def _expect(self, wanted: str) -> dict[str, Any]:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        while line := self._process.stdout.readline():
+        assert self._events is not None
+        while line := self._events.readline():
             event: dict[str, Any] = msgspec.json.decode(line)
             if event["event"] == wanted:
                 return event

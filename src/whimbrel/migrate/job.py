@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.ask import Verdict
 from whimbrel.migrate.dump import Source
 from whimbrel.migrate.journal import Entry, Journal
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.model.errors import Cancelled, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
 from whimbrel.model.node import Capabilities, Endpoint
@@ -32,6 +34,7 @@ class Node:
     capabilities: Capabilities
     port: ServicePort
     journal: Journal
+    nursery: Nursery
     shared_directory: str = ""
 
 
@@ -62,6 +65,7 @@ class Migration:
     committed: bool = False
     heard_running: bool = False
     frozen_s: float = 0.0
+    verdict: Verdict = field(default_factory=Verdict)
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
     _undoing: bool = False

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from whimbrel.migrate.files import FileSync
 from whimbrel.migrate.job import Migration
+from whimbrel.migrate.nursery import Nursery
 from whimbrel.migrate.sendfiles import CarriedFolder
 from whimbrel.model.migration import Progress
 from whimbrel.model.units import format_bytes
@@ -30,6 +31,7 @@ async def push_image(
     peer: Peer,
     host: str,
     tell: Callable[[str, float], object],
+    nursery: Nursery,
     *,
     bandwidth_bps: float = 0.0,
 ) -> Pushed:
@@ -55,7 +57,7 @@ async def push_image(
         return Pushed()
     tell(f"image: {format_bytes(image.size_bytes)} to bring", -1.0)
     folder = CarriedFolder(str(image.folder), without=NODES_OWN)
-    sync = FileSync([folder], lambda: (), progress)
+    sync = FileSync([folder], lambda: (), progress, nursery)
 
     def send() -> int:
         sync.start(host, slot.port, slot.token, bandwidth_bps)
@@ -78,6 +80,6 @@ async def bring_image(job: Migration, peer: Peer) -> None:
         job.emit(Progress(migration=job.request.id, phase="prepare", detail=detail, fraction=fraction))
 
     pushed = await push_image(
-        job.source.image, peer, job.destination.host, tell, bandwidth_bps=job.request.bandwidth_bps
+        job.source.image, peer, job.destination.host, tell, job.node.nursery, bandwidth_bps=job.request.bandwidth_bps
     )
     job.image_bytes = pushed.sent_bytes

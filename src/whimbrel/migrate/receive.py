@@ -4,7 +4,7 @@ It takes the pages, restores, opens the network, and serves the remaining pages.
 that an agent that dies after the commit takes no pages with it. Before the commit it dies with the agent (its
 standard input ends), with the source (the page channel ends) or by ABORT, and takes the half-restored tree along.
 
-Run as ``python -m whimbrel.migrate.receive FD``; FD is a socket on which its `ReceiveOrder` comes, with two
+Forked from the nursery (`nursery_main`), with FD as argument: a socket on which its `ReceiveOrder` comes, with two
 descriptors: the service's log (or who becomes the CRIU that restores), and the agent's keeper. Events go to stdout as
 JSON lines: ``listening``, ``running``, ``filled``, ``failed``.
 """
@@ -56,7 +56,7 @@ from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
 from whimbrel.runtime.moving import Landing
 
 MAX_ORDER_BYTES = 1 << 16
-AT_WORK = "receiving"  # the process's short name from its order on, to tell it from one that waits
+AT_WORK = "receiving"  # the process's short name from its order on
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
 STRANGER_S = 2.0
@@ -476,7 +476,3 @@ def main() -> int:
         else:
             receiver.give_up(str(error))
         return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

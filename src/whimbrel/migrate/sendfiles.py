@@ -3,7 +3,7 @@
 It is a process because looking at thousands of files and digesting large ones would hold up the agent's threads, most
 of all in the freeze, where it works beside CRIU's dump. It dies with the agent: its standard input ends.
 
-Run as ``python -m whimbrel.migrate.sendfiles``; the first line on stdin is a `SendOrder`, each further one a `Command`.
+Forked from the nursery (`nursery_main`); the first line on stdin is a `SendOrder`, each further one a `Command`.
 Events go to stdout as JSON lines: ``ready``, ``progress``, ``passed`` (arrived and checked), ``sent`` (on its way),
 ``failed``.
 """
@@ -162,7 +162,3 @@ def main() -> int:
     except OSError as error:
         say("failed", error=f"files cannot be read at the source: {error}", code="step-failed")
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

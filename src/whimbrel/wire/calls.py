@@ -105,6 +105,15 @@ class CancelMigration(Call, tag="migrate.cancel", frozen=True):
     reply: ClassVar[Any] = bool
 
 
+class ResolveMigration(Call, tag="migrate.resolve", frozen=True):
+    """An operator says what the destination, which is gone, cannot: whether the service runs there. Answers False when
+    the migration does not wait for the destination's word."""
+
+    id: str
+    runs_there: bool
+    reply: ClassVar[Any] = bool
+
+
 class GetMigration(Call, tag="migrate.get", frozen=True):
     """The record of a migration that went out from here: of the one under way (outcome ``running``), or one of the last
     that ended. None when this agent knows nothing of it."""
@@ -274,6 +283,7 @@ AnyCall = (
     | ExecInService
     | Migrate
     | CancelMigration
+    | ResolveMigration
     | GetMigration
     | OfferMigration
     | PrepareIncoming
