@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from whimbrel.memory.lazy import LazyServer, address_of
-from whimbrel.memory.lazyspace import FILL_PAGES, LazySpace
+from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.model.errors import StepFailed
@@ -49,12 +49,16 @@ def stored(store: PageStore, count: int) -> None:
     store.take(count)
 
 
-def right(memory: mmap.mmap, count: int) -> bool:
-    """Every page is there, and what it should be; one that is not there would stop the reader for good."""
+def there(memory: mmap.mmap, count: int) -> set[int]:
     first = address_of(memoryview(memory)) // P
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         entries = np.frombuffer(os.pread(pagemap.fileno(), 8 * count, 8 * first), np.uint64)
-    if not bool((entries >> np.uint64(63)).all()):
+    return set(np.flatnonzero(entries >> np.uint64(63)).tolist())
+
+
+def right(memory: mmap.mmap, count: int) -> bool:
+    """Every page is there, and what it should be; one that is not there would stop the reader for good."""
+    if len(there(memory, count)) < count:
         return False
     return all(memory[page * P] == memory[page * P + P - 1] == page % 251 + 1 for page in range(count))
 
@@ -70,9 +74,9 @@ def test_pages_of_mappings_that_touch_are_all_placed(borders: tuple[int, ...]) -
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
         server = LazyServer()
         server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
-        assert server.fill_all() == count * P
+        server.begin_fill()
+        assert server.filled()[0] == count * P
         assert right(memory, count)
-        server.start()
         server.stop()
 
 
@@ -95,11 +99,10 @@ def test_what_is_on_its_way_is_asked_for_once_and_waited_for() -> None:
         server.arrived(supply, pages[20:24], np.arange(21, 25))
         reader.join(timeout=10)
         assert (asked, seen.raw[0]) == ([first + 20], 20 % 251 + 1)
-        filler = threading.Thread(target=server.fill_all)
-        filler.start()
+        server.begin_fill()
         server.arrived(supply, pages[24:], np.arange(25, count + 1))
         server.arrived(supply, pages[:20], np.arange(1, 21))
-        filler.join(timeout=10)
+        server.filled()
         assert right(memory, count)
         server.stop()
 
@@ -111,9 +114,9 @@ def test_what_never_comes_is_an_error() -> None:
         server = LazyServer()
         server.add(LazySpace(uffd, supply, 0))
         supply.give_up()
+        server.begin_fill()
         with pytest.raises(StepFailed, match="4 pages of the service never came"):
-            server.fill_all()
-        server.start()
+            server.filled()
         server.stop()
 
 
@@ -134,19 +137,26 @@ def test_pages_that_come_before_the_memory_is_laid_out_are_placed_later() -> Non
         server.arrived(supply, pages[30:], np.arange(31, count + 1))
         assert server.filled()[0] <= count * P
         assert right(memory, count)
-        server.start()
         server.stop()
 
 
 def test_what_was_written_is_placed_first() -> None:
-    count = 1000
-    pages = np.arange(count, dtype=np.uint64)
-    supply = Supply(pages, np.arange(1, count + 1), written=[pages[700:710], pages[90:95], pages[702:720]])
-    runs = LazySpace(-1, supply, 0)._runs_to_fill()
-    assert runs[:2] == [(90, 5), (700, 20)]
-    placed = [page for at, length in runs for page in range(at, at + length)]
-    assert sorted(placed) == list(range(count)), "each once"
-    assert max(length for _, length in runs) <= FILL_PAGES
+    count, store = 1000, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        written = [pages[700:710], pages[90:95], pages[702:720]]
+        supply = Supply(pages, np.arange(1, count + 1), written=written)
+        space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
+        order = [there(memory, count)]
+        while space.fill_first(16):
+            order.append(there(memory, count))
+        assert order == [set(), {*range(90, 95)}, {*order[1], *range(700, 716)}, {*order[1], *range(700, 720)}]
+        while space.fill_rest(16):
+            assert len(there(memory, count)) <= len(order[-1]) + 16
+            order.append(there(memory, count))
+        assert right(memory, count)
+        os.close(uffd)
 
 
 def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
@@ -162,5 +172,4 @@ def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
         server.begin_fill()
         assert server.filled()[0] == count * P
         assert right(memory, count)
-        server.start()
         server.stop()

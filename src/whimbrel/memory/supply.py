@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -33,7 +32,6 @@ class Supply:
         self.pages = pages
         self.slots = slots
         self._written = written
-        self.changed = threading.Event()
         self.lost = False
         self._ask = ask
         self._asked: set[int] = set()
@@ -64,7 +62,6 @@ class Supply:
         """`pages` (ascending) now lie in `slots` of the store. Returns which ones they are here."""
         found, known = self._known(pages)
         self.slots[found] = slots[known]
-        self.changed.set()
         return found
 
     def missing(self, ranges: Ranges | None = None) -> int:
@@ -82,4 +79,3 @@ class Supply:
     def give_up(self) -> None:
         """The rest will never come."""
         self.lost = True
-        self.changed.set()
