@@ -9,7 +9,8 @@ import os
 import platform
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -56,6 +57,13 @@ def there(memory: mmap.mmap, count: int) -> set[int]:
     return set(np.flatnonzero(entries >> np.uint64(63)).tolist())
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def right(memory: mmap.mmap, count: int) -> bool:
     """Every page is there, and what it should be; one that is not there would stop the reader for good."""
     if len(there(memory, count)) < count:
@@ -75,6 +83,7 @@ def test_pages_of_mappings_that_touch_are_all_placed(borders: tuple[int, ...]) -
         server = LazyServer()
         server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
         server.begin_fill()
+        server.laid_out()
         assert server.filled()[0] == count * P
         assert right(memory, count)
         server.stop()
@@ -100,6 +109,7 @@ def test_what_is_on_its_way_is_asked_for_once_and_waited_for() -> None:
         reader.join(timeout=10)
         assert (asked, seen.raw[0]) == ([first + 20], 20 % 251 + 1)
         server.begin_fill()
+        server.laid_out()
         server.arrived(supply, pages[24:], np.arange(25, count + 1))
         server.arrived(supply, pages[:20], np.arange(1, 21))
         server.filled()
@@ -115,27 +125,33 @@ def test_what_never_comes_is_an_error() -> None:
         server.add(LazySpace(uffd, supply, 0))
         supply.give_up()
         server.begin_fill()
+        server.laid_out()
         with pytest.raises(StepFailed, match="4 pages of the service never came"):
             server.filled()
         server.stop()
 
 
-def test_pages_that_come_before_the_memory_is_laid_out_are_placed_later() -> None:
+def test_the_fill_begins_before_all_memory_is_laid_out() -> None:
     """CRIU hands a userfaultfd over before it maps the memory: a copy that is refused then says nothing."""
     count, store = 64, PageStore(0)
     stored(store, count)
     with lacking(count) as (uffd, address, memory):
-        span = struct.pack("<QQ", address, count * P)
-        fcntl.ioctl(uffd, _UFFDIO_UNREGISTER, span)
+        upper = struct.pack("<QQ", address + 32 * P, 32 * P)
+        fcntl.ioctl(uffd, _UFFDIO_UNREGISTER, upper)
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
-        supply = Supply(pages, np.full(count, MISSING), written=[pages[40:50]])
+        supply = Supply(pages, np.full(count, MISSING))
         server = LazyServer()
         server.add(LazySpace(uffd, supply, address_of(memoryview(store.map))))
-        server.arrived(supply, pages[:30], np.arange(1, 31))
-        fcntl.ioctl(uffd, _UFFDIO_REGISTER, span + struct.pack("<QQ", _MODE_MISSING, 0))
+        server.arrived(supply, pages[:20], np.arange(1, 21))
         server.begin_fill()
-        server.arrived(supply, pages[30:], np.arange(31, count + 1))
-        assert server.filled()[0] <= count * P
+        wait_until(lambda: there(memory, count) == {*range(20)})
+        server.arrived(supply, pages[20:50], np.arange(21, 51))
+        wait_until(lambda: there(memory, count) == {*range(32)})
+        fcntl.ioctl(uffd, _UFFDIO_REGISTER, upper + struct.pack("<QQ", _MODE_MISSING, 0))
+        wait_until(lambda: there(memory, count) == {*range(50)})
+        server.laid_out()
+        server.arrived(supply, pages[50:], np.arange(51, count + 1))
+        assert server.filled()[0] == count * P
         assert right(memory, count)
         server.stop()
 
@@ -149,10 +165,10 @@ def test_what_was_written_is_placed_first() -> None:
         supply = Supply(pages, np.arange(1, count + 1), written=written)
         space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
         order = [there(memory, count)]
-        while space.fill_first(16):
+        while space.fill_first(16) > 0:
             order.append(there(memory, count))
         assert order == [set(), {*range(90, 95)}, {*order[1], *range(700, 716)}, {*order[1], *range(700, 720)}]
-        while space.fill_rest(16):
+        while space.fill_rest(16) > 0:
             assert len(there(memory, count)) <= len(order[-1]) + 16
             order.append(there(memory, count))
         assert right(memory, count)
@@ -167,9 +183,11 @@ def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
         server = LazyServer()
         server.begin_fill()
+        server.laid_out()
         server.filled()
         server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
         server.begin_fill()
+        server.laid_out()
         assert server.filled()[0] == count * P
         assert right(memory, count)
         server.stop()

@@ -32,6 +32,8 @@ FILL_PAGES = 128
 BURST_PAGES = 16
 """A step of the fill while they come."""
 BURST_S = 0.002
+UNMAPPED_S = 0.0002
+"""After so long memory that was not mapped yet is tried again."""
 
 
 class LazyServer:
@@ -50,7 +52,7 @@ class LazyServer:
         self._arrived: deque[tuple[Supply, Indices]] = deque()
         self._whole = threading.Event()
         self._error: Exception | None = None
-        self._filling = False
+        self._filling = self._laid_out = False
         self._began_s = self._fill_s = 0.0
         self._last_fault_s = 0.0
         self._stop = threading.Event()
@@ -80,7 +82,8 @@ class LazyServer:
         return sum(space.faults for space in list(self._spaces.values()))
 
     def begin_fill(self) -> None:
-        """Begin to fill, unless that has begun; the address spaces must be laid out by now."""
+        """Begin to fill, unless that has begun: as much as there are mappings for. The fill does not end before
+        `laid_out`."""
         with self._gate:
             if self._filling:
                 return
@@ -88,9 +91,14 @@ class LazyServer:
         self.start()
         self._ring()
 
+    def laid_out(self) -> None:
+        """All address spaces are added and all their mappings are there: what the kernel does not know is gone."""
+        self._laid_out = True
+        self._ring()
+
     def filled(self) -> tuple[int, float]:
         """Wait for the end of the fill; returns (bytes placed, ms). Address spaces that came after its end are filled
-        too: whoever is told that all is in place lets the source go. Raises StepFailed when the rest will never come."""
+        too: whoever is told that all is in place lets the source go. Raises StepFailed when the rest never comes."""
         self._whole.wait()
         if self._error is not None:
             raise self._error
@@ -114,21 +122,19 @@ class LazyServer:
 
     # --- the thread ---------------------------------------------------------------------------------------
     def _run(self) -> None:
-        more = False
+        wait_s = IDLE_S
         while not self._stop.is_set():
             try:
-                for fd, events in self._poll.poll(0 if more else IDLE_S):
+                for fd, events in self._poll.poll(wait_s):
                     if fd == self._bell:
                         self._hear()
                     else:
                         self._look(self._spaces[fd], events)
-                more = self._filling and self._place_some()
-                if self._filling and not more and not self._whole.is_set():
-                    self._end_fill()
+                wait_s = self._place_some() if self._filling else IDLE_S
             except Exception as error:  # whoever waits for the fill must hear of it; faults are answered on
                 self._error = error
                 self._whole.set()
-                more = False
+                wait_s = IDLE_S
 
     def _hear(self) -> None:
         """Take in what other threads have brought."""
@@ -137,6 +143,8 @@ class LazyServer:
             added, self._added = self._added, []
         for space in added:
             self._take_in(space)
+        for space in self._spaces.values():
+            space.laid_out = self._laid_out
         while self._arrived:
             supply, indices = self._arrived.popleft()
             for space in list(self._spaces.values()):
@@ -183,11 +191,20 @@ class LazyServer:
             self._whole.clear()
             self._take_in(child)
 
-    def _place_some(self) -> bool:
-        """One step of the fill; False when nothing that has come is lacking."""
+    def _place_some(self) -> float:
+        """One step of the fill. Returns for how many seconds there is nothing more to do."""
         limit = BURST_PAGES if time.monotonic() - self._last_fault_s < BURST_S else FILL_PAGES
         spaces = [space for space in self._spaces.values() if not space.gone]
-        return any(space.fill_first(limit) for space in spaces) or any(space.fill_rest(limit) for space in spaces)
+        for step in (LazySpace.fill_first, LazySpace.fill_rest):
+            for space in spaces:
+                done = step(space, limit)
+                if done > 0 or (done == 0 and space.laid_out):  # 0: an event is to be read first
+                    return 0
+                if done == 0:
+                    return UNMAPPED_S
+        if self._laid_out and not self._whole.is_set():
+            self._end_fill()
+        return IDLE_S
 
     def _end_fill(self) -> None:
         """Is all of it in place? Raises StepFailed when the rest will never come."""

@@ -37,7 +37,7 @@ class LazySpace:
 
     Both are bytes and not arrays of numpy: a fault looks at a few of them, and looking at few is what numpy is slow at.
 
-    Until the memory is `laid_out`, a copy may be refused because the mapping is still to come: nothing counts as there.
+    Until the memory is `laid_out`, a copy may be refused because the mapping is still to come; later it has gone.
     """
 
     def __init__(self, uffd: int, supply: Supply, store_address: int) -> None:
@@ -64,7 +64,7 @@ class LazySpace:
 
     # --- placing ------------------------------------------------------------------------------------------
     def _copy(self, page: int, slot: int, count: int) -> int:
-        """UFFDIO_COPY of `count` pages; returns the pages that are done with, fewer when the kernel asks to wait."""
+        """UFFDIO_COPY of `count` pages; returns the pages that are done with, fewer when it is to be tried again."""
         done, step = 0, count
         while done < count:
             step = min(step, count - done)
@@ -81,6 +81,8 @@ class LazySpace:
                     continue
                 if error.errno == errno.ENOENT and step > 1:
                     step //= 2  # one call must stay within one mapping, and two may touch
+                elif error.errno == errno.ENOENT and not self.laid_out:
+                    return done
                 elif error.errno in (errno.EEXIST, errno.ENOENT):  # there already, or unmapped meanwhile
                     done += 1
                 elif error.errno == errno.ESRCH:
@@ -101,8 +103,7 @@ class LazySpace:
     def _place(self, at: int, count: int) -> int:
         """Place `count` pages that lie together; returns how many are done with."""
         done = self._copy(int(self._pages[at]), int(self._slots[at]), count)
-        if self.laid_out:
-            self._settled[at : at + done] = b"\1" * done
+        self._settled[at : at + done] = b"\1" * done
         return done
 
     def _wake(self, page: int) -> None:
@@ -156,42 +157,43 @@ class LazySpace:
         self._follow, self._follow_end = max(0, at - BEFORE_PAGES), at + FOLLOW_PAGES
 
     # --- the fill -----------------------------------------------------------------------------------------
-    def fill_first(self, limit: int) -> bool:
-        """Place up to `limit` pages of what is wanted before the others; False when there is none."""
-        self.laid_out = True
+    def fill_first(self, limit: int) -> int:
+        """Place up to `limit` pages of what is wanted before the others. Returns how many, -1 when there is none."""
         while self._follow < self._follow_end:
             at = self._settled.find(0, self._follow, self._follow_end)
             if at < 0:
                 self._follow = self._follow_end
                 break
-            self._follow = at + self._fill(at, min(at + limit, self._follow_end))
-            return True
+            done = self._fill(at, min(at + limit, self._follow_end))
+            self._follow = at + done
+            return done
         if not self._written_noted:
             self._written_noted = True
             self._note_urgent(np.flatnonzero(self.supply.first[self._of]))
         while self._urgent:
             page, count = self._urgent.popleft()
-            at = self._index(page)
-            if at is None:
+            first = self._index(page)
+            if first is None:
                 continue  # the layout has changed: what is left of it comes with the rest
-            lacking = self._settled.find(0, at, at + count)
-            if lacking < 0:
+            end = first + count
+            at = self._settled.find(0, first, end)
+            if at < 0:
                 continue
-            done = self._fill(lacking, min(lacking + limit, at + count))
-            left = at + count - lacking - done
-            if left > 0 and (rest := lacking + done) < len(self._pages):
-                self._urgent.appendleft((int(self._pages[rest]), left))
-            return True
-        return False
+            done = self._fill(at, min(at + limit, end))
+            if at + done < min(end, len(self._pages)):
+                self._urgent.appendleft((int(self._pages[at + done]), end - at - done))
+            return done
+        return -1
 
-    def fill_rest(self, limit: int) -> bool:
-        """Place up to `limit` pages of what has come and is lacking; False when there is none."""
+    def fill_rest(self, limit: int) -> int:
+        """Place up to `limit` pages of what has come and is lacking. Returns how many, -1 when there is none."""
         at = self._settled.find(0, self._next)
         if at < 0:
             self._next = len(self._settled)
-            return False
-        self._next = at + self._fill(at, at + limit)
-        return True
+            return -1
+        done = self._fill(at, at + limit)
+        self._next = at + done
+        return done
 
     def _fill(self, at: int, end: int) -> int:
         done = self._place(at, self._run(at, end))
@@ -249,5 +251,6 @@ class LazySpace:
     def forked(self, uffd: int) -> LazySpace:
         """A child lacks what its parent lacks. What the parent has already is tried again: better twice than never."""
         child = LazySpace(uffd, self.supply, self._store)
+        child.laid_out = self.laid_out
         child._lay_out(self._pages, self._of, self._slots.copy())
         return child

@@ -271,8 +271,8 @@ class Receiver:
             self.criu.advance(point)
             failpoints.wait_at(f"receive.{point}")
             laps.lap(f"criu to {point}")
-            if point == "post-restore" and handover is not None:
-                self._fill_early(handover)
+            if point == "post-restore" and handover is not None and handover.has_all(HANDOVER_WAIT_S):
+                self.lazy.laid_out()
         if handover is not None:
             handover.wait()
         narrow = widen(self.cgroup.pids())
@@ -309,13 +309,6 @@ class Receiver:
         say("running", pid=pid)
         return pid
 
-    def _fill_early(self, handover: LazyHandover) -> None:
-        """The memory is laid out, and CRIU has sent a userfaultfd for each process: every page that is placed now is
-        one less to wait for after the resume. A fill that did not know all of them would end too soon, so where the
-        thread that takes them is late it begins after the resume (see `fill`)."""
-        if self.supplies and not failpoints.armed("receive.fill") and handover.has_all(HANDOVER_WAIT_S):
-            self.lazy.begin_fill()
-
     def _check_beside(self, beside: Mapping[int, Ranges]) -> None:
         """What was to cross beside the restore did so before GO, on the same connection."""
         for ns_pid, ranges in beside.items():
@@ -337,6 +330,9 @@ class Receiver:
         if self.late is not None:
             self.late.start()
         self.lazy.start()
+        if not failpoints.armed("receive.fill"):
+            # While CRIU is at work: each page that is placed now is one less to wait for after the resume.
+            self.lazy.begin_fill()
 
         def take(ns_pid: int, uffd: int) -> None:
             self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base))
@@ -362,6 +358,7 @@ class Receiver:
     def fill(self, channel: PageChannel) -> FillReport:
         failpoints.wait_at("receive.fill")
         self.lazy.begin_fill()
+        self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()
         report = FillReport(
             faults=self.lazy.faults,
