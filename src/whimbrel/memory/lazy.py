@@ -81,6 +81,10 @@ class LazyServer:
     def faults(self) -> int:
         return sum(space.faults for space in list(self._spaces.values()))
 
+    @property
+    def filled_pages(self) -> int:
+        return sum(space.filled_pages for space in list(self._spaces.values()))
+
     def begin_fill(self) -> None:
         """Begin to fill, unless that has begun: as much as there are mappings for. The fill does not end before
         `laid_out`."""
@@ -102,8 +106,7 @@ class LazyServer:
         self._whole.wait()
         if self._error is not None:
             raise self._error
-        placed = sum(space.filled_pages for space in list(self._spaces.values()))
-        return placed * PAGE_BYTES, self._fill_s * 1e3
+        return self.filled_pages * PAGE_BYTES, self._fill_s * 1e3
 
     def stop(self) -> None:
         """Close every userfaultfd: what is not mapped by now reads as zeros, so only call it when whole."""

@@ -105,9 +105,14 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`early_pages` were placed before the resume, besides the `eager_pages` that CRIU itself restored; `fault_ms` is
+    the time that answering all `faults` took."""
+
     faults: int
+    fault_ms: float
     fill_ms: float
     filled_bytes: int
+    early_pages: int
     eager_pages: int
 
 

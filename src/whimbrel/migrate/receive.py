@@ -126,7 +126,7 @@ class Receiver:
         self.files = FileArrival(self.landing.files, order.token)
         self.beat = Beat(self.work)
         self.committed = False
-        self.eager_pages = 0
+        self.eager_pages = self.early_pages = 0
         self._aborted = False
         self._gate = threading.Lock()
         self._undo_gate = threading.Lock()
@@ -298,6 +298,7 @@ class Receiver:
         laps.lap("agreement")
         # Whatever fails from here on must not end this process: it holds the pages of a running service.
         self._forward(lambda: self.port.open(self.order.service))
+        self.early_pages = self.lazy.filled_pages
         self._let_run()
         self._forward(lambda: self.port.announce(self.order.service))
         laps.lap("resume and announce")
@@ -362,8 +363,10 @@ class Receiver:
         placed, fill_ms = self.lazy.filled()
         report = FillReport(
             faults=self.lazy.faults,
+            fault_ms=self.lazy.fault_s * 1e3,
             fill_ms=fill_ms,
             filled_bytes=placed,
+            early_pages=self.early_pages,
             eager_pages=self.eager_pages,
         )
         write_word(self.work, WHOLE)
