@@ -29,8 +29,8 @@ _PAGEFAULT, _FORK, _REMAP, _REMOVE, _UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 IDLE_S = 0.05
 FILL_PAGES = 128
 """A step of the fill while no faults come: some 0.15 ms."""
-BURST_PAGES = 16
-"""A step of the fill while they come."""
+BURST_PAGES = 8
+"""A step of the fill while they come, and have to wait for it."""
 BURST_S = 0.002
 UNMAPPED_S = 0.0002
 """After so long memory that was not mapped yet is tried again."""

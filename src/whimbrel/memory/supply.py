@@ -37,12 +37,12 @@ class Supply:
         self._asked: set[int] = set()
 
     @cached_property
-    def first(self) -> npt.NDArray[np.bool_]:
-        """Which ones are wanted before the others. Made when first asked for, which is after the freeze's worst."""
-        first = np.zeros(len(self.pages), bool)
+    def first(self) -> tuple[Indices, Indices]:
+        """Which ones are wanted before the others: what was written again and again, and what was written once."""
+        times = np.zeros(len(self.pages), np.uint32)
         for pages in self._written:
-            first[self._known(pages)[0]] = True
-        return first
+            np.add.at(times, self._known(pages)[0], 1)
+        return np.flatnonzero(times > 1), np.flatnonzero(times == 1)
 
     def _known(self, pages: Pages) -> tuple[Indices, npt.NDArray[np.bool_]]:
         """Which ones `pages` are here, and which of them are here at all."""

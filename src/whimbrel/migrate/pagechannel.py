@@ -96,7 +96,6 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     lazy: bool
     stdio: dict[str, int]
-    eager_hot_pages: int
     staged: bool = False
     behind: dict[int, bytes] = {}
     beside: dict[int, bytes] = {}

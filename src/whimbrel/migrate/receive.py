@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -234,9 +235,7 @@ class Receiver:
         later: list[LazyPages] = []
         lacking = later_than_restore(order)
         if not order.staged:
-            later, self.eager_pages = settle(
-                self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=lacking
-            )
+            later, self.eager_pages = settle(self.images, self.store, lazy=order.lazy, behind=lacking)
         if self.landing.foreign:
             forget_masters(self.images)
         laps.lap("settle")
@@ -267,16 +266,18 @@ class Receiver:
             self.late = LatePages(self, channel)
         handover = self._listen_for_faults(later, lacking) if order.lazy else None
         self.criu.begin_restore(opts)
-        for point in ("setup-namespaces", "post-restore", "pre-resume"):
-            self.criu.advance(point)
-            failpoints.wait_at(f"receive.{point}")
-            laps.lap(f"criu to {point}")
-            if point == "post-restore" and handover is not None and handover.has_all(HANDOVER_WAIT_S):
-                self.lazy.laid_out()
-        if handover is not None:
-            handover.wait()
-        narrow = widen(self.cgroup.pids())
-        threading.Timer(WIDE_BUFFERS_S, narrow).start()
+        with ThreadPoolExecutor(1, "buffers") as beside_criu:
+            for point in ("setup-namespaces", "post-restore", "pre-resume"):
+                self.criu.advance(point)
+                failpoints.wait_at(f"receive.{point}")
+                laps.lap(f"criu to {point}")
+                if point == "post-restore":  # all processes with their sockets are there
+                    widening = beside_criu.submit(lambda: widen(self.cgroup.pids()))
+                    if handover is not None and handover.has_all(HANDOVER_WAIT_S):
+                        self.lazy.laid_out()
+            if handover is not None:
+                handover.wait()
+            threading.Timer(WIDE_BUFFERS_S, widening.result()).start()
         laps.lap("buffers")
         failpoints.wait_at("receive.ready")
         if not self.criu.alive():
