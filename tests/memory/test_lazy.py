@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from whimbrel.memory.lazy import LazyServer, address_of
-from whimbrel.memory.lazyspace import LazySpace
+from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, LazySpace
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.model.errors import StepFailed
@@ -27,18 +28,20 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd that se
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
 _UFFDIO_API, _UFFDIO_REGISTER, _MODE_MISSING = 0xC018AA3F, 0xC020AA00, 1
 _UFFDIO_UNREGISTER = 0x8010AA01
+_EVENT_REMOVE = 1 << 3
+_MADVISE = {"x86_64": 28, "aarch64": 233}[platform.machine()]
 P = 4096
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def lacking(pages: int) -> Iterator[tuple[int, int, mmap.mmap]]:
+def lacking(pages: int, events: int = 0) -> Iterator[tuple[int, int, mmap.mmap]]:
     """(userfaultfd, address, memory) of fresh memory whose faults we answer."""
     memory = mmap.mmap(-1, pages * P, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = address_of(memoryview(memory))
     uffd = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     assert uffd >= 0
-    fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("<QQQ", 0xAA, 0, 0))
+    fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("<QQQ", 0xAA, events, 0))
     fcntl.ioctl(uffd, _UFFDIO_REGISTER, struct.pack("<QQQQ", address, pages * P, _MODE_MISSING, 0))
     yield uffd, address, memory
 
@@ -62,6 +65,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def call_of(thread: threading.Thread) -> int:
+    """The number of the system call that the thread waits in, -1 while it runs."""
+    word = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0]
+    return int(word) if word != "running" else -1
 
 
 def right(memory: mmap.mmap, count: int) -> bool:
@@ -175,6 +184,54 @@ def test_what_was_written_is_placed_first_and_what_was_written_often_before_that
             assert len(sets[-1] - sets[-2]) <= 16
         assert right(memory, count)
         os.close(uffd)
+
+
+def test_a_fault_brings_what_lies_around_it_before_the_rest() -> None:
+    count, store = 1500, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        space = LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map)))
+        space.serve_fault(address + 700 * P + 17)
+        at_once = there(memory, count)
+        assert {700} <= at_once <= {*range(700 - AROUND_PAGES + 1, 700 + AROUND_PAGES)}
+        while space.fill_first(50) > 0:
+            pass
+        assert there(memory, count) == {*range(700 - BEFORE_PAGES, 700 + FOLLOW_PAGES)}
+        while space.fill_rest(50) > 0:
+            pass
+        assert right(memory, count)
+        os.close(uffd)
+
+
+def test_a_page_given_back_while_somebody_waits_for_it_reads_as_zeros() -> None:
+    """Both are read in one go, and whoever gave it back goes on with that: no old page may come after."""
+    count, store = 64, PageStore(0)
+    stored(store, count)
+    with lacking(count, _EVENT_REMOVE) as (uffd, address, memory):
+        seen, lost = ctypes.create_string_buffer(b"x", 1), ctypes.c_void_p(address + 8 * P)
+        # not by Python's own means: whoever faults would hold the interpreter's lock
+        reader = threading.Thread(target=lambda: libc.memcpy(seen, lost, 1), daemon=True)
+        reader.start()
+        wait_until(lambda: "pending:\t1" in Path(f"/proc/self/fdinfo/{uffd}").read_text())
+        giver = threading.Thread(target=lambda: libc.madvise(lost, 8 * P, mmap.MADV_DONTNEED), daemon=True)
+        giver.start()
+        wait_until(lambda: call_of(giver) == _MADVISE)
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        server = LazyServer()
+        server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
+        server.begin_fill()
+        reader.join(timeout=20)
+        giver.join(timeout=20)
+        server.laid_out()
+        server.filled()
+        assert seen.raw == b"\0"
+        assert server.faults == 1
+        assert server.fault_s > 0
+        assert there(memory, count) & {*range(8, 16)} == {8}
+        kept = [page for page in range(count) if not 8 <= page < 16]
+        assert [memory[page * P] for page in kept] == [page % 251 + 1 for page in kept]
+        server.stop()
 
 
 def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
