@@ -198,16 +198,17 @@ class LazyServer:
         """One step of the fill. Returns for how many seconds there is nothing more to do."""
         limit = BURST_PAGES if time.monotonic() - self._last_fault_s < BURST_S else FILL_PAGES
         spaces = [space for space in self._spaces.values() if not space.gone]
+        wait_s = IDLE_S
         for step in (LazySpace.fill_first, LazySpace.fill_rest):
             for space in spaces:
                 done = step(space, limit)
                 if done > 0 or (done == 0 and space.laid_out):  # 0: an event is to be read first
                     return 0
                 if done == 0:
-                    return UNMAPPED_S
-        if self._laid_out and not self._whole.is_set():
+                    wait_s = UNMAPPED_S
+        if self._laid_out and wait_s == IDLE_S and not self._whole.is_set():
             self._end_fill()
-        return IDLE_S
+        return wait_s
 
     def _end_fill(self) -> None:
         """Is all of it in place? Raises StepFailed when the rest will never come."""
