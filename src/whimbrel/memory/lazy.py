@@ -8,6 +8,7 @@ one step.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -15,7 +16,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.store import Pages
@@ -52,7 +53,7 @@ class LazyServer:
         self._arrived: deque[tuple[Supply, Indices]] = deque()
         self._whole = threading.Event()
         self._error: Exception | None = None
-        self._filling = self._laid_out = False
+        self._filling = self._laid_out = self._held = False
         self._began_s = self._fill_s = 0.0
         self._last_fault_s = 0.0
         self._stop = threading.Event()
@@ -95,6 +96,17 @@ class LazyServer:
         self.start()
         self._ring()
 
+    @contextlib.contextmanager
+    def fill_held(self) -> Iterator[None]:
+        """The fill stands still for the block, faults are answered: each step of the fill takes Python's lock, and a
+        thread that makes many short calls would wait for it after each of them."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._ring()
+
     def laid_out(self) -> None:
         """All address spaces are added and all their mappings are there: what the kernel does not know is gone."""
         self._laid_out = True
@@ -133,7 +145,7 @@ class LazyServer:
                         self._hear()
                     else:
                         self._look(self._spaces[fd], events)
-                wait_s = self._place_some() if self._filling else IDLE_S
+                wait_s = self._place_some() if self._filling and not self._held else IDLE_S
             except Exception as error:  # whoever waits for the fill must hear of it; faults are answered on
                 self._error = error
                 self._whole.set()

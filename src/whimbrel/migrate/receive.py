@@ -294,17 +294,18 @@ class Receiver:
         if order.beside:
             self._check_beside(unpack(order.beside))
         # ------------------------------- the point of no return: the source has committed -----------------
-        self.commit()
-        failpoints.wait_at("receive.committed")
-        laps.lap("agreement")
-        # Whatever fails from here on must not end this process: it holds the pages of a running service.
-        self._forward(lambda: self.port.open(self.order.service))
-        self.early_pages = self.lazy.filled_pages
-        self._let_run()
-        self._forward(lambda: self.port.announce(self.order.service))
-        laps.lap("resume and announce")
-        # Only now: the source answers with Release, and a gateway must not send to a closed port.
-        self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
+        with self.lazy.fill_held():
+            self.commit()
+            failpoints.wait_at("receive.committed")
+            laps.lap("agreement")
+            # Whatever fails from here on must not end this process: it holds the pages of a running service.
+            self._forward(lambda: self.port.open(self.order.service))
+            self.early_pages = self.lazy.filled_pages
+            self._let_run()
+            self._forward(lambda: self.port.announce(self.order.service))
+            laps.lap("resume and announce")
+            # Only now: the source answers with Release, and a gateway must not send to a closed port.
+            self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
         pid, landing = self.criu.restored_pid, self.landing
         if landing.runc_id:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
