@@ -272,7 +272,7 @@ class Receiver:
                 failpoints.wait_at(f"receive.{point}")
                 laps.lap(f"criu to {point}")
                 if point == "post-restore":  # all processes with their sockets are there
-                    widening = beside_criu.submit(lambda: widen(self.cgroup.pids()))
+                    widening = beside_criu.submit(self._widen)
                     if handover is not None and handover.has_all(HANDOVER_WAIT_S):
                         self.lazy.laid_out()
             if handover is not None:
@@ -311,6 +311,10 @@ class Receiver:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
+
+    def _widen(self) -> Callable[[], None]:
+        with self.lazy.fill_held():
+            return widen(self.cgroup.pids())
 
     def _check_beside(self, beside: Mapping[int, Ranges]) -> None:
         """What was to cross beside the restore did so before GO, on the same connection."""
