@@ -9,14 +9,16 @@ import os
 import platform
 import struct
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from whimbrel.memory.lazy import LazyServer, address_of
-from whimbrel.memory.lazyspace import FILL_PAGES, LazySpace
+from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, LazySpace
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.model.errors import StepFailed
@@ -26,18 +28,20 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd that se
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
 _UFFDIO_API, _UFFDIO_REGISTER, _MODE_MISSING = 0xC018AA3F, 0xC020AA00, 1
 _UFFDIO_UNREGISTER = 0x8010AA01
+_EVENT_REMOVE = 1 << 3
+_MADVISE = {"x86_64": 28, "aarch64": 233}[platform.machine()]
 P = 4096
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def lacking(pages: int) -> Iterator[tuple[int, int, mmap.mmap]]:
+def lacking(pages: int, events: int = 0) -> Iterator[tuple[int, int, mmap.mmap]]:
     """(userfaultfd, address, memory) of fresh memory whose faults we answer."""
     memory = mmap.mmap(-1, pages * P, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = address_of(memoryview(memory))
     uffd = libc.syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     assert uffd >= 0
-    fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("<QQQ", 0xAA, 0, 0))
+    fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("<QQQ", 0xAA, events, 0))
     fcntl.ioctl(uffd, _UFFDIO_REGISTER, struct.pack("<QQQQ", address, pages * P, _MODE_MISSING, 0))
     yield uffd, address, memory
 
@@ -49,12 +53,29 @@ def stored(store: PageStore, count: int) -> None:
     store.take(count)
 
 
-def right(memory: mmap.mmap, count: int) -> bool:
-    """Every page is there, and what it should be; one that is not there would stop the reader for good."""
+def there(memory: mmap.mmap, count: int) -> set[int]:
     first = address_of(memoryview(memory)) // P
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         entries = np.frombuffer(os.pread(pagemap.fileno(), 8 * count, 8 * first), np.uint64)
-    if not bool((entries >> np.uint64(63)).all()):
+    return set(np.flatnonzero(entries >> np.uint64(63)).tolist())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def call_of(thread: threading.Thread) -> int:
+    """The number of the system call that the thread waits in, -1 while it runs."""
+    word = Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0]
+    return int(word) if word != "running" else -1
+
+
+def right(memory: mmap.mmap, count: int) -> bool:
+    """Every page is there, and what it should be; one that is not there would stop the reader for good."""
+    if len(there(memory, count)) < count:
         return False
     return all(memory[page * P] == memory[page * P + P - 1] == page % 251 + 1 for page in range(count))
 
@@ -70,9 +91,10 @@ def test_pages_of_mappings_that_touch_are_all_placed(borders: tuple[int, ...]) -
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
         server = LazyServer()
         server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
-        assert server.fill_all() == count * P
+        server.begin_fill()
+        server.laid_out()
+        assert server.filled()[0] == count * P
         assert right(memory, count)
-        server.start()
         server.stop()
 
 
@@ -95,11 +117,11 @@ def test_what_is_on_its_way_is_asked_for_once_and_waited_for() -> None:
         server.arrived(supply, pages[20:24], np.arange(21, 25))
         reader.join(timeout=10)
         assert (asked, seen.raw[0]) == ([first + 20], 20 % 251 + 1)
-        filler = threading.Thread(target=server.fill_all)
-        filler.start()
+        server.begin_fill()
+        server.laid_out()
         server.arrived(supply, pages[24:], np.arange(25, count + 1))
         server.arrived(supply, pages[:20], np.arange(1, 21))
-        filler.join(timeout=10)
+        server.filled()
         assert right(memory, count)
         server.stop()
 
@@ -111,42 +133,105 @@ def test_what_never_comes_is_an_error() -> None:
         server = LazyServer()
         server.add(LazySpace(uffd, supply, 0))
         supply.give_up()
+        server.begin_fill()
+        server.laid_out()
         with pytest.raises(StepFailed, match="4 pages of the service never came"):
-            server.fill_all()
-        server.start()
+            server.filled()
         server.stop()
 
 
-def test_pages_that_come_before_the_memory_is_laid_out_are_placed_later() -> None:
+def test_the_fill_begins_before_all_memory_is_laid_out() -> None:
     """CRIU hands a userfaultfd over before it maps the memory: a copy that is refused then says nothing."""
     count, store = 64, PageStore(0)
     stored(store, count)
     with lacking(count) as (uffd, address, memory):
-        span = struct.pack("<QQ", address, count * P)
-        fcntl.ioctl(uffd, _UFFDIO_UNREGISTER, span)
+        upper = struct.pack("<QQ", address + 32 * P, 32 * P)
+        fcntl.ioctl(uffd, _UFFDIO_UNREGISTER, upper)
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
-        supply = Supply(pages, np.full(count, MISSING), written=[pages[40:50]])
+        supply = Supply(pages, np.full(count, MISSING))
         server = LazyServer()
         server.add(LazySpace(uffd, supply, address_of(memoryview(store.map))))
-        server.arrived(supply, pages[:30], np.arange(1, 31))
-        fcntl.ioctl(uffd, _UFFDIO_REGISTER, span + struct.pack("<QQ", _MODE_MISSING, 0))
+        server.arrived(supply, pages[:20], np.arange(1, 21))
         server.begin_fill()
-        server.arrived(supply, pages[30:], np.arange(31, count + 1))
-        assert server.filled()[0] <= count * P
+        wait_until(lambda: there(memory, count) == {*range(20)})
+        server.arrived(supply, pages[20:50], np.arange(21, 51))
+        wait_until(lambda: there(memory, count) == {*range(32)})
+        fcntl.ioctl(uffd, _UFFDIO_REGISTER, upper + struct.pack("<QQ", _MODE_MISSING, 0))
+        wait_until(lambda: there(memory, count) == {*range(50)})
+        server.laid_out()
+        server.arrived(supply, pages[50:], np.arange(51, count + 1))
+        assert server.filled()[0] == count * P
         assert right(memory, count)
-        server.start()
         server.stop()
 
 
-def test_what_was_written_is_placed_first() -> None:
-    count = 1000
-    pages = np.arange(count, dtype=np.uint64)
-    supply = Supply(pages, np.arange(1, count + 1), written=[pages[700:710], pages[90:95], pages[702:720]])
-    runs = LazySpace(-1, supply, 0)._runs_to_fill()
-    assert runs[:2] == [(90, 5), (700, 20)]
-    placed = [page for at, length in runs for page in range(at, at + length)]
-    assert sorted(placed) == list(range(count)), "each once"
-    assert max(length for _, length in runs) <= FILL_PAGES
+def test_what_was_written_is_placed_first_and_what_was_written_often_before_that() -> None:
+    count, store = 1000, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        written = [pages[700:710], pages[90:95], pages[702:720]]
+        supply = Supply(pages, np.arange(1, count + 1), written=written)
+        space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
+        order, sets = [], [there(memory, count)]
+        while space.fill_first(16) > 0:
+            sets.append(there(memory, count))
+            order.append(sorted(sets[-1] - sets[-2]))
+        again, once = [*range(702, 710)], [[*range(90, 95)], [700, 701], [*range(710, 720)]]
+        assert order == [again, *once]
+        while space.fill_rest(16) > 0:
+            sets.append(there(memory, count))
+            assert len(sets[-1] - sets[-2]) <= 16
+        assert right(memory, count)
+        os.close(uffd)
+
+
+def test_a_fault_brings_what_lies_around_it_before_the_rest() -> None:
+    count, store = 1500, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        space = LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map)))
+        space.serve_fault(address + 700 * P + 17)
+        at_once = there(memory, count)
+        assert {700} <= at_once <= {*range(700 - AROUND_PAGES + 1, 700 + AROUND_PAGES)}
+        while space.fill_first(50) > 0:
+            pass
+        assert there(memory, count) == {*range(700 - BEFORE_PAGES, 700 + FOLLOW_PAGES)}
+        while space.fill_rest(50) > 0:
+            pass
+        assert right(memory, count)
+        os.close(uffd)
+
+
+def test_a_page_given_back_while_somebody_waits_for_it_reads_as_zeros() -> None:
+    """Both are read in one go, and whoever gave it back goes on with that: no old page may come after."""
+    count, store = 64, PageStore(0)
+    stored(store, count)
+    with lacking(count, _EVENT_REMOVE) as (uffd, address, memory):
+        seen, lost = ctypes.create_string_buffer(b"x", 1), ctypes.c_void_p(address + 8 * P)
+        # not by Python's own means: whoever faults would hold the interpreter's lock
+        reader = threading.Thread(target=lambda: libc.memcpy(seen, lost, 1), daemon=True)
+        reader.start()
+        wait_until(lambda: "pending:\t1" in Path(f"/proc/self/fdinfo/{uffd}").read_text())
+        giver = threading.Thread(target=lambda: libc.madvise(lost, 8 * P, mmap.MADV_DONTNEED), daemon=True)
+        giver.start()
+        wait_until(lambda: call_of(giver) == _MADVISE)
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        server = LazyServer()
+        server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
+        server.begin_fill()
+        reader.join(timeout=20)
+        giver.join(timeout=20)
+        server.laid_out()
+        server.filled()
+        assert seen.raw == b"\0"
+        assert server.faults == 1
+        assert server.fault_s > 0
+        assert there(memory, count) & {*range(8, 16)} == {8}
+        kept = [page for page in range(count) if not 8 <= page < 16]
+        assert [memory[page * P] for page in kept] == [page % 251 + 1 for page in kept]
+        server.stop()
 
 
 def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
@@ -157,10 +242,11 @@ def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
         server = LazyServer()
         server.begin_fill()
+        server.laid_out()
         server.filled()
         server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
         server.begin_fill()
+        server.laid_out()
         assert server.filled()[0] == count * P
         assert right(memory, count)
-        server.start()
         server.stop()

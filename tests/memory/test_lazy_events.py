@@ -52,6 +52,7 @@ def test_every_page_is_right_whatever_the_program_does_meanwhile(seed: int, late
         server.add(LazySpace(uffd, supply, address_of(memoryview(store.map))))
         server.start()
         server.begin_fill()
+        server.laid_out()
         ours.send(b"g")
         for part in np.array_split(np.sort(missing), BATCHES):
             if len(part):

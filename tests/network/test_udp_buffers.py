@@ -10,7 +10,7 @@ PROGRAM = """
 import socket, sys
 udp, tcp = socket.socket(type=socket.SOCK_DGRAM), socket.socket()
 six = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-udp.bind(("127.0.0.1", 0)); udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50000)
+udp.bind(("127.0.0.1", 0)); six.bind(("::", 0)); udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50000)
 unix = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 for line in sys.stdin:
     if line == "close\\n":

@@ -179,6 +179,15 @@ def show(console: Console, result: dict[str, Any]) -> None:
     if phases:
         console.print("Medians, phase by phase:", highlight=False)
         table.show(console, ("service", "strategy", "phase", "time"), phases)
+    faults = [
+        (entry["workload"], entry["strategy"], *(f"{entry['faults'][part]:.0f}" for part in ("p50", "p95")),
+         *(table.ms(entry["fault_ms"][part]) for part in ("p50", "p95")))
+        for entry in result["summary"]
+        if entry["faults"] and entry["faults"]["p95"]
+    ]  # fmt: skip
+    if faults:
+        console.print("Touches of memory that was not in place yet, and answering all of them:", highlight=False)
+        table.show(console, ("service", "strategy", "faults p50", "p95", "answered in p50", "p95"), faults)
     if noise := result["noise"]:
         figures = "; ".join(
             f"outage {protocol.upper()} " + ", ".join(f"{part} {table.ms(spread[part])}" for part in spread)

@@ -86,7 +86,7 @@ def take_pages(channel: PageChannel, store: PageStore) -> None:
 
 def end(channel: PageChannel) -> None:
     """Tell `take_pages` that this was all."""
-    order = RestoreOrder(lazy=True, stdio={}, eager_hot_pages=0)
+    order = RestoreOrder(lazy=True, stdio={})
     channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(order))
     channel.close()
 

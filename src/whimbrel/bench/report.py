@@ -21,7 +21,7 @@ from whimbrel.plan.choice import HYBRID
 from whimbrel.plan.strategies import AUTO
 
 BASELINE = "baseline"
-FIGURES = ("outage_udp_ms", "outage_tcp_ms", "freeze_ms", "total_ms", "bytes_sent")
+FIGURES = ("outage_udp_ms", "outage_tcp_ms", "freeze_ms", "total_ms", "bytes_sent", "faults", "fault_ms")
 HEADINGS = ("service", "strategy", "n", "outage UDP p50", "p95", "outage TCP p50", "p95", "freeze", "total",
             "lost", "resets", "state", "UDP vs baseline", "TCP", "p95 <= 2 x p50", "promised")  # fmt: skip
 PASS, FAIL = "PASS", "FAIL"

@@ -171,7 +171,7 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, pages, codecs, link or plan.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link or plan.")],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
         str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
@@ -203,6 +203,10 @@ def bench(
         raise BadInput(f"{json.absolute().parent} is no directory: make it first, the figures go to {json.name} there")
     if name == "downtime":
         result = _downtime(workloads, migrations, sizes, strategies, baseline)
+    elif name == "faults":
+        from whimbrel.bench import faults
+
+        result = faults.run(console())
     elif name == "pages":
         from whimbrel.bench import pages
 
@@ -220,7 +224,7 @@ def bench(
 
         result = plan.run(console(), seeds=seeds, exact_s=exact)
     else:
-        raise BadInput(f"there is no benchmark {name!r}: choose downtime, pages, codecs, link or plan")
+        raise BadInput(f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link or plan")
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 

@@ -1,27 +1,40 @@
 """Pages into a restored process that already runs: faults are answered first, the rest is filled meanwhile.
 
-CRIU hands over one userfaultfd per process (missing mode) with the events fork, remap, remove and unmap.
-Faults are served by one thread and the fill by another, which gives way: a fault that waited behind the fill would
-stall the program page by page. Both work under the lock of the address space (see `lazyspace`).
+CRIU hands over one userfaultfd per process (missing mode) with the events fork, remap, remove and unmap. One thread
+does it all, in turns: what the kernel says, then one short step of the fill. So nothing is ever placed by a layout that
+an event has just changed, no fault waits for a thread to wake up or for Python's lock, and none behind more than that
+one step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
 import struct
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.store import Pages
 from whimbrel.memory.supply import Indices, Supply
+from whimbrel.model.errors import StepFailed
+from whimbrel.model.units import PAGE_BYTES
 
-_MESSAGE_BYTES = 32
+_MESSAGE_BYTES, _MOST_MESSAGES = 32, 64
+_ADDRESS = struct.Struct("<Q")
 _PAGEFAULT, _FORK, _REMAP, _REMOVE, _UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
+IDLE_S = 0.05
+FILL_PAGES = 128
+"""A step of the fill while no faults come: some 0.15 ms."""
+BURST_PAGES = 8
+"""A step of the fill while they come, and have to wait for it."""
+BURST_S = 0.002
+UNMAPPED_S = 0.0002
+"""After so long memory that was not mapped yet is tried again."""
 
 
 class LazyServer:
@@ -33,109 +46,194 @@ class LazyServer:
         self._keep = keep
         self._spaces: dict[int, LazySpace] = {}
         self._poll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._bell, select.EPOLLIN)
+        self._gate = threading.Lock()  # holds what other threads hand in
+        self._added: list[LazySpace] = []
+        self._arrived: deque[tuple[Supply, Indices]] = deque()
+        self._whole = threading.Event()
+        self._error: Exception | None = None
+        self._filling = self._laid_out = self._held = False
+        self._began_s = self._fill_s = 0.0
+        self._last_fault_s = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="faults", daemon=True)
-        self._filling: Future[tuple[int, float]] | None = None
+        self._thread = threading.Thread(target=self._run, name="faults", daemon=True)
+        self.fault_s = 0.0
+        """Time from reading faults to having answered them, all together."""
 
+    # --- from other threads -------------------------------------------------------------------------------
     def add(self, space: LazySpace) -> None:
         self._keep(space.uffd)
-        self._spaces[space.uffd] = space
-        self._poll.register(space.uffd, select.EPOLLIN)
+        with self._gate:
+            self._added.append(space)
+            self._whole.clear()
+        self._ring()
 
     def arrived(self, supply: Supply, pages: Pages, slots: Indices) -> None:
         """Pages of a process came into the store."""
-        indices = supply.arrived(pages, slots)
-        for space in list(self._spaces.values()):
-            if space.supply is supply:
-                space.wanted = True
-                with space.lock:
-                    space.wanted = False
-                    space.arrived(indices)
+        self._arrived.append((supply, supply.arrived(pages, slots)))
+        self._ring()
 
     def start(self) -> None:
-        self._thread.start()
+        if not self._thread.ident:
+            self._thread.start()
 
     @property
     def faults(self) -> int:
         return sum(space.faults for space in list(self._spaces.values()))
 
+    @property
+    def filled_pages(self) -> int:
+        return sum(space.filled_pages for space in list(self._spaces.values()))
+
     def begin_fill(self) -> None:
-        """Begin to fill, in a thread of its own, unless that has begun; the address spaces must be laid out by now."""
-        if self._filling is not None:
-            return
-        future: Future[tuple[int, float]] = Future()
-        self._filling = future
+        """Begin to fill, unless that has begun: as much as there are mappings for. The fill does not end before
+        `laid_out`."""
+        with self._gate:
+            if self._filling:
+                return
+            self._filling, self._began_s = True, time.monotonic()
+        self.start()
+        self._ring()
 
-        def run() -> None:
-            started_s = time.monotonic()
-            try:
-                future.set_result((self.fill_all(), (time.monotonic() - started_s) * 1e3))
-            except BaseException as error:
-                future.set_exception(error)
+    @contextlib.contextmanager
+    def fill_held(self) -> Iterator[None]:
+        """The fill stands still for the block, faults are answered: each step of the fill takes Python's lock, and a
+        thread that makes many short calls would wait for it after each of them."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._ring()
 
-        threading.Thread(target=run, name="fill", daemon=True).start()
+    def laid_out(self) -> None:
+        """All address spaces are added and all their mappings are there: what the kernel does not know is gone."""
+        self._laid_out = True
+        self._ring()
 
     def filled(self) -> tuple[int, float]:
         """Wait for the end of the fill; returns (bytes placed, ms). Address spaces that came after its end are filled
-        too: whoever is told that all is in place lets the source go. Raises StepFailed."""
-        assert self._filling is not None
-        placed, took_ms = self._filling.result()
-        return placed + self.fill_all(), took_ms
-
-    def fill_all(self) -> int:
-        """Fill every address space, the ones that forks add meanwhile too. Returns bytes placed. Raises StepFailed."""
-        placed = 0
-        filled: set[int] = set()
-        while len(filled) < len(self._spaces):
-            for uffd, space in list(self._spaces.items()):
-                if uffd not in filled:
-                    placed += space.fill(self._stop)
-                    filled.add(uffd)
-        return placed
+        too: whoever is told that all is in place lets the source go. Raises StepFailed when the rest never comes."""
+        self._whole.wait()
+        if self._error is not None:
+            raise self._error
+        return self.filled_pages * PAGE_BYTES, self._fill_s * 1e3
 
     def stop(self) -> None:
         """Close every userfaultfd: what is not mapped by now reads as zeros, so only call it when whole."""
         self._stop.set()
-        if self._thread.is_alive():
+        self._ring()
+        if self._thread.ident:
             self._thread.join(timeout=2)
         for uffd in self._spaces:
             os.close(uffd)
         self._spaces.clear()
         self._poll.close()
+        os.close(self._bell)
 
-    def _serve(self) -> None:
+    def _ring(self) -> None:
+        os.eventfd_write(self._bell, 1)
+
+    # --- the thread ---------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        wait_s = IDLE_S
         while not self._stop.is_set():
-            for uffd, events in self._poll.poll(timeout=0.05):
-                space = self._spaces[uffd]
-                if events & ~select.EPOLLIN or space.gone:
-                    self._poll.unregister(uffd)  # the process has exited
-                    space.gone = True
-                    continue
-                self._answer(space)
-
-    def _answer(self, space: LazySpace) -> None:
-        """Read and handle what has come, with the fill held off: once an event is read the program goes on, and a
-        page that the fill then still placed by the old layout would be wrong for good (MADV_DONTNEED, mremap)."""
-        space.wanted = True
-        with space.lock:
-            space.wanted = False
             try:
-                messages = os.read(space.uffd, 64 * _MESSAGE_BYTES)
-            except BlockingIOError:
-                return
-            for at in range(0, len(messages), _MESSAGE_BYTES):
-                self._handle(space, messages[at : at + _MESSAGE_BYTES])
+                for fd, events in self._poll.poll(wait_s):
+                    if fd == self._bell:
+                        self._hear()
+                    else:
+                        self._look(self._spaces[fd], events)
+                wait_s = self._place_some() if self._filling and not self._held else IDLE_S
+            except Exception as error:  # whoever waits for the fill must hear of it; faults are answered on
+                self._error = error
+                self._whole.set()
+                wait_s = IDLE_S
 
-    def _handle(self, space: LazySpace, message: bytes) -> None:
+    def _hear(self) -> None:
+        """Take in what other threads have brought."""
+        os.eventfd_read(self._bell)
+        with self._gate:
+            added, self._added = self._added, []
+        for space in added:
+            self._take_in(space)
+        for space in self._spaces.values():
+            space.laid_out = self._laid_out
+        while self._arrived:
+            supply, indices = self._arrived.popleft()
+            for space in list(self._spaces.values()):
+                if space.supply is supply:
+                    space.arrived(indices)
+
+    def _take_in(self, space: LazySpace) -> None:
+        self._spaces[space.uffd] = space
+        self._poll.register(space.uffd, select.EPOLLIN)
+
+    def _look(self, space: LazySpace, events: int) -> None:
+        if events & ~select.EPOLLIN or space.gone:
+            self._poll.unregister(space.uffd)  # the process has exited
+            space.gone = True
+            return
+        began_s = time.monotonic()
+        try:
+            messages = os.read(space.uffd, _MOST_MESSAGES * _MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        faults = []
+        for at in range(0, len(messages), _MESSAGE_BYTES):
+            if messages[at] == _PAGEFAULT:
+                faults.append(_ADDRESS.unpack_from(messages, at + 16)[0])
+            else:
+                self._change(space, messages[at : at + _MESSAGE_BYTES])
+        # After the events, although the kernel says faults first: who caused an event goes on once it is read, and a
+        # page placed by the old layout would be wrong for good (MADV_DONTNEED, mremap).
+        for address in faults:
+            space.serve_fault(address)
+        if faults:
+            self._last_fault_s = time.monotonic()
+            self.fault_s += self._last_fault_s - began_s
+
+    def _change(self, space: LazySpace, message: bytes) -> None:
         event = message[0]
-        if event == _PAGEFAULT:
-            space.serve_fault(struct.unpack_from("<Q", message, 16)[0])
-        elif event == _REMAP:
+        if event == _REMAP:
             space.moved(*struct.unpack_from("<QQQ", message, 8))
         elif event in (_REMOVE, _UNMAP):
             space.dropped(*struct.unpack_from("<QQ", message, 8))
         elif event == _FORK:
-            self.add(space.forked(struct.unpack_from("<I", message, 8)[0]))
+            child = space.forked(struct.unpack_from("<I", message, 8)[0])
+            self._keep(child.uffd)
+            self._whole.clear()
+            self._take_in(child)
+
+    def _place_some(self) -> float:
+        """One step of the fill. Returns for how many seconds there is nothing more to do."""
+        limit = BURST_PAGES if time.monotonic() - self._last_fault_s < BURST_S else FILL_PAGES
+        spaces = [space for space in self._spaces.values() if not space.gone]
+        wait_s = IDLE_S
+        for step in (LazySpace.fill_first, LazySpace.fill_rest):
+            for space in spaces:
+                done = step(space, limit)
+                if done > 0 or (done == 0 and space.laid_out):  # 0: an event is to be read first
+                    return 0
+                if done == 0:
+                    wait_s = UNMAPPED_S
+        if self._laid_out and wait_s == IDLE_S and not self._whole.is_set():
+            self._end_fill()
+        return wait_s
+
+    def _end_fill(self) -> None:
+        """Is all of it in place? Raises StepFailed when the rest will never come."""
+        with self._gate:
+            lacking = [space for space in self._spaces.values() if space.awaits()]
+            if self._added or self._arrived:
+                return
+            if not lacking:
+                self._fill_s = time.monotonic() - self._began_s
+                self._whole.set()
+        for space in lacking:
+            if space.supply.lost:
+                raise StepFailed(f"{space.supply.missing()} pages of the service never came")
 
 
 def address_of(buffer: memoryview) -> int:

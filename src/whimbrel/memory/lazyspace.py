@@ -1,7 +1,7 @@
 """What one restored address space still lacks, and how it is put there: by userfaultfd, page by page or run by run.
 
-In this order: what the program waits for, what follows the place it waited at, what it wrote while it was watched, and
-then the rest.
+In this order: what the program waits for, what lies around the place it waited at, what came last or was written while
+it was watched, and then the rest. For one thread; each step is short, so that who waits meanwhile waits a moment only.
 """
 
 from __future__ import annotations
@@ -10,65 +10,81 @@ import contextlib
 import errno
 import fcntl
 import struct
-import threading
-import time
+from collections import deque
 
 import numpy as np
 
 from whimbrel.memory.store import Pages
 from whimbrel.memory.supply import MISSING, Indices, Supply
-from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
 
 _COPY, _ZEROPAGE, _WAKE = 0xC028AA03, 0xC020AA04, 0x8010AA02
-FILL_PAGES = 128
-"""The most that is placed in one go: a fault that comes meanwhile waits for it, some 0.1 ms."""
-FAULT_AROUND_PAGES = 16
+_COPY_ARGUMENTS, _COPIED = struct.Struct("<QQQQq"), struct.Struct("<q")
+GONE = -2
+"""Instead of a slot: given back or unmapped by the program, it reads as zeros."""
+AROUND_PAGES = 4
+"""What a fault brings at once, aligned: each page makes it longer by 1 us."""
 FOLLOW_PAGES = 512
 """So far after a fault the fill goes on there: programs read forwards."""
+BEFORE_PAGES = 32
+"""So far before it too."""
 
 
 class LazySpace:
-    """Page number `_pages[i]` (ascending) is number `_of[i]` of the supply, which a fork shares; `_there[i]` once there
-    is nothing more to be done about it. Everything but the fill is to be called with `lock` held.
+    """Page number `_pages[i]` (ascending) is number `_of[i]` of the supply, which a fork shares, and lies in slot
+    `_slots[i]` of the store unless that is `MISSING` or `GONE`. `_settled[i]` is 0 while the page is to be placed out
+    of the store. `_cut[i]` is 1 where page i does not lie next to page i - 1, in the program or in the store.
 
-    Until the memory is `laid_out`, a copy may be refused because the mapping is still to come: nothing counts as there.
+    Both are bytes and not arrays of numpy: a fault looks at a few of them, and looking at few is what numpy is slow at.
+
+    Until the memory is `laid_out`, a copy may be refused because the mapping is still to come; later it has gone.
     """
 
     def __init__(self, uffd: int, supply: Supply, store_address: int) -> None:
         self.uffd = uffd
         self.supply = supply
-        self._pages, self._of = supply.pages, np.arange(len(supply.pages))
-        self._there = np.zeros(len(supply.pages), bool)
         self._store = store_address
         self._waiting: set[int] = set()
-        self._follow = self._follow_left = 0
-        self.lock = threading.Lock()
-        self.wanted = False
+        self._urgent: deque[tuple[int, int]] = deque()
+        self._written_noted = False
         self.laid_out = False
         self.faults = 0
+        self.filled_pages = 0
         self.gone = False
+        self._lay_out(supply.pages, np.arange(len(supply.pages)), supply.slots.copy())
 
+    def _lay_out(self, pages: Pages, of: Indices, slots: Indices, settled: bytes = b"") -> None:
+        self._pages, self._of, self._slots = pages, of, slots
+        self._settled = bytearray(settled or (slots < 0).tobytes())
+        cut = np.ones(len(pages), bool)
+        cut[1:] = (np.diff(pages) != 1) | (np.diff(slots) != 1)
+        self._cut = bytearray(cut.tobytes())
+        self._next = 0
+        self._follow = self._follow_end = 0
+
+    # --- placing ------------------------------------------------------------------------------------------
     def _copy(self, page: int, slot: int, count: int) -> int:
-        """UFFDIO_COPY of `count` pages; returns the pages that are done with, fewer when the kernel asks to wait."""
+        """UFFDIO_COPY of `count` pages; returns the pages that are done with, fewer when it is to be tried again."""
         done, step = 0, count
         while done < count:
             step = min(step, count - done)
-            argument = bytearray(struct.pack(
-                "<QQQQq", (page + done) * PAGE_BYTES, self._store + (slot + done) * PAGE_BYTES,
-                step * PAGE_BYTES, 0, 0,
+            argument = bytearray(_COPY_ARGUMENTS.pack(
+                (page + done) * PAGE_BYTES, self._store + (slot + done) * PAGE_BYTES, step * PAGE_BYTES, 0, 0
             ))  # fmt: skip
             try:
                 fcntl.ioctl(self.uffd, _COPY, argument)
                 done, step = done + step, count
             except OSError as error:
-                copied = max(0, int(struct.unpack_from("<q", argument, 32)[0])) // PAGE_BYTES
+                copied = max(0, int(_COPIED.unpack_from(argument, 32)[0])) // PAGE_BYTES
                 done += copied
                 if copied:
                     continue
                 if error.errno == errno.ENOENT and step > 1:
                     step //= 2  # one call must stay within one mapping, and two may touch
+                elif error.errno == errno.ENOENT and not self.laid_out:
+                    return done
                 elif error.errno in (errno.EEXIST, errno.ENOENT):  # there already, or unmapped meanwhile
+                    self._wake(page + done)  # as a copy would have done
                     done += 1
                 elif error.errno == errno.ESRCH:
                     self.gone = True
@@ -77,33 +93,35 @@ class LazySpace:
                     return done
         return done
 
+    def _run(self, at: int, end: int) -> int:
+        """How many pages from index `at` to before `end` lie together on both sides and are still lacking."""
+        other = self._settled.find(1, at, end)
+        if other == at:
+            return 0
+        cut = self._cut.find(1, at + 1, end if other < 0 else other)
+        return (cut if cut >= 0 else min(end, len(self._cut)) if other < 0 else other) - at
+
+    def _place(self, at: int, count: int) -> int:
+        """Place `count` pages that lie together; returns how many are done with."""
+        done = self._copy(int(self._pages[at]), int(self._slots[at]), count)
+        self._settled[at : at + done] = b"\1" * done
+        return done
+
     def _wake(self, page: int) -> None:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.uffd, _WAKE, struct.pack("<QQ", page * PAGE_BYTES, PAGE_BYTES))
 
-    def _run(self, at: int, limit: int) -> int:
-        """How many pages from index `at` on lie together on both sides and are still lacking."""
-        window = slice(at, at + limit)
-        there, slots = self._there[window], self.supply.slots[self._of[window]]
-        if len(there) == 0 or there[0] or slots[0] == MISSING:
-            return 0
-        ends = (np.diff(self._pages[window].astype(np.int64)) != 1) | (np.diff(slots) != 1) | there[1:]
-        return int(np.argmax(ends)) + 1 if ends.any() else len(slots)
-
-    def _place(self, at: int, count: int) -> int:
-        """Place `count` pages that lie together; returns how many are done with."""
-        done = self._copy(int(self._pages[at]), int(self.supply.slots[self._of[at]]), count)
-        if self.laid_out:
-            self._there[at : at + done] = True
-        return done
+    def _index(self, page: int) -> int | None:
+        at = int(self._pages.searchsorted(np.uint64(page)))
+        return at if at < len(self._pages) and int(self._pages[at]) == page else None
 
     # --- faults -------------------------------------------------------------------------------------------
     def serve_fault(self, address: int) -> None:
-        """Place the page at `address` (and its close followers); a page that never existed becomes zeros."""
+        """Place the page at `address` (and its close neighbours); a page that never existed becomes zeros."""
         page = address // PAGE_BYTES
         self.faults += 1
         at = self._index(page)
-        if at is not None:
+        if at is not None and self._slots[at] != GONE:
             self._place_around(page, at)
             return
         argument = bytearray(struct.pack("<QQQq", page * PAGE_BYTES, PAGE_BYTES, 0, 0))
@@ -119,151 +137,127 @@ class LazySpace:
         waiting, self._waiting = self._waiting, set()
         for page in waiting:
             at = self._index(page)
-            if at is not None:
+            if at is not None and self._slots[at] != GONE:
                 self._place_around(page, at)
             else:
                 self._wake(page)  # moved or unmapped meanwhile: it faults anew, wherever it is now
 
-    def _index(self, page: int) -> int | None:
-        at = int(np.searchsorted(self._pages, np.uint64(page)))
-        return at if at < len(self._pages) and int(self._pages[at]) == page else None
-
     def _place_around(self, page: int, at: int) -> None:
-        """Place the page at index `at` and what follows it closely; one that has not come yet is asked for."""
-        if self.supply.slots[self._of[at]] == MISSING:
+        """Place the page at index `at` and what lies closely around; one that has not come yet is asked for."""
+        if self._slots[at] == MISSING:
             self._waiting.add(page)
             self.supply.request(int(self._of[at]))
             return
-        done = self._place(at, self._run(at, FAULT_AROUND_PAGES) or 1)
-        self._follow, self._follow_left = at + done, FOLLOW_PAGES
-        self._wake(page)  # after EAGAIN it faults anew, when the event has been read
+        first = at
+        low = max(0, at - page % AROUND_PAGES)
+        if not self._settled[at] and low < at and self._run(low, at + 1) == at + 1 - low:
+            first = low
+        end = at + AROUND_PAGES - page % AROUND_PAGES
+        if not self._place(first, self._run(first, end) or 1):
+            self._wake(page)  # after EAGAIN it faults anew, when the event has been read
+        self._follow, self._follow_end = max(0, at - BEFORE_PAGES), at + FOLLOW_PAGES
 
     # --- the fill -----------------------------------------------------------------------------------------
-    def fill(self, stop: threading.Event) -> int:
-        """Place everything that is still lacking, waiting for what is on its way; returns the bytes placed. Gives way
-        to faults and events. Raises StepFailed when the rest will never come."""
-        placed = 0
-        self.laid_out = True
-        while not stop.is_set() and not self.gone:
-            self.supply.changed.clear()
-            with self.lock:
-                layout, runs = self._pages, self._runs_to_fill()
-                whole = bool(self._there.all())
-            if whole:
+    def fill_first(self, limit: int) -> int:
+        """Place up to `limit` pages of what is wanted before the others. Returns how many, -1 when there is none."""
+        while self._follow < self._follow_end:
+            at = self._settled.find(0, self._follow, self._follow_end)
+            if at < 0:
+                self._follow = self._follow_end
                 break
-            if runs:
-                placed += self._fill_runs(runs, layout, stop)
-            elif self.supply.lost:
-                raise StepFailed(f"{self.supply.missing()} pages of the service never came")
-            else:
-                self.supply.changed.wait(0.05)
-        return placed * PAGE_BYTES
+            done = self._fill(at, min(at + limit, self._follow_end))
+            self._follow = at + done
+            return done
+        if not self._written_noted:
+            self._written_noted = True
+            for indices in self.supply.first:
+                self._note_urgent(self._own(indices))
+        while self._urgent:
+            page, count = self._urgent.popleft()
+            first = self._index(page)
+            if first is None:
+                continue  # the layout has changed: what is left of it comes with the rest
+            end = first + count
+            at = self._settled.find(0, first, end)
+            if at < 0:
+                continue
+            done = self._fill(at, min(at + limit, end))
+            if at + done < min(end, len(self._pages)):
+                self._urgent.appendleft((int(self._pages[at + done]), end - at - done))
+            return done
+        return -1
 
-    def _runs_to_fill(self) -> list[tuple[int, int]]:
-        """(index, pages) of what is lacking and has come, in the order in which it is to be placed."""
-        lacking = ~self._there & (self.supply.slots[self._of] != MISSING)
-        first = self.supply.first[self._of]
-        return self._runs(np.flatnonzero(lacking & first)) + self._runs(np.flatnonzero(lacking & ~first))
-
-    def _runs(self, indices: Indices) -> list[tuple[int, int]]:
-        """Cut ascending `indices` where pages or slots do not lie together, and to `FILL_PAGES` each."""
-        if len(indices) == 0:
-            return []
-        pages, slots = self._pages[indices].astype(np.int64), self.supply.slots[self._of[indices]]
-        cut = np.flatnonzero((np.diff(pages) != 1) | (np.diff(slots) != 1)) + 1
-        starts = np.concatenate(([0], cut))
-        counts = np.diff(np.concatenate((starts, [len(indices)])))
-        runs = []
-        for start, count in zip(indices[starts].tolist(), counts.tolist(), strict=True):
-            runs += [(start + at, min(FILL_PAGES, count - at)) for at in range(0, count, FILL_PAGES)]
-        return runs
-
-    def _fill_runs(self, runs: list[tuple[int, int]], layout: Pages, stop: threading.Event) -> int:
-        """Place the runs, unless an event changes the `layout` that they are made of. Returns the pages placed."""
-        placed = turn = 0
-        while turn < len(runs) and not stop.is_set() and not self.gone:
-            while self.wanted:
-                time.sleep(0.00005)  # a lock alone is not fair: the fill would take it again and again
-            with self.lock:
-                if layout is not self._pages:
-                    break
-                left = FILL_PAGES
-                while left > 0 and turn < len(runs) and not self.wanted:
-                    done = self._follow_fault()
-                    if not done:
-                        at, count = runs[turn]
-                        done, finished = self._place_lacking(at, count)
-                        turn += finished
-                        if not finished:
-                            break
-                    placed += done
-                    left -= done or 1
-                else:
-                    continue
-            time.sleep(0.0002)
-        return placed
-
-    def _place_lacking(self, at: int, count: int) -> tuple[int, bool]:
-        """Of a run what is still lacking; returns the pages placed and whether the kernel took them all."""
-        placed, end = 0, at + count
-        while at < end:
-            if not self._there[at:end].any():
-                done = self._place(at, end - at)
-                return placed + done, at + done == end
-            run = min(self._run(at, end - at), end - at)
-            if run:
-                done = self._place(at, run)
-                placed += done
-                if done < run:
-                    return placed, False
-            at += run or 1
-        return placed, True
-
-    def _follow_fault(self) -> int:
-        """Where the program waited last, its next pages. Returns how many were placed."""
-        if self._follow_left <= 0:
-            return 0
-        run = self._run(self._follow, min(self._follow_left, FILL_PAGES))
-        done = self._place(self._follow, run) if run else 0
-        self._follow += done
-        self._follow_left = self._follow_left - done if done else 0
+    def fill_rest(self, limit: int) -> int:
+        """Place up to `limit` pages of what has come and is lacking. Returns how many, -1 when there is none."""
+        at = self._settled.find(0, self._next)
+        if at < 0:
+            self._next = len(self._settled)
+            return -1
+        done = self._fill(at, at + limit)
+        self._next = at + done
         return done
+
+    def _fill(self, at: int, end: int) -> int:
+        done = self._place(at, self._run(at, end))
+        self.filled_pages += done
+        return done
+
+    def _note_urgent(self, indices: Indices) -> None:
+        """These ascending indices are wanted before the others."""
+        if len(indices):
+            cut = np.flatnonzero(np.diff(indices) != 1) + 1
+            starts = np.concatenate(([0], cut))
+            counts = np.diff(np.concatenate((starts, [len(indices)])))
+            self._urgent.extend(zip(self._pages[indices[starts]].tolist(), counts.tolist(), strict=True))
+
+    def awaits(self) -> bool:
+        """Is something on its way still?"""
+        return not self.gone and bool((self._slots == MISSING).any())
 
     def arrived(self, indices: Indices) -> None:
         """These of the supply have come: they were written last, so they go where they belong at once."""
-        if not self.laid_out:
-            self.serve_waiting()
-            return
-        if len(self._of) != len(self.supply.pages) or not np.array_equal(self._of[indices], indices):
-            known = np.zeros(len(self.supply.pages), bool)
-            known[indices] = True
-            indices = np.flatnonzero(known[self._of])
-        for at, count in self._runs(indices):
-            self._place_lacking(at, count)  # what the kernel does not take now is left to the fill
+        indices = self._own(indices)
+        indices = indices[self._slots[indices] == MISSING]
+        if len(indices):
+            self._slots[indices] = self.supply.slots[self._of[indices]]
+            np.frombuffer(self._settled, np.uint8)[indices] = 0
+            edges = np.concatenate((indices, indices + 1))
+            edges = edges[(edges > 0) & (edges < len(self._pages))]
+            apart = self._pages[edges] - self._pages[edges - 1] != 1
+            apart |= self._slots[edges] - self._slots[edges - 1] != 1
+            np.frombuffer(self._cut, np.uint8)[edges] = apart
+            self._next = min(self._next, int(indices[0]))
+            self._note_urgent(indices)
         self.serve_waiting()
+
+    def _own(self, indices: Indices) -> Indices:
+        """Which ones these of the supply are here, ascending."""
+        if len(self._of) == len(self.supply.pages) and np.array_equal(self._of[indices], indices):
+            return indices
+        known = np.zeros(len(self.supply.pages), bool)
+        known[indices] = True
+        return np.flatnonzero(known[self._of])
 
     # --- events -------------------------------------------------------------------------------------------
     def moved(self, source: int, target: int, length: int) -> None:
         """mremap: what lay at [source, source+length) is now wanted at `target`."""
         first, last = source // PAGE_BYTES, (source + length) // PAGE_BYTES
-        inside = (self._pages >= first) & (self._pages < last)
-        shift = target // PAGE_BYTES - first
-        pages = self._pages.astype(np.int64)
-        pages[inside] += shift
+        here = self._slots != GONE
+        pages = self._pages[here].astype(np.int64)
+        pages[(pages >= first) & (pages < last)] += target // PAGE_BYTES - first
         order = np.argsort(pages, kind="stable")
-        self._relay(pages[order].astype(np.uint64), self._of[order], self._there[order])
+        settled = np.frombuffer(self._settled, np.uint8)[here][order].tobytes()
+        self._lay_out(pages[order].astype(np.uint64), self._of[here][order], self._slots[here][order], settled)
 
     def dropped(self, start: int, end: int) -> None:
         """Unmapped or given back: the range reads as zeros from now on."""
-        keep = (self._pages < start // PAGE_BYTES) | (self._pages >= end // PAGE_BYTES)
-        self._relay(self._pages[keep], self._of[keep], self._there[keep])
-
-    def _relay(self, pages: Pages, of: Indices, there: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-        self._pages, self._of, self._there = pages, of, there
-        self._follow_left = 0
+        low, high = self._pages.searchsorted(np.array((start, end), np.uint64) // np.uint64(PAGE_BYTES)).tolist()
+        self._slots[low:high] = GONE
+        self._settled[low:high] = b"\1" * (high - low)
 
     def forked(self, uffd: int) -> LazySpace:
         """A child lacks what its parent lacks. What the parent has already is tried again: better twice than never."""
         child = LazySpace(uffd, self.supply, self._store)
-        child._relay(self._pages, self._of, np.zeros(len(self._of), bool))
+        child.laid_out = self.laid_out
+        child._lay_out(self._pages, self._of, self._slots.copy())
         return child

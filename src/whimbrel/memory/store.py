@@ -215,20 +215,6 @@ class PageStore:
         for index in self.index.values():
             index.merge()
 
-    def hot_pages(self, ns_pid: int, limit: int) -> Pages:
-        """Up to `limit` page numbers, ascending, that came more than once while we watched: what the program
-        writes all the time, and will touch first."""
-        seen = self.recent.get(ns_pid, [])
-        if not seen:
-            return np.empty(0, np.uint64)
-        # not np.unique: its first call imports 20 ms of modules, and this runs inside the freeze
-        pages = np.sort(np.concatenate(seen))
-        again = pages[1:][pages[1:] == pages[:-1]]
-        if len(again) == 0:
-            return np.empty(0, np.uint64)
-        hot: Pages = again[np.concatenate(([True], again[1:] != again[:-1]))][:limit]
-        return hot
-
     def touched(self) -> None:
         """Wait until what is expected is populated."""
         self._ahead.join()

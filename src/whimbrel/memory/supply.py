@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -33,18 +32,17 @@ class Supply:
         self.pages = pages
         self.slots = slots
         self._written = written
-        self.changed = threading.Event()
         self.lost = False
         self._ask = ask
         self._asked: set[int] = set()
 
     @cached_property
-    def first(self) -> npt.NDArray[np.bool_]:
-        """Which ones are wanted before the others. Made when first asked for, which is after the freeze's worst."""
-        first = np.zeros(len(self.pages), bool)
+    def first(self) -> tuple[Indices, Indices]:
+        """Which ones are wanted before the others: what was written again and again, and what was written once."""
+        times = np.zeros(len(self.pages), np.uint32)
         for pages in self._written:
-            first[self._known(pages)[0]] = True
-        return first
+            np.add.at(times, self._known(pages)[0], 1)
+        return np.flatnonzero(times > 1), np.flatnonzero(times == 1)
 
     def _known(self, pages: Pages) -> tuple[Indices, npt.NDArray[np.bool_]]:
         """Which ones `pages` are here, and which of them are here at all."""
@@ -64,7 +62,6 @@ class Supply:
         """`pages` (ascending) now lie in `slots` of the store. Returns which ones they are here."""
         found, known = self._known(pages)
         self.slots[found] = slots[known]
-        self.changed.set()
         return found
 
     def missing(self, ranges: Ranges | None = None) -> int:
@@ -82,4 +79,3 @@ class Supply:
     def give_up(self) -> None:
         """The rest will never come."""
         self.lost = True
-        self.changed.set()

@@ -127,8 +127,10 @@ async def _arrived_whole(job: Migration, parts: Parts) -> bool:
         job.say(f"after the commit: {error}")
         question = AwaitIncoming(id=job.request.id)
         return await ask_until_answered(job.destination, question, _waiting(job, "finish"), job.verdict) is Fate.RUNS
+    job.faults, job.fault_ms = report.faults, report.fault_ms
     job.say(
-        f"{report.eager_pages} pages in place before the resume, {report.faults} faults, fill {report.fill_ms:.0f} ms"
+        f"{report.eager_pages} + {report.early_pages} pages in place before the resume, "
+        f"{report.faults} faults answered in {report.fault_ms:.1f} ms, fill {report.fill_ms:.0f} ms"
     )
     return True
 

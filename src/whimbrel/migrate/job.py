@@ -65,6 +65,8 @@ class Migration:
     committed: bool = False
     heard_running: bool = False
     frozen_s: float = 0.0
+    faults: int = 0
+    fault_ms: float = 0.0
     verdict: Verdict = field(default_factory=Verdict)
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
@@ -155,6 +157,8 @@ class Migration:
             started_unix_s=self.started_unix_s,
             total_ms=round(self.now_ms(), 3),
             freeze_ms=round(self.freeze_ms, 3),
+            faults=self.faults,
+            fault_ms=round(self.fault_ms, 3),
             rss_bytes=self.source.status.rss_bytes,
             bytes_sent=self.bytes_sent,
             raw_bytes=sum(turn.raw_bytes for turn in self.rounds),

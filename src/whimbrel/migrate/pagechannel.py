@@ -96,7 +96,6 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     lazy: bool
     stdio: dict[str, int]
-    eager_hot_pages: int
     staged: bool = False
     behind: dict[int, bytes] = {}
     beside: dict[int, bytes] = {}
@@ -105,9 +104,14 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`early_pages` were placed before the resume, besides the `eager_pages` that CRIU itself restored; `fault_ms` is
+    the time that answering all `faults` took."""
+
     faults: int
+    fault_ms: float
     fill_ms: float
     filled_bytes: int
+    early_pages: int
     eager_pages: int
 
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -126,7 +127,7 @@ class Receiver:
         self.files = FileArrival(self.landing.files, order.token)
         self.beat = Beat(self.work)
         self.committed = False
-        self.eager_pages = 0
+        self.eager_pages = self.early_pages = 0
         self._aborted = False
         self._gate = threading.Lock()
         self._undo_gate = threading.Lock()
@@ -234,9 +235,7 @@ class Receiver:
         later: list[LazyPages] = []
         lacking = later_than_restore(order)
         if not order.staged:
-            later, self.eager_pages = settle(
-                self.images, self.store, lazy=order.lazy, hot_pages=order.eager_hot_pages, behind=lacking
-            )
+            later, self.eager_pages = settle(self.images, self.store, lazy=order.lazy, behind=lacking)
         if self.landing.foreign:
             forget_masters(self.images)
         laps.lap("settle")
@@ -267,16 +266,18 @@ class Receiver:
             self.late = LatePages(self, channel)
         handover = self._listen_for_faults(later, lacking) if order.lazy else None
         self.criu.begin_restore(opts)
-        for point in ("setup-namespaces", "post-restore", "pre-resume"):
-            self.criu.advance(point)
-            failpoints.wait_at(f"receive.{point}")
-            laps.lap(f"criu to {point}")
-            if point == "post-restore" and handover is not None:
-                self._fill_early(handover)
-        if handover is not None:
-            handover.wait()
-        narrow = widen(self.cgroup.pids())
-        threading.Timer(WIDE_BUFFERS_S, narrow).start()
+        with ThreadPoolExecutor(1, "buffers") as beside_criu:
+            for point in ("setup-namespaces", "post-restore", "pre-resume"):
+                self.criu.advance(point)
+                failpoints.wait_at(f"receive.{point}")
+                laps.lap(f"criu to {point}")
+                if point == "post-restore":  # all processes with their sockets are there
+                    widening = beside_criu.submit(self._widen)
+                    if handover is not None and handover.has_all(HANDOVER_WAIT_S):
+                        self.lazy.laid_out()
+            if handover is not None:
+                handover.wait()
+            threading.Timer(WIDE_BUFFERS_S, widening.result()).start()
         laps.lap("buffers")
         failpoints.wait_at("receive.ready")
         if not self.criu.alive():
@@ -293,28 +294,27 @@ class Receiver:
         if order.beside:
             self._check_beside(unpack(order.beside))
         # ------------------------------- the point of no return: the source has committed -----------------
-        self.commit()
-        failpoints.wait_at("receive.committed")
-        laps.lap("agreement")
-        # Whatever fails from here on must not end this process: it holds the pages of a running service.
-        self._forward(lambda: self.port.open(self.order.service))
-        self._let_run()
-        self._forward(lambda: self.port.announce(self.order.service))
-        laps.lap("resume and announce")
-        # Only now: the source answers with Release, and a gateway must not send to a closed port.
-        self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
+        with self.lazy.fill_held():
+            self.commit()
+            failpoints.wait_at("receive.committed")
+            laps.lap("agreement")
+            # Whatever fails from here on must not end this process: it holds the pages of a running service.
+            self._forward(lambda: self.port.open(self.order.service))
+            self.early_pages = self.lazy.filled_pages
+            self._let_run()
+            self._forward(lambda: self.port.announce(self.order.service))
+            laps.lap("resume and announce")
+            # Only now: the source answers with Release, and a gateway must not send to a closed port.
+            self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
         pid, landing = self.criu.restored_pid, self.landing
         if landing.runc_id:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
 
-    def _fill_early(self, handover: LazyHandover) -> None:
-        """The memory is laid out, and CRIU has sent a userfaultfd for each process: every page that is placed now is
-        one less to wait for after the resume. A fill that did not know all of them would end too soon, so where the
-        thread that takes them is late it begins after the resume (see `fill`)."""
-        if self.supplies and not failpoints.armed("receive.fill") and handover.has_all(HANDOVER_WAIT_S):
-            self.lazy.begin_fill()
+    def _widen(self) -> Callable[[], None]:
+        with self.lazy.fill_held():
+            return widen(self.cgroup.pids())
 
     def _check_beside(self, beside: Mapping[int, Ranges]) -> None:
         """What was to cross beside the restore did so before GO, on the same connection."""
@@ -337,6 +337,9 @@ class Receiver:
         if self.late is not None:
             self.late.start()
         self.lazy.start()
+        if not failpoints.armed("receive.fill"):
+            # While CRIU is at work: each page that is placed now is one less to wait for after the resume.
+            self.lazy.begin_fill()
 
         def take(ns_pid: int, uffd: int) -> None:
             self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base))
@@ -362,11 +365,14 @@ class Receiver:
     def fill(self, channel: PageChannel) -> FillReport:
         failpoints.wait_at("receive.fill")
         self.lazy.begin_fill()
+        self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()
         report = FillReport(
             faults=self.lazy.faults,
+            fault_ms=self.lazy.fault_s * 1e3,
             fill_ms=fill_ms,
             filled_bytes=placed,
+            early_pages=self.early_pages,
             eager_pages=self.eager_pages,
         )
         write_word(self.work, WHOLE)

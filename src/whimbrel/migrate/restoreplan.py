@@ -1,8 +1,8 @@
 """Which pages are in place before the restored program runs, and which may come after.
 
 The dump left holes (see `checkpoint.images`). Here each hole becomes either *present* (copied into CRIU's own
-pages file) or *lazy* (placed through a userfaultfd while the program runs). Present are: all pages of mappings
-that cannot be lazy, and of the lazy ones those that the program writes all the time.
+pages file) or *lazy* (placed through a userfaultfd while the program runs). Present are all pages of mappings
+that cannot be lazy. Others would take more of the freeze in the file than they cost after it.
 
 This runs inside the freeze, so it works on ranges, of which there are some hundred, and never on single pages, of
 which there are hundreds of thousands.
@@ -43,9 +43,7 @@ class _Piece:
     theirs_at: int = -1
 
 
-def settle(
-    images: Path, store: PageStore, *, lazy: bool, hot_pages: int, behind: Mapping[int, Ranges]
-) -> tuple[list[LazyPages], int]:
+def settle(images: Path, store: PageStore, *, lazy: bool, behind: Mapping[int, Ranges]) -> tuple[list[LazyPages], int]:
     """Rewrite every page map in `images`. Returns what is left for later, per process, and the pages put in place.
 
     `behind` are pages that come after the resume: what the store may hold of them is out of date.
@@ -65,10 +63,7 @@ def settle(
         # A page of zeros of anonymous memory need not exist: whoever touches it gets zeros from the kernel.
         zeros = subtract(intersect(ranges_of(index.zeros()), anonymous), ours_behind)
         ours = subtract(union(old.ranges[holes]), zeros)
-        waiting = EMPTY
-        if lazy:
-            hot = subtract(ranges_of(store.hot_pages(ns_pid, hot_pages)), ours_behind)
-            waiting = subtract(intersect(ours, anonymous), hot)
+        waiting = intersect(ours, anonymous) if lazy else EMPTY
         now = subtract(ours, waiting)
         in_place += total_bytes(now) // PAGE_BYTES
         pieces = _pieces(old, holes, now, waiting)

@@ -44,7 +44,6 @@ from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, Pr
 from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
-EAGER_HOT_PAGES = 1024
 
 
 async def migrate(job: Migration) -> MigrationRecord:
@@ -223,7 +222,6 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         order = RestoreOrder(
             lazy=parts.strategy.lazy,
             stdio=stdio,
-            eager_hot_pages=EAGER_HOT_PAGES,
             staged=parts.strategy.carry is not Carry.STREAM,
             behind=carrier.ranges_behind(),
             beside=carrier.ranges_beside(),

@@ -58,7 +58,8 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One migration, whole. Times in ms, sizes in bytes. `asked` is the strategy that was asked for: where that was
     ``auto``, `strategy` is what it came to and `reason` says why. `outage_*`, `lost`, `resets` and `state_ok` are
     measured by a client outside and are null when nobody measured. Of `bytes_sent`, `image_bytes` went for an image
-    that the destination had not, `file_bytes` for files."""
+    that the destination had not, `file_bytes` for files. After the resume the service touched memory that was
+    not in place yet `faults` times; answering them took `fault_ms` in all."""
 
     id: str
     service: str
@@ -84,6 +85,8 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     raw_bytes: int = 0
     image_bytes: int = 0
     file_bytes: int = 0
+    faults: int = 0
+    fault_ms: float = 0.0
     phases: tuple[Phase, ...] = ()
     rounds: tuple[Round, ...] = ()
 
