@@ -26,6 +26,7 @@ from whimbrel.controller.views import MigrationEvent
 from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
 from whimbrel.model.service import ServiceState
+from whimbrel.plan.convergence import Limits
 from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate
 
 SETTLE_S = 60.0
@@ -85,8 +86,11 @@ class Migrations:
                 f"wait for its end, or `whimbrel migration cancel {record.id}`"
             )
 
-    async def start(self, request: MigrationRequest, reason: str = "") -> MigrationRecord:
+    async def start(
+        self, request: MigrationRequest, reason: str = "", *, freeze_at_unix_s: float = 0.0
+    ) -> MigrationRecord:
         """Check and start. `request.id` is ignored. Returns the record as it stands, outcome `running`.
+        `freeze_at_unix_s`: when the freeze should begin, once the memory is across (0: as soon as it is).
 
         Raises Unknown (service, node), BadInput (destination is the source or no edge), Conflict (it moves
         already), Unreachable (an agent that is needed is down). Nothing was touched in any of these cases.
@@ -120,6 +124,8 @@ class Migrations:
             )
             await asyncio.to_thread(self._store.put, record)  # before the agent hears of it: a restart must find it
             feed = self._live[request.service] = Feed(record)
+            if freeze_at_unix_s:
+                request = replace(request, handover_in_ms=_handover_in_ms(freeze_at_unix_s))
             call = Migrate(request=request, destination=destination, gateways=gateways)
             self._spawn(self._watch(feed, call), f"watch {record.id}")
             return record
@@ -242,6 +248,11 @@ class Migrations:
         self._live.pop(final.service, None)
         feed.finish(final)
         log.info("migration over", id=final.id, outcome=final.outcome.value, error=final.error)
+
+
+def _handover_in_ms(freeze_at_unix_s: float) -> float:
+    """As agents have it: when the service is to run at the destination, by their own reckoning of the freeze."""
+    return max(0.0, (freeze_at_unix_s - time.time()) * 1e3 + Limits().fixed_freeze_ms)
 
 
 _SETTLED = {ServiceState.RUNNING.value, ServiceState.STOPPED.value}

@@ -180,12 +180,14 @@ def sizes_of_probe(first: Round, second: Round, *, image_bytes: float = 0.0) -> 
 def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_bps: float = 0.0) -> Measured | None:
     """What the model learns from one of our own migrations; None if it did not come to its end or had no freeze.
 
-    The checkpoint is hold, stop and dump; the transfer is last pages, files and images; all else of the freeze is the
-    restore. `bandwidth_bps` 0: what the fastest round carried.
+    T_mig is hold and freeze: from the hold on nobody hears the service. The checkpoint is hold, stop and dump; the
+    transfer is last pages, files and images; all else is the restore. `bandwidth_bps` 0: what the fastest round
+    carried.
     """
     took_ms = {phase.name: phase.duration_ms for phase in record.phases}
     if record.outcome is not Outcome.DONE or record.freeze_ms <= 0:
         return None
+    away_ms = took_ms.get("freeze.hold", 0.0) + record.freeze_ms
     checkpoint_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump"))
     transfer_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("pages", "files", "copy"))
     rates = [one.bytes_sent * 8e3 / one.duration_ms for one in record.rounds if one.duration_ms > 0]
@@ -201,7 +203,7 @@ def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_
         bandwidth_bps=bandwidth_bps or max(rates, default=0.0),
         checkpoint_ms=checkpoint_ms,
         transfer_ms=transfer_ms,
-        restore_ms=max(0.0, record.freeze_ms - checkpoint_ms - transfer_ms),
+        restore_ms=max(0.0, away_ms - checkpoint_ms - transfer_ms),
     )
 
 
