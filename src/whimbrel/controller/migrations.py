@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,10 +87,17 @@ class Migrations:
             )
 
     async def start(
-        self, request: MigrationRequest, reason: str = "", *, freeze_at_unix_s: float = 0.0
+        self,
+        request: MigrationRequest,
+        reason: str = "",
+        *,
+        freeze_at_unix_s: float = 0.0,
+        by: Collection[str] = (),
     ) -> MigrationRecord:
         """Check and start. `request.id` is ignored. Returns the record as it stands, outcome `running`.
-        `freeze_at_unix_s`: when the freeze should begin, once the memory is across (0: as soon as it is).
+        `freeze_at_unix_s`: when the freeze should begin, once the memory is across (0: as soon as it is). `by`: the
+        gateways that users of the service come by, if that is known: only they hold, and a hold takes as long as the
+        way to the furthest.
 
         Raises Unknown (service, node), BadInput (destination is the source or no edge), Conflict (it moves
         already), Unreachable (an agent that is needed is down). Nothing was touched in any of these cases.
@@ -107,7 +114,7 @@ class Migrations:
                     f"service {request.service} on {home.node} is {home.state}, not running: only a running "
                     "service moves"
                 )
-            gateways = tuple(self._region.gateways())
+            gateways = tuple(node for node in self._region.gateways() if not by or node.name in by)
             await self._region.require_up([home.node, destination.name, *(gateway.name for gateway in gateways)])
             now_unix_s = time.time()
             request = replace(request, id=new_id(now_unix_s))

@@ -143,6 +143,7 @@ class Moves:
             request,
             f"decision {decision.id}: {decision.reason}",
             freeze_at_unix_s=decision.migration_at_unix_s - self.freeze_lag_s,
+            by=(decision.from_base_station, decision.base_station),
         )
         move.decision = replace(decision, migration=record.id)
         await asyncio.to_thread(self._book.put_decision, move.decision)
@@ -249,14 +250,13 @@ class Moves:
             now_unix_s=time.time(),
         )  # fmt: skip
         try:
+            await self._on_over(final)
             await asyncio.to_thread(self._book.put_decision, final)
         except WhimbrelError as failure:
             log.error("cannot keep a decision", id=decision.id, error=str(failure))
-        log.info("decision over", id=decision.id, state=final.state.value, error=final.error)
-        try:
-            await self._on_over(final)
         finally:
             self.running.pop(decision.user, None)
+        log.info("decision over", id=decision.id, state=final.state.value, error=final.error)
 
 
 def failed(decision: Decision) -> bool:

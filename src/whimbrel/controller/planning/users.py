@@ -58,7 +58,9 @@ class UserState:
         return median(took) if took else USUAL_HANDOVER_MS
 
     def tasks_per_s(self, now_s: float) -> float | None:
-        """Of the last seconds; None while too little was heard."""
+        """Of the last seconds; None while too little was heard, and until the first request."""
+        if not any(count for _, count in self.requests):
+            return None
         recent = [(at_s, count) for at_s, count in self.requests if at_s > now_s - RATE_OVER_S]
         if len(recent) < 3 or now_s - recent[0][0] < 1.0:
             return None
