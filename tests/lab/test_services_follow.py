@@ -62,9 +62,9 @@ base_stations = [
 ]
 [[radio.users]]
 name = "{USER}"
-speed_m_per_s = 5.0
+speed_m_per_s = 4.0
 course = "there-and-back"
-waypoints = [{{ x_m = 0.0, y_m = 5.0 }}, {{ x_m = 50.0, y_m = 5.0 }}]
+waypoints = [{{ x_m = 12.0, y_m = 5.0 }}, {{ x_m = 38.0, y_m = 5.0 }}]
 """
 TIMEOUT_S = 60.0
 
@@ -160,13 +160,13 @@ class Walker:
         return [msgspec.json.decode(line, type=UserEvent) for line in whole.splitlines()]
 
 
-@pytest.fixture
-def walker(lab: Lab, tmp_path: Path) -> Iterator[Walker]:
-    """A user with its service, removed afterwards; the planner is paused until the test has looked."""
-    out = tmp_path / "ue.jsonl"
+@pytest.fixture(scope="module")
+def walking(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walker]:
+    """A user with its service, who walks until all tests are over."""
+    out = tmp_path_factory.mktemp("user") / "ue.jsonl"
     argv = [sys.executable, "-m", "whimbrel", "ue", "--topology", str(lab.topology), "--application", "demo"]
     argv += ["--report-to", lab.address, "--decide", "network", "--out", str(out)]
-    lab.controller.set_planner("orchestrated", "", "auto", False)
+    lab.controller.set_planner(paused=True)
     user = subprocess.Popen(argv, stderr=subprocess.PIPE)
     walker = Walker(out)
     try:
@@ -175,7 +175,18 @@ def walker(lab: Lab, tmp_path: Path) -> Iterator[Walker]:
     finally:
         user.send_signal(signal.SIGTERM)
         said = user.communicate(timeout=30)[1]
-        print(said.decode())
+        assert said == b""
+        lab.controller.remove_user(USER)
+        assert lab.controller.services() == []
+
+
+@pytest.fixture
+def walker(lab: Lab, walking: Walker) -> Iterator[Walker]:
+    """The planner decides while the test lasts, and all is whole again after it."""
+    lab.controller.set_planner("orchestrated", "", "auto", False)
+    try:
+        yield walking
+    finally:
         for path in lab.failpoints.iterdir():
             path.unlink()
         for what in ("controller", *EDGES, *STATIONS):
@@ -185,7 +196,6 @@ def walker(lab: Lab, tmp_path: Path) -> Iterator[Walker]:
         wait_until(lambda: not running(lab), "what was decided is over")
         for log in (lab.directory / "controller.log", *(lab.directory / edge / "agent.log" for edge in EDGES)):
             print(f"--- {log}\n{log.read_text()[-2500:] if log.exists() else ''}")  # shown when the test has failed
-        lab.controller.remove_user(USER)  # no Conflict: what was over is over
 
 
 def running(lab: Lab) -> list[Decision]:
@@ -220,9 +230,7 @@ def test_the_service_follows_its_user(lab: Lab, walker: Walker, record_property:
 @pytest.mark.parametrize(
     ("point", "victim"),
     [
-        ("prepare.ready", "controller"),
         ("freeze.dump", "controller"),
-        ("rounds", "source"),
         ("freeze.restore", "source"),
         ("rounds", "destination"),
     ],
