@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from whimbrel.model.edge import Sizes
+from whimbrel.model.edge import Sizes, Speed
 from whimbrel.model.history import Form, Measured
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
 from whimbrel.plan.downtime import (
@@ -146,6 +146,16 @@ def test_the_parts_of_a_prediction() -> None:
     assert predicted.restore_ms == pytest.approx(RHO["b"] * 1.008e9 / 2000)
     assert predicted.pre_migration_ms == pytest.approx(predicted.checkpoint_ms + 2e8 * 8 / 1e8 * 1000)
     assert predicted.migration_ms == predicted.checkpoint_ms + predicted.transfer_ms + predicted.restore_ms
+
+
+def test_round_trips_count_while_nothing_was_learnt() -> None:
+    def migration_ms(rtt_ms: float, speed: Speed) -> float:
+        return predict(Sizes(), speed, speed, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8,
+                       rtt_ms=rtt_ms).migration_ms  # fmt: skip
+
+    known = msgspec.structs.replace(UNKNOWN, server="a", restore_fixed_ms=400.0, samples=3)
+    assert migration_ms(100.0, UNKNOWN) == migration_ms(0.0, UNKNOWN) + 300
+    assert migration_ms(100.0, known) == migration_ms(0.0, known)
 
 
 def test_two_probing_rounds_tell_the_delta() -> None:

@@ -132,7 +132,9 @@ class Migrations:
             await asyncio.to_thread(self._store.put, record)  # before the agent hears of it: a restart must find it
             feed = self._live[request.service] = Feed(record)
             if freeze_at_unix_s:
-                request = replace(request, handover_in_ms=_handover_in_ms(freeze_at_unix_s))
+                freeze_in_ms = max(1.0, (freeze_at_unix_s - time.time()) * 1e3)
+                handover_in_ms = freeze_in_ms + Limits().fixed_freeze_ms
+                request = replace(request, freeze_in_ms=freeze_in_ms, handover_in_ms=handover_in_ms)
             call = Migrate(request=request, destination=destination, gateways=gateways)
             self._spawn(self._watch(feed, call), f"watch {record.id}")
             return record
@@ -255,11 +257,6 @@ class Migrations:
         self._live.pop(final.service, None)
         feed.finish(final)
         log.info("migration over", id=final.id, outcome=final.outcome.value, error=final.error)
-
-
-def _handover_in_ms(freeze_at_unix_s: float) -> float:
-    """As agents have it: when the service is to run at the destination, by their own reckoning of the freeze."""
-    return max(0.0, (freeze_at_unix_s - time.time()) * 1e3 + Limits().fixed_freeze_ms)
 
 
 _SETTLED = {ServiceState.RUNNING.value, ServiceState.STOPPED.value}

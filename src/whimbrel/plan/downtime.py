@@ -36,6 +36,8 @@ UNKNOWN = Speed(
     rho=0.0,
 )
 """Before any migration: the fixed freeze that `plan.convergence` assumes."""
+FREEZE_ROUND_TRIPS = 3
+"""And so many round trips: the hold, the restore with its answer, the commit. What is learnt has them in it."""
 
 
 def sift(history: Sequence[Measured]) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
@@ -124,11 +126,14 @@ def predict(
     source_power: float,
     destination_power: float,
     bandwidth_bps: float,
+    rtt_ms: float = 0.0,
     form: Form = Form.FREEZE,
 ) -> Predicted:
-    """T_pre-mig and T_mig of eq. (5), ms."""
+    """T_pre-mig and T_mig of eq. (5), ms. `rtt_ms` between the two counts while nothing was learnt."""
     checkpoint_ms = source.checkpoint_fixed_ms + source.psi * _checkpointed_bytes(sizes, form) / source_power
     restore_ms = destination.restore_fixed_ms + destination.rho * _restored_bytes(sizes, form) / destination_power
+    if msgspec.structs.replace(destination, server="") == UNKNOWN:
+        restore_ms += FREEZE_ROUND_TRIPS * rtt_ms
     return Predicted(
         # ours copies memory while the service runs, and needs no checkpoint for it
         pre_migration_ms=sizes.checkpoint_bytes * 8e3 / bandwidth_bps + (checkpoint_ms if form is Form.PAPER else 0.0),

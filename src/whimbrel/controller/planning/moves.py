@@ -191,7 +191,7 @@ class Moves:
             at_s, late = time.time() + NOTICE_S + WAIT_STEP_S, True
             self._order(move, at_s)
         if late and not move.cancelled:
-            at_s = time.time() + WAIT_STEP_S
+            at_s = max(move.decision.handover_at_unix_s, time.time() + WAIT_STEP_S)
             self._order(move, at_s)
         return at_s
 
