@@ -40,7 +40,6 @@ from whimbrel.plan.downtime import learn, measured_of
 from whimbrel.plan.placement.problem import Solve
 from whimbrel.plan.planners import Planner, planner_of
 from whimbrel.plan.timing import Order
-from whimbrel.solvers.timed import within
 
 WATCH_S = 2.0
 """Nodes and services are asked so often: round trips and capacity change slowly, and every answer costs the agents."""
@@ -365,8 +364,13 @@ class Planning:
         raise Refused(f"user {session.user} gets no {application.name}: {why or 'no server answers'}")
 
     async def _solve(self, planner: Planner, seen: Observation) -> Plan:
-        solve: Solve = within(SOLVE_S)
-        return await asyncio.to_thread(planner.plan, seen, self._config.policy, solve)
+        def work() -> Plan:
+            from whimbrel.solvers.timed import within  # here: SciPy would keep every start of a controller waiting
+
+            solve: Solve = within(SOLVE_S)
+            return planner.plan(seen, self._config.policy, solve)
+
+        return await asyncio.to_thread(work)
 
     def _due(self, user: str, *, ahead: bool) -> Any:
         state = self.users.get(user)
