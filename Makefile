@@ -13,7 +13,7 @@ help: ## show this list
 setup: ## tools, CRIU and the Python environment (needs root; quick when all is there)
 	@$(PYTHON) scripts/setup
 
-demo: setup ## move a running container between two edge nodes and watch its clients
+demo: setup ## a user walks past three base stations, its service follows by itself
 	@$(BIN)/whimbrel demo
 
 # Three files at a time, on two processors: each waits much of its time. What waits for ever ends its worker, which is replaced; who waits for a dead file system hears no

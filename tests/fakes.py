@@ -56,6 +56,7 @@ class FakeAgent:
         self.requests: list[calls.Migrate] = []
         self.records: dict[str, MigrationRecord] = {}
         self.refuse_migration: WhimbrelError | None = None
+        self.paths = (PathStatus(to="elsewhere", round_trip_ms=12.5, measured_unix_s=1.0, rate_bps=75e6),)
         self._region = region
         self._server: RpcServer | None = None
         self._cancelled: set[str] = set()
@@ -103,7 +104,7 @@ class FakeAgent:
             ),
             services=tuple(sorted(self.services)),
             service_use=tuple(ServiceUse(name=name, cpus_used=0.25, memory_bytes=20 << 20) for name in self.services),
-            paths=(PathStatus(to="elsewhere", round_trip_ms=12.5, measured_unix_s=1.0, rate_bps=75e6),),
+            paths=self.paths,
         )  # fmt: skip
 
     async def _measure_power(self, _: calls.MeasurePower, emit: EmitEvent) -> ComputingPower:
@@ -233,13 +234,14 @@ class FakeAgent:
 class FakeRegion:
     """Agents on loopback, served from a thread of their own. Migrations wait while `go` is not set."""
 
-    def __init__(self) -> None:
+    def __init__(self, gateways: tuple[str, ...] = ("gw-1",)) -> None:
         self.go = threading.Event()
         self.go.set()
         self.agents: dict[str, FakeAgent] = {}
         for name in ("edge-1", "edge-2", "edge-3"):
             self.agents[name] = FakeAgent(name, Role.EDGE, self)
-        self.agents["gw-1"] = FakeAgent("gw-1", Role.GATEWAY, self)
+        for name in gateways:
+            self.agents[name] = FakeAgent(name, Role.GATEWAY, self)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 

@@ -16,7 +16,7 @@ from whimbrel.controller.client import ControllerClient
 from whimbrel.model.errors import Unreachable
 
 
-def wait_until(condition, what: str, timeout_s: float = 15.0) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition, what: str, timeout_s: float = 60.0) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -45,10 +45,10 @@ def lab() -> Iterator[Path]:
 
 def start(lab: Path) -> subprocess.Popen[bytes]:
     """Other names for everything than the default lab has, so that one that is up is not touched."""
-    text = resources.files("whimbrel.lab").joinpath("topologies/default.toml").read_text()
-    text = text.replace('"edge-', f'"{EDGE}-').replace('"gw-', f'"{OWN}door-')
+    text = resources.files("whimbrel.lab").joinpath("topologies/walk.toml").read_text()
+    text = text.replace('"edge-', f'"{EDGE}-').replace('"gw-', f'"{OWN}door-').replace('"site-', '"place-')
     topology = lab / "topology.toml"
-    topology.write_text(text.replace('name = "default"', f'name = "demo"\nprefix = "{PREFIX}"', 1))
+    topology.write_text(text.replace('name = "walk"', f'name = "demo"\nprefix = "{PREFIX}"', 1))
     program = textwrap.dedent(f"""
         import sys
         from pathlib import Path
@@ -134,7 +134,7 @@ def test_the_user_loses_nothing_and_nothing_is_left(lab: Path) -> None:
     assert [(run.source, run.destination) for run in runs] == [
         (f"{EDGE}-1", f"{EDGE}-2"),
         (f"{EDGE}-2", f"{EDGE}-3"),
-        (f"{EDGE}-3", f"{EDGE}-1"),
+        (f"{EDGE}-3", f"{EDGE}-2"),
     ]
     for run in runs:
         assert run.outcome is Outcome.DONE
@@ -182,7 +182,7 @@ def until(demo: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
         pytest.param(line_with(b"lab up"), signal.SIGTERM, id="the service starts"),
         pytest.param(journal_says("prepared"), signal.SIGINT, id="memory crosses"),
         pytest.param(journal_says("frozen", "deciding", "committed"), signal.SIGTERM, id="in or after a freeze"),
-        pytest.param(line_with(f"{EDGE}-3 -> {EDGE}-1 done".encode()), signal.SIGINT, id="the lab goes down"),
+        pytest.param(line_with(f"{EDGE}-3 -> {EDGE}-2 done".encode()), signal.SIGINT, id="the lab goes down"),
     ],
 )
 def test_nothing_is_left_when_it_is_interrupted(

@@ -100,3 +100,42 @@ def test_malformed_addresses(text: str) -> None:
 def test_a_socket_path_that_the_kernel_cannot_take() -> None:
     with pytest.raises(BadInput, match="shorter"):
         parse_listen("unix:/" + "x" * 107)
+
+
+GATEWAY = NODE.replace("edge-1", "gw-1").replace("192.0.2.1", "192.0.2.9").replace('"edge"', '"gateway"')
+PLANNED = """
+[planner]
+planner = "nearest"
+order = "early"
+every_s = 0.5
+policy = { hysteresis_db = 3.0 }
+[[base_stations]]
+name = "gw-1"
+max_users = 7
+"""
+
+
+def test_how_to_plan_is_read() -> None:
+    planning = parse(NODE + GATEWAY + PLANNED).planning
+    assert (planning.setting.planner, planning.setting.order, planning.every_s) == ("nearest", "early", 0.5)
+    assert planning.policy.hysteresis_db == 3.0
+    assert [(one.name, one.max_users) for one in planning.base_stations] == [("gw-1", 7)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"nearest"', '"best"', "there is no planner 'best': choose from cloud"),
+        ('"early"', '"never"', "there is no order 'never'"),
+        ("every_s = 0.5", "every_s = 0.0", "every_s"),
+        ("hysteresis_db = 3.0", "hysteresis_db = -3.0", "hysteresis_db"),
+        ('name = "gw-1"', 'name = "edge-1"', "base station edge-1: there is no gateway of that name"),
+        ("max_users = 7", "max_users = -7", "max_users"),
+        ("max_users = 7", 'technology = "pigeon"', "pigeon"),
+        ("every_s = 0.5", 'handovers = "pigeon"', "there is no handover port 'pigeon'"),
+        ("every_s = 0.5", "speed = 1", "speed"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(old: str, new: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        parse(NODE + GATEWAY + PLANNED.replace(old, new))

@@ -14,7 +14,10 @@ import sqlalchemy as sa
 from msgspec.structs import replace
 
 from whimbrel.controller.database import open_database, parse_database
+from whimbrel.controller.planning.book import PlanBook
 from whimbrel.controller.store import MigrationStore
+from whimbrel.model.application import Application, Session, SessionState
+from whimbrel.model.decision import Decision, DecisionState, PlannerSetting, Times
 from whimbrel.model.errors import BadInput, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
 
@@ -127,6 +130,44 @@ def test_a_server_that_is_not_there_is_named_without_the_password(tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
+def test_what_planning_keeps_survives_whole(url: sa.URL) -> None:
+    store = MigrationStore(url)
+    book = PlanBook(store.database)
+    assert (book.applications(), book.sessions(), book.decisions(9), book.setting()) == ([], [], [], None)
+    application = Application(name="app", image="oci:/x", max_delay_ms=50.0)
+    session = Session(user="ue-1", application="app", service="app-ue-1", state=SessionState.READY, ports=("1/tcp",))
+    first = decision(1)
+    for other in ("ue-1", "ue-2"):
+        book.put_session(replace(session, user=other))
+    book.put_application(application)
+    book.put_decision(first)
+    book.put_decision(decision(2, user="ue-2", state=DecisionState.DONE))
+    book.put_setting(PlannerSetting(planner="nearest", paused=True))
+    store.close()
+    again = MigrationStore(url)
+    book = PlanBook(again.database)
+    assert book.applications() == [application]
+    assert book.sessions() == [session, replace(session, user="ue-2")]
+    assert [one.id for one in book.decisions(9)] == ["d2", "d1"]
+    assert book.decisions(9, "ue-1") == book.unfinished() == [first]
+    assert book.decision("d1") == first
+    assert book.decision("d9") is None
+    assert book.setting() == PlannerSetting(planner="nearest", paused=True)
+    book.put_decision(replace(first, state=DecisionState.FAILED, error="x"))
+    book.remove_session("ue-1")
+    book.remove_application("app")
+    assert (book.unfinished(), book.applications(), len(book.sessions())) == ([], [], 1)
+    again.close()
+
+
+def decision(n: int, user: str = "ue-1", state: DecisionState = DecisionState.RUNNING) -> Decision:
+    return Decision(
+        id=f"d{n}", user=user, service="s", planner="orchestrated", order="coordinated", reason="why", state=state,
+        made_unix_s=1.7e9 + n / 1e3, from_base_station="a", base_station="b", from_server="c", server="d",
+        predicted=Times(migration_ms=60.5), measured=Times(migration_ms=70.0),
+    )  # fmt: skip
+
+
 # --- SQLite ---------------------------------------------------------------------------------------------------
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "db").write_bytes(b"not a database at all, but long enough to be read as one" * 100)
@@ -139,7 +180,8 @@ def test_what_a_version_without_steps_wrote_is_kept(tmp_path: Path) -> None:
     store.put(record(1))
     store.close()
     with sqlite3.connect(tmp_path / "db") as db:
-        db.execute("DROP TABLE alembic_version")
+        for table in ("alembic_version", "applications", "sessions", "decisions", "settings"):
+            db.execute(f"DROP TABLE {table}")  # there was only one, and no steps
     db.close()
     again = MigrationStore(at(tmp_path / "db"))
     assert again.get("m1") == record(1)

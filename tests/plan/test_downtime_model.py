@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from whimbrel.model.edge import Sizes
+from whimbrel.model.edge import Sizes, Speed
 from whimbrel.model.history import Form, Measured
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
 from whimbrel.plan.downtime import (
@@ -148,6 +148,16 @@ def test_the_parts_of_a_prediction() -> None:
     assert predicted.migration_ms == predicted.checkpoint_ms + predicted.transfer_ms + predicted.restore_ms
 
 
+def test_round_trips_count_while_nothing_was_learnt() -> None:
+    def migration_ms(rtt_ms: float, speed: Speed) -> float:
+        return predict(Sizes(), speed, speed, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8,
+                       rtt_ms=rtt_ms).migration_ms  # fmt: skip
+
+    known = msgspec.structs.replace(UNKNOWN, server="a", restore_fixed_ms=400.0, samples=3)
+    assert migration_ms(100.0, UNKNOWN) == migration_ms(0.0, UNKNOWN) + 300
+    assert migration_ms(100.0, known) == migration_ms(0.0, known)
+
+
 def test_two_probing_rounds_tell_the_delta() -> None:
     first = Round(n=1, dirty_pages=1000, bytes_sent=4_000_000, duration_ms=10, file_bytes=500_000)
     second = Round(n=2, dirty_pages=20, bytes_sent=80_000, duration_ms=1)
@@ -165,8 +175,8 @@ def test_our_own_records_are_learnt_from() -> None:
     )  # fmt: skip
     one = measured_of(record)
     assert one is not None
-    assert (one.checkpoint_ms, one.transfer_ms, one.restore_ms) == (20, 10, 30)
-    assert one.migration_ms == record.freeze_ms
+    assert (one.checkpoint_ms, one.transfer_ms, one.restore_ms) == (20, 10, 32)
+    assert one.migration_ms == record.freeze_ms + 2, "from the hold on nobody hears the service"
     assert one.bandwidth_bps == pytest.approx(1e9)
     assert (one.sizes.checkpoint_bytes, one.sizes.delta_bytes) == (2e8, 1e6)
     assert measured_of(msgspec.structs.replace(record, outcome=Outcome.ROLLED_BACK)) is None

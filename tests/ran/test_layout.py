@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,8 @@ from whimbrel.lab.radio import user_overlay_address
 from whimbrel.model.errors import BadInput
 
 SHIPPED = Path(topology.__file__).parent / "topologies"
-GOOD = (SHIPPED / "walk.toml").read_text()
+HANDOVER = re.compile("^handover = .*\n", re.M)  # so that a test can say it
+GOOD = HANDOVER.sub("", (SHIPPED / "walk.toml").read_text()).replace("speed_m_per_s = 5.0", "speed_m_per_s = 1.0")
 
 
 def load(tmp_path: Path, text: str) -> topology.Topology:
@@ -27,8 +29,8 @@ def test_the_shipped_walk_is_whole() -> None:
     air = found.radio.air()
     assert list(air.stations) == ["gw-1", "gw-2", "gw-3"]
     track = found.radio.track(found.radio.walker("ue-1"))
-    assert track.duration_s == 100
-    assert track.at(150).x_m == 50, "there and back"
+    assert track.duration_s == 20
+    assert track.at(30).x_m == 50, "there and back"
     assert str(user_overlay_address(found, found.users[0])) == "10.77.255.254"
 
 

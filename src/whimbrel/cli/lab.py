@@ -158,7 +158,9 @@ def show(
 
 
 def demo(
-    scenario: Annotated[str, typer.Option("--scenario", metavar="NAME", help="What to show.")] = "round-trip",
+    scenario: Annotated[
+        str, typer.Option("--scenario", metavar="NAME", help="What to show: walk or round-trip.")
+    ] = "walk",
     strategy: StrategyOption = DEFAULT,
     headless: Annotated[bool, typer.Option("--headless", help="No live display.")] = False,
     json: JsonOption = False,

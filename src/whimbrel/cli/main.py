@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from whimbrel import __version__
-from whimbrel.cli import experiments, host, lab, migrations, processes, services, stores, ue, workloads
+from whimbrel.cli import experiments, host, lab, migrations, planning, processes, services, stores, ue, workloads
 from whimbrel.model.errors import WhimbrelError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # the decorated help would take twice as long to start
 )
-for part in (host, lab, processes, services, migrations, stores, workloads, experiments, ue):
+for part in (host, lab, processes, services, migrations, planning, stores, workloads, experiments, ue):
     part.register(app)
 
 

@@ -72,7 +72,7 @@ def run(
     with connect(controller) as client:
         status = client.run_service(
             name,
-            _absolute(image),
+            absolute(image),
             node,
             address=address,
             ports=port or (recipe.ports if recipe else ()),
@@ -219,7 +219,7 @@ def remove(
             print(f"removed {name}")
 
 
-def _absolute(image: str) -> str:
+def absolute(image: str) -> str:
     """Agents do not know the directory that this command was called in."""
     from pathlib import Path
 

@@ -39,6 +39,10 @@ def ue(
     address: Annotated[
         str, typer.Option("--address", metavar="HOST[:PORT]", help="Where the application's service is.")
     ] = "",
+    application: Annotated[
+        str,
+        typer.Option("--application", metavar="NAME", help="Ask the controller for it (`whimbrel application ls`)."),
+    ] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="What the service was told (repeat).")
     ] = None,
@@ -88,6 +92,8 @@ def ue(
         walker = msgspec.structs.replace(walker, path_known=path_known)
     if bool(workload) != bool(address):
         raise BadInput("--workload and --address belong together: name the application and where its service is")
+    if application and workload:
+        raise BadInput("--application asks the controller where the service is: leave --workload and --address out")
     plan = Plan(
         layout=layout,
         walker=walker,
@@ -101,6 +107,7 @@ def ue(
         out=out,
         report_to=report_to,
         read_orders=orders,
+        application=application,
     )
     client = _client(workload, address, settings or []) if workload else None
     with contextlib.ExitStack() as closing:

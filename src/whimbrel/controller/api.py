@@ -11,12 +11,16 @@ import structlog
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from starlette.exceptions import HTTPException
 
 from whimbrel import __version__
+from whimbrel.controller.answers import Body, answer_json
 from whimbrel.controller.config import ControllerConfig
 from whimbrel.controller.migrations import Migrations
+from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.planning.loop import Planning
+from whimbrel.controller.planning.routes import planning_routes
 from whimbrel.controller.problems import MEDIA_TYPE, problem, status_of
 from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
@@ -34,11 +38,7 @@ log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class RunBody(_Body):
+class RunBody(Body):
     """A service to start; the fields are those of `ServiceSpec`. An empty `address` means: choose one."""
 
     node: str
@@ -54,7 +54,7 @@ class RunBody(_Body):
     shared: bool = False
 
 
-class AdoptBody(_Body):
+class AdoptBody(Body):
     """A running container of another engine to make a service; an empty `address` means: choose one."""
 
     node: str
@@ -66,11 +66,11 @@ class AdoptBody(_Body):
     workload: str = ""
 
 
-class ExecBody(_Body):
+class ExecBody(Body):
     argv: tuple[str, ...] = Field(min_length=1)
 
 
-class PushBody(_Body):
+class PushBody(Body):
     """`image`: its digest, the beginning of it, or its reference. An empty `source` means: any node that has it."""
 
     image: str = Field(min_length=1)
@@ -84,11 +84,11 @@ def _known_strategy(name: str) -> str:
     return name
 
 
-class ResolveBody(_Body):
+class ResolveBody(Body):
     runs_at: Literal["source", "destination"]
 
 
-class MigrateBody(_Body):
+class MigrateBody(Body):
     """A migration to start; 0 means: no limit asked for."""
 
     service: str
@@ -113,12 +113,16 @@ class Controller:
         self.services = Services(self.region, config.address_pool)
         self.stores = Stores(self.region)
         self.migrations = Migrations(self.region, self.services, self.store)
+        book = PlanBook(self.store.database)
+        self.planning = Planning(config.planning, self.region, self.services, self.migrations, book)
 
     async def start(self) -> None:
         await self.region.start()
         await self.migrations.resume()
+        await self.planning.start()
 
     async def stop(self) -> None:
+        await self.planning.close()
         await self.migrations.close()
         await self.region.close()
         self.store.close()
@@ -138,12 +142,10 @@ def create_app(controller: Controller) -> FastAPI:
     app.include_router(_service_routes(controller))
     app.include_router(_migration_routes(controller))
     app.include_router(_store_routes(controller))
+    for router in planning_routes(controller.planning):
+        app.include_router(router)
     _add_error_handlers(app)
     return app
-
-
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(_encode(value), status, headers, media_type="application/json")
 
 
 def _node_routes(controller: Controller) -> APIRouter:
@@ -152,22 +154,22 @@ def _node_routes(controller: Controller) -> APIRouter:
     @router.get("/health")
     async def health() -> Response:
         """The controller answers; says nothing about the agents."""
-        return _json({"version": __version__, "nodes": len(controller.region.nodes)})
+        return answer_json({"version": __version__, "nodes": len(controller.region.nodes)})
 
     @router.get("/nodes")
     async def nodes() -> Response:
         """All nodes, live."""
-        return _json(await controller.region.views())
+        return answer_json(await controller.region.views())
 
     @router.get("/nodes/{name}")
     async def node(name: str) -> Response:
         """One node, live."""
-        return _json(await controller.region.view(name))
+        return answer_json(await controller.region.view(name))
 
     @router.post("/nodes/{name}/benchmark")
     async def benchmark(name: str) -> Response:
         """Measure the computing power of an edge node again."""
-        return _json(await controller.region.measure_power(name))
+        return answer_json(await controller.region.measure_power(name))
 
     return router
 
@@ -178,25 +180,25 @@ def _service_routes(controller: Controller) -> APIRouter:
 
     @router.get("")
     async def list_services() -> Response:
-        return _json(await services.list())
+        return answer_json(await services.list())
 
     @router.post("")
     async def run_service(body: RunBody) -> Response:
         """Start a service; answers when it runs."""
         spec = ServiceSpec(**body.model_dump(exclude={"node"}))
         status = await services.run(spec, body.node)
-        return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
+        return answer_json(status, 201, {"Location": f"/v1/services/{spec.name}"})
 
     @router.post("/adopt")
     async def adopt_service(body: AdoptBody) -> Response:
         """Make a running container of another engine a service; answers when users reach it."""
         spec = ServiceSpec(image="", **body.model_dump(exclude={"node", "container"}))
         status = await services.adopt(spec, body.node, body.container)
-        return _json(status, 201, {"Location": f"/v1/services/{spec.name}"})
+        return answer_json(status, 201, {"Location": f"/v1/services/{spec.name}"})
 
     @router.get("/{name}")
     async def inspect_service(name: str) -> Response:
-        return _json(await services.inspect(name))
+        return answer_json(await services.inspect(name))
 
     @router.delete("/{name}")
     async def remove_service(name: str, keep_volumes: bool = False) -> Response:
@@ -214,12 +216,12 @@ def _service_routes(controller: Controller) -> APIRouter:
 
     @router.get("/{name}/logs")
     async def service_logs(name: str, tail_bytes: Annotated[int, Query(gt=0, le=MAX_LOG_BYTES)] = 65536) -> Response:
-        return _json(Logs(name=name, text=await services.logs(name, tail_bytes)))
+        return answer_json(Logs(name=name, text=await services.logs(name, tail_bytes)))
 
     @router.post("/{name}/exec")
     async def exec_in_service(name: str, body: ExecBody) -> Response:
         """Run a command inside; answers when it ended. Its exit code is in the answer, not an error."""
-        return _json(await services.exec(name, body.argv))
+        return answer_json(await services.exec(name, body.argv))
 
     return router
 
@@ -230,7 +232,7 @@ def _store_routes(controller: Controller) -> APIRouter:
 
     @router.get("/volumes")
     async def list_volumes() -> Response:
-        return _json(await stores.volumes())
+        return answer_json(await stores.volumes())
 
     @router.delete("/volumes/{service}/{name}")
     async def remove_volume(service: str, name: str, node: str = "") -> Response:
@@ -240,12 +242,12 @@ def _store_routes(controller: Controller) -> APIRouter:
 
     @router.get("/images")
     async def list_images() -> Response:
-        return _json(await stores.images())
+        return answer_json(await stores.images())
 
     @router.post("/images/push")
     async def push_image(body: PushBody) -> Response:
         """Bring an image to another node; answers when it is there."""
-        return _json(await stores.push_image(body.image, body.destination, body.source))
+        return answer_json(await stores.push_image(body.image, body.destination, body.source))
 
     return router
 
@@ -257,18 +259,18 @@ def _migration_routes(controller: Controller) -> APIRouter:
     @router.get("")
     async def list_migrations(service: str = "", limit: Annotated[int, Query(gt=0, le=10_000)] = 100) -> Response:
         """The newest first."""
-        return _json(await migrations.newest(limit, service))
+        return answer_json(await migrations.newest(limit, service))
 
     @router.post("")
     async def start_migration(body: MigrateBody) -> Response:
         """Start; answers at once with the record, outcome `running`. Follow it at Location + /events."""
         request = MigrationRequest(id="", **body.model_dump(exclude={"reason"}))
         record = await migrations.start(request, body.reason)
-        return _json(record, 202, {"Location": f"/v1/migrations/{record.id}"})
+        return answer_json(record, 202, {"Location": f"/v1/migrations/{record.id}"})
 
     @router.get("/{migration_id}")
     async def show_migration(migration_id: str) -> Response:
-        return _json(await migrations.get(migration_id))
+        return answer_json(await migrations.get(migration_id))
 
     @router.get("/{migration_id}/events")
     async def follow_migration(migration_id: str) -> Response:
@@ -280,13 +282,13 @@ def _migration_routes(controller: Controller) -> APIRouter:
     async def cancel_migration(migration_id: str) -> Response:
         """Ask the source to undo; the record tells when it has."""
         await migrations.cancel(migration_id)
-        return _json(await migrations.get(migration_id), 202)
+        return answer_json(await migrations.get(migration_id), 202)
 
     @router.post("/{migration_id}/resolve")
     async def resolve_migration(migration_id: str, body: ResolveBody) -> Response:
         """Say in the place of a destination that is gone where the service runs."""
         await migrations.resolve(migration_id, runs_there=body.runs_at == "destination")
-        return _json(await migrations.get(migration_id), 202)
+        return answer_json(await migrations.get(migration_id), 202)
 
     return router
 

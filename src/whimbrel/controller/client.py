@@ -19,12 +19,17 @@ from whimbrel.controller.views import (
     Logs,
     MigrationEvent,
     NodeView,
+    PlannerView,
     ServiceList,
     VolumeList,
 )
+from whimbrel.model.application import Application, Session
+from whimbrel.model.decision import Decision, UserStatus
+from whimbrel.model.edge import Observation
 from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.node import ComputingPower
+from whimbrel.model.radio import Orders, UserEvent
 from whimbrel.model.service import ExecResult, ServiceStatus
 from whimbrel.plan.strategies import DEFAULT
 
@@ -258,6 +263,60 @@ class ControllerClient:
         """Say where the service runs (``source`` or ``destination``) when the destination never will; raises Conflict
         when nobody waits for that. `follow` waits for the end of the migration."""
         self._call("POST", f"/v1/migrations/{_part(migration_id)}/resolve", MigrationRecord, body={"runs_at": runs_at})
+
+    # --- users and the planner ------------------------------------------------------------------------------
+    def tell(self, event: UserEvent) -> Orders:
+        """Post what a user's equipment tells."""
+        return self._call("POST", f"/v1/users/{_part(event.user)}/events", Orders, event)
+
+    def discover(self, user: str, application: str) -> Session:
+        """Ask for an application in a user's name, and wait until its service is ready."""
+        body = {"application": application}
+        return self._call("POST", f"/v1/users/{_part(user)}/discovery", Session, body, timeout_s=LONG_S)
+
+    def users(self) -> list[UserStatus]:
+        return self._call("GET", "/v1/users", list[UserStatus])
+
+    def user(self, name: str) -> UserStatus:
+        return self._call("GET", f"/v1/users/{_part(name)}", UserStatus)
+
+    def remove_user(self, name: str) -> None:
+        """With its service."""
+        self._call("DELETE", f"/v1/users/{_part(name)}", None, timeout_s=90.0)
+
+    def applications(self) -> list[Application]:
+        return self._call("GET", "/v1/applications", list[Application])
+
+    def offer(self, application: Application) -> Application:
+        return self._call("POST", "/v1/applications", Application, application)
+
+    def withdraw(self, application: str) -> None:
+        self._call("DELETE", f"/v1/applications/{_part(application)}", None)
+
+    def planner(self) -> PlannerView:
+        return self._call("GET", "/v1/planner", PlannerView)
+
+    def set_planner(
+        self,
+        planner: str | None = None,
+        order: str | None = None,
+        strategy: str | None = None,
+        paused: bool | None = None,
+    ) -> PlannerView:
+        """What is None stays as it is."""
+        body = {"planner": planner, "order": order, "strategy": strategy, "paused": paused}
+        return self._call("PUT", "/v1/planner", PlannerView, body)
+
+    def observation(self) -> Observation:
+        return self._call("GET", "/v1/observation", Observation)
+
+    def decisions(self, user: str = "", limit: int = 100) -> list[Decision]:
+        """The newest first."""
+        query = f"?limit={limit}" + (f"&user={quote(user, safe='')}" if user else "")
+        return self._call("GET", f"/v1/decisions{query}", list[Decision])
+
+    def decision(self, decision_id: str) -> Decision:
+        return self._call("GET", f"/v1/decisions/{_part(decision_id)}", Decision)
 
     # --- the wire -----------------------------------------------------------------------------------------
     def _call(

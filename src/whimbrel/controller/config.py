@@ -11,6 +11,8 @@ role = "edge"                                     # or "gateway"
 host = "192.0.2.11"                               # where its agent listens
 port = 7411
 overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
+
+[planner] and [[base_stations]]: see `planning.settings`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sqlalchemy as sa
 
 from whimbrel.controller.database import parse_database
 from whimbrel.controller.listen import DEFAULT_LISTEN, Listen, parse_listen
+from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, planning_of
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import NAME_PATTERN
@@ -38,6 +41,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[Endpoint, ...]
     address_pool: ipaddress.IPv4Interface = ipaddress.IPv4Interface("10.77.1.0/16")
     database: sa.URL
+    planning: PlanningConfig = PlanningConfig()
 
     def gateways(self) -> tuple[Endpoint, ...]:
         return tuple(node for node in self.nodes if node.role == "gateway")
@@ -53,6 +57,8 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     state_dir: str = "/var/lib/whimbrel/controller"
     address_pool: str = "10.77.1.0/16"
     database: str = ""
+    planner: PlannerEntry = PlannerEntry()
+    base_stations: tuple[StationEntry, ...] = ()
 
 
 def load(path: Path) -> ControllerConfig:
@@ -95,6 +101,9 @@ def parse(text: str) -> ControllerConfig:
         nodes=nodes,
         address_pool=pool,
         database=parse_database(entries.database, state_dir / DATABASE_FILE),
+        planning=planning_of(
+            entries.planner, entries.base_stations, {node.name for node in nodes if node.role == "gateway"}
+        ),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +26,7 @@ from whimbrel.controller.views import MigrationEvent
 from whimbrel.model.errors import BadInput, Cancelled, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
 from whimbrel.model.service import ServiceState
+from whimbrel.plan.convergence import Limits
 from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate, ResolveMigration
 
 SETTLE_S = 60.0
@@ -85,8 +86,18 @@ class Migrations:
                 f"wait for its end, or `whimbrel migration cancel {record.id}`"
             )
 
-    async def start(self, request: MigrationRequest, reason: str = "") -> MigrationRecord:
+    async def start(
+        self,
+        request: MigrationRequest,
+        reason: str = "",
+        *,
+        freeze_at_unix_s: float = 0.0,
+        by: Collection[str] = (),
+    ) -> MigrationRecord:
         """Check and start. `request.id` is ignored. Returns the record as it stands, outcome `running`.
+        `freeze_at_unix_s`: when the freeze should begin, once the memory is across (0: as soon as it is). `by`: the
+        gateways that users of the service come by, if that is known: only they hold, and a hold takes as long as the
+        way to the furthest.
 
         Raises Unknown (service, node), BadInput (destination is the source or no edge), Conflict (it moves
         already), Unreachable (an agent that is needed is down). Nothing was touched in any of these cases.
@@ -103,7 +114,7 @@ class Migrations:
                     f"service {request.service} on {home.node} is {home.state}, not running: only a running "
                     "service moves"
                 )
-            gateways = tuple(self._region.gateways())
+            gateways = tuple(node for node in self._region.gateways() if not by or node.name in by)
             await self._region.require_up([home.node, destination.name, *(gateway.name for gateway in gateways)])
             now_unix_s = time.time()
             request = replace(request, id=new_id(now_unix_s))
@@ -120,6 +131,10 @@ class Migrations:
             )
             await asyncio.to_thread(self._store.put, record)  # before the agent hears of it: a restart must find it
             feed = self._live[request.service] = Feed(record)
+            if freeze_at_unix_s:
+                freeze_in_ms = max(1.0, (freeze_at_unix_s - time.time()) * 1e3)
+                handover_in_ms = freeze_in_ms + Limits().fixed_freeze_ms
+                request = replace(request, freeze_in_ms=freeze_in_ms, handover_in_ms=handover_in_ms)
             call = Migrate(request=request, destination=destination, gateways=gateways)
             self._spawn(self._watch(feed, call), f"watch {record.id}")
             return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
@@ -21,8 +21,8 @@ _MIGRATIONS = sa.table(
 _NEWEST_FIRST = (_MIGRATIONS.c.started_unix_s.desc(), _MIGRATIONS.c.id.desc())
 
 
-class MigrationStore:
-    """Blocking; safe to call from any thread. What `put` returned from survives a power cut."""
+class Database:
+    """Transactions of the region's database, for all that keep something in it."""
 
     def __init__(self, url: sa.URL) -> None:
         """Open, make if missing. Raises WhimbrelError when it is no database of ours."""
@@ -32,6 +32,32 @@ class MigrationStore:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def read(self) -> AbstractContextManager[sa.Connection]:
+        return self._transaction(self._reader)
+
+    def write(self) -> AbstractContextManager[sa.Connection]:
+        """What was done in it survives a power cut, once the block has ended."""
+        return self._transaction(self._engine)
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except sa.exc.SQLAlchemyError as error:
+            raise Unreachable(f"the database {self._name} does not answer: {cause(error)}") from error
+
+
+class MigrationStore:
+    """Blocking; safe to call from any thread. What `put` returned from survives a power cut."""
+
+    def __init__(self, url: sa.URL) -> None:
+        """Open, make if missing. Raises WhimbrelError when it is no database of ours."""
+        self.database = Database(url)
+
+    def close(self) -> None:
+        self.database.close()
 
     def put(self, record: MigrationRecord) -> None:
         """Insert or replace the record with this id. Raises Unreachable, as all here do, when the database is away."""
@@ -44,7 +70,7 @@ class MigrationStore:
             "started_unix_s": record.started_unix_s,
             "record": msgspec.json.encode(record).decode(),
         }
-        with self._transaction(self._engine) as connection:
+        with self.database.write() as connection:
             connection.execute(sa.delete(_MIGRATIONS).where(_MIGRATIONS.c.id == record.id))
             connection.execute(sa.insert(_MIGRATIONS).values(row))
 
@@ -63,17 +89,9 @@ class MigrationStore:
         return self._select(running.order_by(_MIGRATIONS.c.started_unix_s))
 
     def _select(self, statement: sa.Select[Any]) -> list[MigrationRecord]:
-        with self._transaction(self._reader) as connection:
+        with self.database.read() as connection:
             rows = connection.execute(statement).scalars().all()
         return [msgspec.json.decode(row, type=MigrationRecord) for row in rows]
-
-    @contextmanager
-    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
-        try:
-            with engine.begin() as connection:
-                yield connection
-        except sa.exc.SQLAlchemyError as error:
-            raise Unreachable(f"the database {self._name} does not answer: {cause(error)}") from error
 
 
 def _records() -> sa.Select[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from whimbrel.model.decision import PlannerSetting
 from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.node import Capabilities, PathStatus, Resources, Role, ServiceUse, SharedMount, Tier
 from whimbrel.model.service import ImageInfo, ServiceStatus
@@ -68,3 +69,11 @@ class MigrationEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     progress: Progress | None = None
     record: MigrationRecord | None = None
+
+
+class PlannerView(msgspec.Struct, frozen=True, kw_only=True):
+    """`order`: what the setting comes to; `planners`: which there are, with one line each."""
+
+    setting: PlannerSetting
+    order: str
+    planners: dict[str, str]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
 from whimbrel.client.report import Report
 from whimbrel.model.migration import MigrationRecord, Outcome
+from whimbrel.workloads.builder import Image
 
 
 class By(StrEnum):
@@ -46,7 +50,8 @@ class Cell:
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One migration of a cell. `report` is what the client saw; `error`: why there is no whole record."""
+    """One migration of a cell. `report` is what the client saw; `error`: why there is no whole record. Where a cell is
+    no migration (see `Experiment.stage`) there are facts alone."""
 
     cell: str
     repetition: int
@@ -58,7 +63,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def good(self) -> bool:
-        return self.record is not None and self.record.outcome is Outcome.DONE
+        if self.record is None:
+            return bool(self.facts) and not self.error
+        return self.record.outcome is Outcome.DONE
 
 
 @dataclass(frozen=True)
@@ -85,22 +92,26 @@ class Stack:
 class Drawing:
     """How a figure is drawn. `stacks`: bars of parts for each cell of ours; `bars`: quantities as bars of ours, the
     baseline's and the paper's, beside each other. `log`: for values that lie far apart; `limit`: a line that bars
-    should stay below."""
+    should stay below. `own`: draws it instead, from what lies in the experiment's folder, into a file."""
 
     stacks: tuple[Stack, ...] = ()
     bars: tuple[str, ...] = ()
     log: bool = False
     limit: float | None = None
+    own: Callable[[Path, Path], None] | None = None
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What must hold of every row of a quantity: `holds` says whether it does, None when the row cannot tell."""
+    """What must hold of every row of a quantity: `holds` says whether it does, None when the row cannot tell. With
+    `beside`, `holds_beside` says so of the row and of the same service's under that strategy."""
 
     text: str
     quantity: str
     holds: Callable[[Row], bool | None]
     cells: Callable[[Row], bool] = lambda _: True
+    beside: str = ""
+    holds_beside: Callable[[Row, Row], bool | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,11 +136,23 @@ class Link:
     rate_bps: float = 0.0
 
 
+Facts = dict[str, float]
+Staged = Callable[[Cell, Image], Iterator[Facts]]
+"""Measures a cell once: the facts of each sample."""
+
+
+class Stage(Protocol):
+    def __call__(
+        self, place: Any, tell: Callable[[str], None], out: Path, /, *, quick: bool
+    ) -> AbstractContextManager[Staged]: ...
+
+
 @dataclass(frozen=True)
 class Experiment:
     """`notes` hold for all figures. `baseline`: the strategy and mover that a cell is held against in the same run
     (None: nothing); `baseline_label` says what that is. `runs`: repetitions of every cell. `image_size`: the size of
-    the images is wanted too, as the fact ``image_bytes`` of each sample."""
+    the images is wanted too, as the fact ``image_bytes`` of each sample. `stage`: cells are not migrations from here to
+    there but something else, which it measures in a lab of its own."""
 
     name: str
     paper: str
@@ -143,6 +166,7 @@ class Experiment:
     image_size: bool = False
     baseline: Callable[[Cell], tuple[str, By] | None] = lambda _: None
     baseline_label: str = ""
+    stage: Stage | None = None
 
     @property
     def cells(self) -> tuple[Cell, ...]:

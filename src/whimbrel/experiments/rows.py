@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from whimbrel.experiments.model import By, Cell, Experiment, Figure, PaperValue, Quantity, Row, Sample, Verdict
+from whimbrel.experiments.model import By, Cell, Experiment, Figure, PaperValue, Promise, Quantity, Row, Sample, Verdict
 from whimbrel.experiments.paper import Paper
 from whimbrel.experiments.statistics import Estimate, estimate, total
 
@@ -43,10 +43,19 @@ def verdicts(figure: Figure, rows: Sequence[Row]) -> list[Verdict]:
         ours = [
             row for row in rows if row.quantity == promise.quantity and row.by == By.WHIMBREL and promise.cells(row)
         ]
-        judged = {f"{row.workload} {row.strategy}": held for row in ours if (held := promise.holds(row)) is not None}
+        judged = {f"{row.workload} {row.strategy}": held for row in ours
+                  if (held := _holds(promise, row, rows)) is not None}  # fmt: skip
         broken = tuple(name for name, held in judged.items() if not held)
         found.append(Verdict(promise=promise.text, judged=len(judged), held=len(judged) - len(broken), broken=broken))
     return found
+
+
+def _holds(promise: Promise, row: Row, rows: Sequence[Row]) -> bool | None:
+    if promise.holds_beside is None:
+        return promise.holds(row)
+    wanted = (row.workload, promise.beside, row.quantity, row.by)
+    other = next((one for one in rows if (one.workload, one.strategy, one.quantity, one.by) == wanted), None)
+    return None if other is None else promise.holds_beside(row, other)
 
 
 def no_slower(row: Row) -> bool | None:

@@ -20,7 +20,7 @@ from whimbrel.bench.report import machine
 from whimbrel.bench.table import ms
 from whimbrel.experiments import movers, paper, text
 from whimbrel.experiments.facts import image_bytes
-from whimbrel.experiments.model import Cell, Experiment, Figure, Link, Sample
+from whimbrel.experiments.model import Cell, Experiment, Figure, Link, Sample, Stage
 from whimbrel.experiments.order import Turn, turns
 from whimbrel.experiments.rows import rows_of, verdicts
 from whimbrel.experiments.samples import Samples, load_or_begin, save
@@ -54,7 +54,8 @@ def run(experiment: Experiment, options: Options, console: Console) -> dict[str,
         raise BadInput(f"--runs {options.runs} means nothing: give 1 or more")
     runs = options.runs or (experiment.quick_runs if options.quick else experiment.runs)
     cells = list(filter(_wanted(experiment, options), experiment.cells))
-    skipped = {cell.key: reason for cell in cells if (reason := movers.why_not(cell))}
+    why_not = movers.why_not if experiment.stage is None else _no_workload
+    skipped = {cell.key: reason for cell in cells if (reason := why_not(cell))}
     kept = _open(experiment, options)
     todo = list(turns([cell for cell in cells if cell.key not in skipped], runs, kept.seed, kept.done()))
     if todo:
@@ -96,6 +97,8 @@ def _measure(
     images = {
         name: build(workloads.find(name), progress=tell) for name in sorted({turn.cell.workload for turn in todo})
     }
+    if experiment.stage is not None:
+        return _staged(experiment.stage, options, kept, todo, images, tell, advance)
     facts = {name: _facts(experiment, image) for name, image in images.items()}
     link = options.link or experiment.link
     failures = 0
@@ -112,6 +115,37 @@ def _measure(
             if failures >= MOST_FAILURES:
                 raise WhimbrelError(f"{failures} runs failed one after another; the last: {series[-1].error}")
     return kept
+
+
+def _staged(
+    stage: Stage,
+    options: Options,
+    kept: Samples,
+    todo: list[Turn],
+    images: dict[str, Image],
+    tell: Tell,
+    advance: Callable[[], None],
+) -> Samples:
+    with stage(options.place, tell, options.out, quick=options.quick) as measure:
+        for turn in todo:
+            cell = turn.cell
+            try:
+                found = [(facts, "") for facts in measure(cell, images[cell.workload])]
+            except WhimbrelError as error:
+                found = [({}, str(error))]
+            series = [
+                Sample(cell=cell.key, repetition=turn.repetition, move=move, facts=facts, error=error)
+                for move, (facts, error) in enumerate(found)
+            ]
+            kept = kept.plus(series)
+            save(options.out, kept)
+            tell(f"{cell.key}: {found[0][1] or f'{len(series)} samples'}")
+            advance()
+    return kept
+
+
+def _no_workload(cell: Cell) -> str:
+    return "" if cell.workload in workloads.names() else f"there is no workload {cell.workload!r} yet"
 
 
 def _facts(experiment: Experiment, image: Image) -> dict[str, float]:
@@ -156,7 +190,9 @@ def _conclude(
         section = text.Section(figure, rows, verdicts(figure, rows))
         sections.append(section)
         _write(options.out / f"{figure.key}.json", _document(experiment, figure.of, kept, [section]))
-        if figure.drawing is not None:
+        if figure.drawing is not None and figure.drawing.own is not None:
+            figure.drawing.own(options.out, options.out / f"{figure.key}.png")
+        elif figure.drawing is not None:
             picture.draw(experiment, figure, figure.drawing, rows, options.out / f"{figure.key}.png")
         text.show(console, experiment, section)
     (options.out / "report.md").write_text(text.markdown(experiment, source, describe(kept.machine), sections))

@@ -99,6 +99,9 @@ def _controller_text(topology: Topology, lab_dir: Path) -> str:
                 "overlay_host": endpoint.overlay_host,
             }
         )
+    for gateway in topology.gateways:
+        if gateway.max_users is not None:
+            text += "\n[[base_stations]]\n" + _lines({"name": gateway.name, "max_users": gateway.max_users})
     return text
 
 

@@ -17,15 +17,20 @@ from whimbrel.bench.probe import Probe
 from whimbrel.bench.table import is_good, ms, show_migrations, state_text
 from whimbrel.bench.trial import Run, Workload, inside, next_after, sized, trial
 from whimbrel.controller.client import ControllerClient
+from whimbrel.lab import demo_walk
 from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.config import DEFAULT_LAB_DIR
 from whimbrel.lab.session import lab_session
+from whimbrel.lab.topology import load
 from whimbrel.model.errors import BadInput
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.plan.strategies import DEFAULT
 from whimbrel.workloads.builder import Image, build
 
-SCENARIOS = {"round-trip": "edge-1 -> edge-2 -> edge-3 -> edge-1, 200 MB with 500 pages/s rewritten"}
+SCENARIOS = {
+    "walk": "a user walks past three base stations, its service (200 MB, 500 pages/s rewritten) follows by itself",
+    "round-trip": "edge-1 -> edge-2 -> edge-3 -> edge-1, the same service, moved by hand",
+}
 SERVICE = "demo"
 MEMORY_MB = 200
 QUIET_S = 1.5
@@ -141,6 +146,44 @@ def run_demo(
     teller.done("lab removed")
 
 
+def run_walk(
+    teller: Teller,
+    runs: list[Run],
+    *,
+    topology: Path | None = None,
+    strategy: str = DEFAULT,
+    lab_dir: Path = DEFAULT_LAB_DIR,
+) -> None:
+    """The same of a user that walks: the planner decides, handovers and migrations are timed to each other."""
+    demo_walk.check_topology(load(topology or demo_walk.TOPOLOGY).radio)
+    workload = demo_workload()
+    image = build_image(teller, workload)
+    teller.done("image ready")
+    teller.now("bringing up the lab")
+    with lab_session(teller.now, topology=topology or demo_walk.TOPOLOGY, lab_dir=lab_dir) as status:
+        (user,) = names(status, "user")
+        teller.done(f"lab up: {', '.join(names(status, 'edge'))}, {', '.join(names(status, 'gateway'))}, {user}")
+        with (
+            ControllerClient(status.controller) as controller,
+            demo_walk.served(controller, user),
+            demo_walk.walking(topology, user, status.controller),
+        ):
+            teller.now("the user asks for its service")
+            controller.set_planner("orchestrated", "", strategy, False)
+            address, edge = demo_walk.deployed(controller, user, image, workload)
+            teller.done(f"{user} asked for service {SERVICE}, it runs on {edge}: {workload.name}")
+            with workload.probe(address, image, user_place(status)) as probe:
+                teller.done(describe_user(probe))
+                for decision, run in demo_walk.follow(controller, user, probe, teller.progress, teller.done):
+                    runs.append(run)
+                    teller.done(demo_walk.sentence(decision))
+                    teller.done(sentence(run))
+                    if run.record.outcome is not Outcome.DONE:
+                        break  # the table tells why
+        teller.now("removing the lab")
+    teller.done("lab removed")
+
+
 def sentence(run: Run) -> str:
     record = run.record
     said = f"{record.source} -> {record.destination} {record.outcome}"
@@ -174,14 +217,14 @@ def what_was_wrong(records: Sequence[MigrationRecord], load: float, cpus: int) -
     return f"not as it should be: {'; '.join(told)}{busy if load > cpus else ''}"
 
 
-def as_json(runs: Sequence[Run], took_s: float) -> dict[str, Any]:
-    return {"scenario": "round-trip", "workload": demo_workload().name, "took_s": round(took_s, 1),
+def as_json(runs: Sequence[Run], scenario: str, took_s: float) -> dict[str, Any]:
+    return {"scenario": scenario, "workload": demo_workload().name, "took_s": round(took_s, 1),
             "runs": [msgspec.to_builtins(run.record) for run in runs]}  # fmt: skip
 
 
 def demo(
     *,
-    scenario: str = "round-trip",
+    scenario: str = "walk",
     strategy: str = DEFAULT,
     headless: bool = False,
     json_output: bool = False,
@@ -201,7 +244,9 @@ def demo(
     teller = Teller(console, live=not headless)
     try:
         with teller:
-            run_demo(teller, runs, strategy, topology=topology, lab_dir=lab_dir)
+            (run_walk if scenario == "walk" else run_demo)(
+                teller, runs, strategy=strategy, topology=topology, lab_dir=lab_dir
+            )
         took_s = teller.took_s
         console.print(how_long(took_s, built=teller.built), highlight=False, markup=False, soft_wrap=True)
     finally:
@@ -210,6 +255,6 @@ def demo(
             if wrong := what_was_wrong([run.record for run in runs], os.getloadavg()[0], os.cpu_count() or 1):
                 console.print(wrong, highlight=False, markup=False, soft_wrap=True)
     if json_output:
-        json.dump(as_json(runs, took_s), sys.stdout, indent=2)
+        json.dump(as_json(runs, scenario, took_s), sys.stdout, indent=2)
         sys.stdout.write("\n")
     return 0 if all(is_good(run.record) for run in runs) else 1

@@ -32,7 +32,7 @@ async def run_rounds(job: Migration, parts: Parts) -> None:
         verdict = decide(facts, limits, elapsed_ms=job.now_ms())
     if parts.strategy.rounds.converge:
         # A handover that is still far: keep the destination as fresh as it is now.
-        while (left_ms := _time_left_ms(job, predicted_freeze_ms(facts, limits) + facts[-1].duration_ms)) > 0:
+        while (left_ms := _time_left_ms(job, predicted_freeze_ms(facts, limits)) - facts[-1].duration_ms) > 0:
             await asyncio.sleep(min(left_ms, REFRESH_MS) / 1e3)
             facts.append(await _one_round(job, parts, len(facts) + 1))
     freeze_ms = predicted_freeze_ms(facts, limits)
@@ -51,6 +51,8 @@ async def until_handover(job: Migration, parts: Parts) -> None:
 
 def _time_left_ms(job: Migration, lead_ms: float) -> float:
     """Until the freeze must begin for the service to be there when the user is; 0 when nobody knows."""
+    if job.request.freeze_in_ms > 0:
+        return job.request.freeze_in_ms - job.now_ms()
     return job.request.handover_in_ms - lead_ms - job.now_ms() if job.request.handover_in_ms > 0 else 0.0
 
 

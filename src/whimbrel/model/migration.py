@@ -19,7 +19,8 @@ class Outcome(StrEnum):
 class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`strategy` is a name that `whimbrel.plan.strategies` knows. `max_downtime_ms`, `deadline_ms` and
     `bandwidth_bps` 0 mean: no limit asked for. `handover_in_ms`: when the user will leave, from now; the freeze
-    waits for it, and memory crosses ahead (0: nobody knows)."""
+    waits for it, and memory crosses ahead (0: nobody knows). `freeze_in_ms`: when the freeze is to begin, from now, for
+    who has reckoned that itself (0: by `handover_in_ms`)."""
 
     id: str
     service: str
@@ -30,6 +31,7 @@ class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth_bps: float = 0.0
     max_rounds: int = 0
     handover_in_ms: float = 0.0
+    freeze_in_ms: float = 0.0
     dry_run: bool = False
 
 

@@ -25,13 +25,15 @@ class Hears(msgspec.Struct, frozen=True, kw_only=True):
 
 class DelayFigures(msgspec.Struct, frozen=True, kw_only=True):
     """End-to-end delay of the application's requests that were settled since the last report. `lost`: given up.
-    Delays are of those answered, null when none was."""
+    Delays are of those answered, null when none was; `processing_ms`: how long the service says that it worked on one
+    (mean), null when it does not say."""
 
     requests: int
     lost: int
     mean_ms: float | None = None
     p50_ms: float | None = None
     max_ms: float | None = None
+    processing_ms: float | None = None
 
 
 class HandoverForecast(msgspec.Struct, frozen=True, kw_only=True):

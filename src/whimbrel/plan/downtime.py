@@ -36,6 +36,8 @@ UNKNOWN = Speed(
     rho=0.0,
 )
 """Before any migration: the fixed freeze that `plan.convergence` assumes."""
+FREEZE_ROUND_TRIPS = 3
+"""And so many round trips: the hold, the restore with its answer, the commit. What is learnt has them in it."""
 
 
 def sift(history: Sequence[Measured]) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
@@ -124,11 +126,14 @@ def predict(
     source_power: float,
     destination_power: float,
     bandwidth_bps: float,
+    rtt_ms: float = 0.0,
     form: Form = Form.FREEZE,
 ) -> Predicted:
-    """T_pre-mig and T_mig of eq. (5), ms."""
+    """T_pre-mig and T_mig of eq. (5), ms. `rtt_ms` between the two counts while nothing was learnt."""
     checkpoint_ms = source.checkpoint_fixed_ms + source.psi * _checkpointed_bytes(sizes, form) / source_power
     restore_ms = destination.restore_fixed_ms + destination.rho * _restored_bytes(sizes, form) / destination_power
+    if msgspec.structs.replace(destination, server="") == UNKNOWN:
+        restore_ms += FREEZE_ROUND_TRIPS * rtt_ms
     return Predicted(
         # ours copies memory while the service runs, and needs no checkpoint for it
         pre_migration_ms=sizes.checkpoint_bytes * 8e3 / bandwidth_bps + (checkpoint_ms if form is Form.PAPER else 0.0),
@@ -180,12 +185,14 @@ def sizes_of_probe(first: Round, second: Round, *, image_bytes: float = 0.0) -> 
 def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_bps: float = 0.0) -> Measured | None:
     """What the model learns from one of our own migrations; None if it did not come to its end or had no freeze.
 
-    The checkpoint is hold, stop and dump; the transfer is last pages, files and images; all else of the freeze is the
-    restore. `bandwidth_bps` 0: what the fastest round carried.
+    T_mig is hold and freeze: from the hold on nobody hears the service. The checkpoint is hold, stop and dump; the
+    transfer is last pages, files and images; all else is the restore. `bandwidth_bps` 0: what the fastest round
+    carried.
     """
     took_ms = {phase.name: phase.duration_ms for phase in record.phases}
     if record.outcome is not Outcome.DONE or record.freeze_ms <= 0:
         return None
+    away_ms = took_ms.get("freeze.hold", 0.0) + record.freeze_ms
     checkpoint_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump"))
     transfer_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("pages", "files", "copy"))
     rates = [one.bytes_sent * 8e3 / one.duration_ms for one in record.rounds if one.duration_ms > 0]
@@ -201,7 +208,7 @@ def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_
         bandwidth_bps=bandwidth_bps or max(rates, default=0.0),
         checkpoint_ms=checkpoint_ms,
         transfer_ms=transfer_ms,
-        restore_ms=max(0.0, record.freeze_ms - checkpoint_ms - transfer_ms),
+        restore_ms=max(0.0, away_ms - checkpoint_ms - transfer_ms),
     )
 
 

@@ -36,6 +36,7 @@ class Application:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._fresh: list[float | None] = []
+        self._worked: list[float] = []
         self._in_trouble = False
         self._thread = threading.Thread(target=self._work, name="application", daemon=True)
 
@@ -52,6 +53,7 @@ class Application:
         """Of the requests settled since the last call; None when there was none."""
         with self._lock:
             fresh, self._fresh = self._fresh, []
+            worked, self._worked = self._worked, []
         if not fresh:
             return None
         answered = [delay for delay in fresh if delay is not None]
@@ -63,6 +65,7 @@ class Application:
             mean_ms=round(statistics.fmean(answered), 3),
             p50_ms=round(statistics.median(answered), 3),
             max_ms=round(max(answered), 3),
+            processing_ms=round(statistics.fmean(worked), 3) if any(worked) else None,
         )
 
     def _work(self) -> None:
@@ -86,6 +89,7 @@ class Application:
             delays = tuple(_delay_ms(row) for row in rows)
             with self._lock:
                 self._fresh.extend(delays)
+                self._worked.extend(row[2] / NS_PER_MS for row in rows if row[1])
             self._on_requests(self._times(protocol, rows, delays))
 
     def _times(

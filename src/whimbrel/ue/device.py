@@ -267,15 +267,16 @@ class Device:
                 hears=tuple(sorted(hears, key=lambda each: -each.filtered_dbm)),
                 wants=wants,
                 delay=self._figures() if self._figures is not None else None,
-                forecast=_since(self._forecast, self._elapsed_s - self._forecast_s),
+                forecast=_since(self._forecast, self._elapsed_s - self._forecast_s, self._settings.speed_up),
                 problems=seen.told,
             )
         )
 
 
-def _since(forecast: HandoverForecast | None, age_s: float) -> HandoverForecast | None:
-    """A forecast made a moment ago, counted from now."""
-    if forecast is None or age_s <= 0:
-        return forecast
-    times = {name: round(max(0.0, getattr(forecast, name) - age_s), 3) for name in ("median_s", "early_s", "late_s")}
-    return msgspec.structs.replace(forecast, **times)
+def _since(forecast: HandoverForecast | None, age_s: float, speed_up: float) -> HandoverForecast | None:
+    """A forecast made a moment ago on the path's clock, counted from now on the wall's."""
+    if forecast is None:
+        return None
+    names = ("median_s", "early_s", "late_s")
+    times = {name: round(max(0.0, getattr(forecast, name) - age_s) / speed_up, 3) for name in names}
+    return msgspec.structs.replace(forecast, horizon_s=round(forecast.horizon_s / speed_up, 3), **times)

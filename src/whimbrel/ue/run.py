@@ -13,6 +13,7 @@ from typing import BinaryIO
 import msgspec
 
 from whimbrel.bench.probe import Probe
+from whimbrel.model.application import Session
 from whimbrel.model.errors import BadInput
 from whimbrel.model.radio import UserEvent
 from whimbrel.ran.layout import RadioLayout, Walker
@@ -22,7 +23,8 @@ from whimbrel.ue.application import Application
 from whimbrel.ue.device import Device, Settings
 from whimbrel.ue.orders import read_lines
 from whimbrel.ue.paths import track_for
-from whimbrel.ue.sinks import Lines, Posts, Sink
+from whimbrel.ue.sinks import Lines, Posts, Sink, discover
+from whimbrel.workloads import builder, catalogue
 
 STDOUT = Path("-")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -30,7 +32,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What one user is to do. `folder`: where files named in the layout count from; `out`: JSON lines, ``-`` for
-    standard output; `report_to`: the controller, "" for none; `read_orders`: also from standard input."""
+    standard output; `report_to`: the controller, "" for none; `read_orders`: also from standard input. `application`:
+    to be asked of the controller, which says where its service is."""
 
     layout: RadioLayout
     walker: Walker
@@ -40,12 +43,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     out: Path = STDOUT
     report_to: str = ""
     read_orders: bool = False
+    application: str = ""
 
 
 def run(plan: Plan, radio: Radio, client: Callable[[], Probe] | None = None) -> None:
     """Until the end of the way or of the duration, SIGINT or SIGTERM. `client` makes the application's client. Raises
     BadInput before anything is started."""
     _check(plan.settings)
+    if plan.application and not plan.report_to:
+        raise BadInput("an application is asked of the controller: name it with --report-to")
     name = plan.walker.name
     track = track_for(plan.layout, plan.walker, plan.folder)
     air = plan.layout.air(plan.seed)
@@ -60,6 +66,13 @@ def run(plan: Plan, radio: Radio, client: Callable[[], Probe] | None = None) -> 
     with contextlib.ExitStack() as closing:
         sinks.append(Lines(_opened(plan.out, closing)))
         application = None
+        if plan.application:
+
+            def client() -> Probe:
+                session = discover(plan.report_to, name, plan.application)
+                device.note("ready", f"{session.service} is on {session.server} at {session.address}")
+                return probe_of(session)
+
         if client is not None:
             application = Application(
                 name, client, sinks[0].tell, lambda text: device.note("application", text),
@@ -102,6 +115,14 @@ def _opened(out: Path, closing: contextlib.ExitStack) -> BinaryIO:
         return closing.enter_context(out.open("wb"))
     except OSError as error:
         raise BadInput(f"{out} cannot be written: {error.strerror}") from error
+
+
+def probe_of(session: Session) -> Probe:
+    """The client of the workload that the service is. Raises BadInput for one that has no client."""
+    recipe = catalogue.find(session.workload)
+    told = dict(entry.split("=", 1) for entry in session.env if "=" in entry)
+    data = builder.CACHE / f"{recipe.name}.client"
+    return Probe(recipe, session.address, settings=told, data=data if data.is_dir() else None)
 
 
 @contextlib.contextmanager

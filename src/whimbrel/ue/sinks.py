@@ -12,10 +12,13 @@ from typing import BinaryIO, Protocol
 import httpx
 import msgspec
 
-from whimbrel.model.errors import BadInput
+from whimbrel.model.application import Discovery, Session
+from whimbrel.model.errors import BadInput, Refused, Unreachable
 from whimbrel.model.radio import HandoverOrder, Orders, UserEvent
 
 PATH = "/v1/users/{user}/events"
+DISCOVERY = "/v1/users/{user}/discovery"
+DISCOVERY_TIMEOUT_S = 660.0  # an image may have to be brought and unpacked first
 WAITING = 64  # events that wait for a controller that does not answer; older ones are dropped
 TIMEOUT_S = 2.0
 RETRY_S = 0.5
@@ -59,7 +62,7 @@ class Posts:
         on_trouble: Callable[[str], None],
     ) -> None:
         """`address`: ``unix:PATH``, ``tcp:HOST:PORT`` or an ``http`` or ``https`` URL (as it is). Raises BadInput."""
-        self._url, transport = _where(address, user)
+        self._url, transport = _where(address, PATH.format(user=user))
         self._address = address
         self._client = httpx.Client(transport=transport, timeout=TIMEOUT_S, trust_env=False)
         self._on_order, self._on_trouble = on_order, on_trouble
@@ -115,9 +118,34 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-def _where(address: str, user: str) -> tuple[str, httpx.HTTPTransport | None]:
+def discover(address: str, user: str, application: str) -> Session:
+    """Ask the controller for an application and wait until it is ready (`coordinated` III). Raises Refused with the
+    controller's reason, Unreachable when it does not answer; BadInput as `Posts`."""
+    url, transport = _where(address, DISCOVERY.format(user=user))
+    url = url.removesuffix("/events") + "/discovery" if url.endswith("/events") else url
+    with httpx.Client(transport=transport, timeout=DISCOVERY_TIMEOUT_S, trust_env=False) as client:
+        try:
+            answer = client.post(
+                url,
+                content=msgspec.json.encode(Discovery(application=application)),
+                headers={"content-type": "application/json"},
+            )
+            if answer.is_error:
+                raise Refused(_detail(answer))
+            return msgspec.json.decode(answer.content, type=Session)
+        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            raise Unreachable(f"the controller {address} does not answer to discovery ({_short(error)})") from error
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(msgspec.json.decode(answer.content)["detail"])
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return f"the controller answered with status {answer.status_code}"
+
+
+def _where(address: str, path: str) -> tuple[str, httpx.HTTPTransport | None]:
     kind, _, rest = address.partition(":")
-    path = PATH.format(user=user)
     if kind == "unix" and rest.startswith("/"):
         return f"http://controller{path}", httpx.HTTPTransport(uds=rest)
     try:

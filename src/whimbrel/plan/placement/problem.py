@@ -112,7 +112,7 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
 
     bandwidth_bps, rtt_ms = routes([one.name for one in stations] + [one.name for one in servers], observation.links)
     first = len(stations)
-    between_bps = bandwidth_bps[first:, first:]
+    between_bps, between_ms = bandwidth_bps[first:, first:], rtt_ms[first:, first:]
     wired_bps, wired_ms = bandwidth_bps[:first, first:], rtt_ms[:first, first:]
 
     heard, then_dbm, radio_bps = _radio(observation, station_index)
@@ -127,7 +127,7 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
     delay_ms = process_ms[:, None, :] + transmit_ms + propagation_ms(wired_ms)[None]
 
     # eq. (5), (2)
-    pre_ms, move_ms = _migration(observation, home_server, power, between_bps)
+    pre_ms, move_ms = _migration(observation, home_server, power, between_bps, between_ms)
     handover_ms = np.array([user.handover_ms for user in users])[:, None] * (
         (home_station[:, None] >= 0) & (home_station[:, None] != np.arange(len(stations)))
     )
@@ -212,7 +212,9 @@ def _clearly_better(then_dbm: Reals, heard: Flags, home: Indices, places: Indice
     return clear
 
 
-def _migration(observation: Observation, home_server: Indices, power: Reals, between_bps: Reals) -> tuple[Reals, Reals]:
+def _migration(
+    observation: Observation, home_server: Indices, power: Reals, between_bps: Reals, between_ms: Reals
+) -> tuple[Reals, Reals]:
     """[u, s]: T_pre-mig and T_mig of eq. (5), ms; 0 for who stays or is new, infinite where no way leads."""
     known = {speed.server: speed for speed in observation.speeds}
     speeds = [known.get(server.name, UNKNOWN) for server in observation.servers]
@@ -235,6 +237,7 @@ def _migration(observation: Observation, home_server: Indices, power: Reals, bet
                     source_power=power[home],
                     destination_power=power[index],
                     bandwidth_bps=float(between_bps[home, index]),
+                    rtt_ms=float(between_ms[home, index]),
                 )
                 for one in sizes
             ]

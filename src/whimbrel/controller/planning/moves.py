@@ -1,0 +1,276 @@
+"""Carries decisions out: the migration by the region's agents, the handover by the radio's port, each at its time.
+
+A decision is in the database before anything begins. Should the controller die, the agents and the user finish what
+they were told; the next one finds the decision, and writes down what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+from msgspec.structs import replace
+
+from whimbrel.controller.handovers import Handovers
+from whimbrel.controller.migrations import Migrations
+from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.planning.due import Due
+from whimbrel.controller.planning.outcome import concluded
+from whimbrel.controller.planning.users import Users
+from whimbrel.model.decision import Decision, DecisionState
+from whimbrel.model.errors import Conflict, WhimbrelError
+from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome
+from whimbrel.model.radio import HandoverOrder, HandoverRecord
+
+NOTICE_S = 0.6
+"""So long before its time an order must be on its way to the user, which hears answers to its reports only."""
+WAIT_STEP_S = 0.1
+HANDOVER_TIMEOUT_S = 10.0
+FORGOTTEN_S = 3.0
+"""A forecast that is gone for so long will not come true."""
+
+log = structlog.get_logger()
+OnOver = Callable[[Decision], Awaitable[None]]
+
+
+@dataclass
+class Move:
+    """One decision under way. `crossed`: the memory is across once, and the freeze can be when it is wanted; `frozen`:
+    it has begun."""
+
+    decision: Decision
+    strategy: str
+    latest_handover_unix_s: float
+    crossed: bool = False
+    frozen: bool = False
+    ordered: bool = False
+    cancelled: bool = False
+    forgotten_since_s: float | None = None
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Moves:
+    """`running` by user: a user has one decision at a time. `on_over` is awaited before the user is free again."""
+
+    def __init__(
+        self, migrations: Migrations, users: Users, handovers: Handovers, book: PlanBook, on_over: OnOver
+    ) -> None:
+        self._migrations, self._users, self._handovers, self._book = migrations, users, handovers, book
+        self._on_over = on_over
+        self.running: dict[str, Move] = {}
+        self.freeze_lag_s = 0.0  # by how much later than told agents freeze
+
+    async def begin(self, decision: Decision, *, strategy: str, latest_handover_unix_s: float) -> None:
+        """Write it down and start. Raises Unreachable when the database is away: then nothing was begun."""
+        if decision.user in self.running:
+            raise Conflict(f"a decision for user {decision.user} is being carried out: wait for its end")
+        move = self.running[decision.user] = Move(decision, strategy, latest_handover_unix_s)
+        try:
+            await asyncio.to_thread(self._book.put_decision, decision)
+        except BaseException:
+            del self.running[decision.user]
+            raise
+        log.info("decided", id=decision.id, user=decision.user, reason=decision.reason)
+        move.task = asyncio.create_task(self._carry_out(move), name=f"decision {decision.id}")
+
+    async def resume(self) -> None:
+        """Take up the decisions that were being carried out when the controller last stopped."""
+        for decision in await asyncio.to_thread(self._book.unfinished):
+            if decision.user in self.running:
+                continue
+            move = self.running[decision.user] = Move(decision, "", 0.0)
+            move.task = asyncio.create_task(self._settle(move), name=f"settle {decision.id}")
+
+    async def close(self) -> None:
+        """Stop watching; what runs goes on at the agents and the users."""
+        tasks = [move.task for move in self.running.values() if move.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def reconsider(self, user: str, due: Due | None) -> None:
+        """The radio has changed its mind: what was begun for a handover that is not to come is undone, while it can
+        be."""
+        move = self.running.get(user)
+        if move is None or not move.strategy or not move.decision.hands_over or move.cancelled or move.frozen:
+            return
+        if due is not None or time.time() > move.decision.handover_at_unix_s - NOTICE_S:
+            move.forgotten_since_s = None
+            return
+        now_s = time.monotonic()
+        if move.forgotten_since_s is None:
+            move.forgotten_since_s = now_s
+        elif now_s - move.forgotten_since_s > FORGOTTEN_S:
+            move.cancelled = True
+            if move.ordered:
+                self._handovers.withdraw(_stay(move.decision))
+            if move.decision.migration:
+                with contextlib.suppress(WhimbrelError):  # past its commit: it will have moved, and be planned anew
+                    await self._migrations.cancel(move.decision.migration)
+
+    # --- one decision ---------------------------------------------------------------------------------------
+    async def _carry_out(self, move: Move) -> None:
+        decision = move.decision
+        parts: list[Awaitable[object]] = []
+        migrates, hands_over = decision.migrates, decision.handover_at_unix_s > 0
+        parts = [self._migrate(move) if migrates else _nothing(), self._hand_over(move) if hands_over else _nothing()]
+        migrated, handed_over = await asyncio.gather(*parts, return_exceptions=True)
+        for result in (migrated, handed_over):
+            if isinstance(result, BaseException) and not isinstance(result, WhimbrelError):
+                log.error("a decision met an error that nobody expected", id=decision.id, exc_info=result)
+        record = migrated if isinstance(migrated, MigrationRecord) else None
+        told = handed_over if isinstance(handed_over, HandoverRecord) else None
+        if told is None and decision.hands_over and not hands_over:
+            told = self._last_handover(decision)
+        errors = [str(one) for one in (migrated, handed_over) if isinstance(one, BaseException)]
+        if record is not None and record.outcome is not Outcome.DONE:
+            errors.append(f"the migration: {record.outcome}{': ' if record.error else ''}{record.error}")
+        if told is not None and told.error:
+            errors.append(f"the handover: {told.error}")
+        await self._conclude(move, record, told, "; ".join(errors))
+
+    async def _migrate(self, move: Move) -> MigrationRecord | None:
+        await _until(move.decision.pre_migration_at_unix_s)
+        if move.cancelled:
+            return None
+        decision = move.decision
+        request = MigrationRequest(id="", service=decision.service, destination=decision.server, strategy=move.strategy)
+        record = await self._migrations.start(
+            request,
+            f"decision {decision.id}: {decision.reason}",
+            freeze_at_unix_s=decision.migration_at_unix_s - self.freeze_lag_s,
+            by=(decision.from_base_station, decision.base_station),
+        )
+        move.decision = replace(decision, migration=record.id)
+        await asyncio.to_thread(self._book.put_decision, move.decision)
+        async for event in await self._migrations.events(record.id):
+            if event.progress is not None:
+                move.crossed |= event.progress.phase == "rounds" and bool(event.progress.detail)
+                if event.progress.phase in ("freeze", "switch", "finish"):
+                    move.crossed = move.frozen = True
+            if event.record is not None:
+                move.crossed = move.frozen = True
+                return event.record
+        raise WhimbrelError("the controller stops")
+
+    async def _hand_over(self, move: Move) -> HandoverRecord | None:
+        decision = move.decision
+        at_s = decision.handover_at_unix_s
+        told = self._users.handed_over(decision.id)
+        try:
+            self._order(move, at_s)
+            if decision.migrates and decision.migration_at_unix_s - NOTICE_S <= at_s:
+                at_s = await self._with_the_migration(move, at_s)
+            async with asyncio.timeout(max(0.0, at_s - time.time()) + HANDOVER_TIMEOUT_S):
+                while not told.done():
+                    if move.cancelled:
+                        return None
+                    await asyncio.wait([told], timeout=WAIT_STEP_S)
+            return told.result()
+        except TimeoutError:
+            state = self._users.get(decision.user)
+            if state is not None and state.report is not None and state.report.serving == decision.base_station:
+                return None  # it is there, by whatever way it came
+            raise WhimbrelError(f"user {decision.user} did not tell that it was handed over") from None
+        finally:
+            self._users.wait_no_more(decision.id)
+
+    async def _with_the_migration(self, move: Move, at_s: float) -> float:
+        """The handover waits for a memory that is not across yet, as long as it may; returns its time."""
+        late = False
+        while True:
+            await _until(at_s - NOTICE_S)
+            if move.crossed or move.cancelled or time.time() + NOTICE_S >= move.latest_handover_unix_s:
+                break
+            if move.task is not None and not move.decision.migration and time.time() > at_s + NOTICE_S:
+                break  # the migration did not even begin
+            at_s, late = time.time() + NOTICE_S + WAIT_STEP_S, True
+            self._order(move, at_s)
+        if late and not move.cancelled:
+            at_s = max(move.decision.handover_at_unix_s, time.time() + WAIT_STEP_S)
+            self._order(move, at_s)
+        return at_s
+
+    def _order(self, move: Move, at_unix_s: float) -> None:
+        decision, state = move.decision, self._users.get(move.decision.user)
+        move.ordered = True
+        at_s = at_unix_s + (state.clock_ahead_s if state is not None else 0.0)
+        self._handovers.order(
+            HandoverOrder(user=decision.user, target=decision.base_station, at_unix_s=at_s, id=decision.id)
+        )
+
+    def _last_handover(self, decision: Decision) -> HandoverRecord | None:
+        """The one that the user made by itself, and that led to the decision."""
+        state = self._users.get(decision.user)
+        if state is None:
+            return None
+        made_s = decision.made_unix_s + state.clock_ahead_s
+        found = [one for one in state.handovers if one.target == decision.base_station and one.unix_s > made_s - 30]
+        return found[-1] if found else None
+
+    # --- after a restart ------------------------------------------------------------------------------------
+    async def _settle(self, move: Move) -> None:
+        """What became of a decision that an earlier controller was carrying out."""
+        decision = move.decision
+        record, error = None, ""
+        try:
+            if decision.migrates:
+                record = await self._migration_of(decision)
+                error = "" if record is not None else "the controller was restarted before the migration began"
+            if record is not None and record.outcome is not Outcome.DONE:
+                error = f"the migration: {record.outcome}{': ' if record.error else ''}{record.error}"
+        except WhimbrelError as failure:
+            error = str(failure)
+        await self._conclude(move, record, self._last_handover(decision), error)
+
+    async def _migration_of(self, decision: Decision) -> MigrationRecord | None:
+        """The end of it, found by id or, should the id not have been written down, by service and time."""
+        migration = decision.migration
+        if not migration:
+            newest = await self._migrations.newest(1, decision.service)
+            if not newest or newest[0].started_unix_s < decision.made_unix_s:
+                return None
+            migration = newest[0].id
+        async for event in await self._migrations.events(migration):
+            if event.record is not None:
+                return event.record
+        return None
+
+    async def _conclude(
+        self, move: Move, record: MigrationRecord | None, told: HandoverRecord | None, error: str
+    ) -> None:
+        decision, state = move.decision, self._users.get(move.decision.user)
+        final = concluded(
+            decision, record, told, clock_ahead_s=state.clock_ahead_s if state is not None else 0.0,
+            error="the radio changed its mind" if move.cancelled else error, cancelled=move.cancelled,
+            now_unix_s=time.time(),
+        )  # fmt: skip
+        try:
+            await self._on_over(final)
+            await asyncio.to_thread(self._book.put_decision, final)
+        except WhimbrelError as failure:
+            log.error("cannot keep a decision", id=decision.id, error=str(failure))
+        finally:
+            self.running.pop(decision.user, None)
+        log.info("decision over", id=decision.id, state=final.state.value, error=final.error)
+
+
+def failed(decision: Decision) -> bool:
+    return decision.state is DecisionState.FAILED
+
+
+def _stay(decision: Decision) -> HandoverOrder:
+    return HandoverOrder(user=decision.user, target=decision.from_base_station, id=decision.id)
+
+
+async def _until(unix_s: float) -> None:
+    while (left_s := unix_s - time.time()) > 0:
+        await asyncio.sleep(min(left_s, 1.0))  # the clock may be set meanwhile
+
+
+async def _nothing() -> None:
+    return None

@@ -1,0 +1,96 @@
+"""The sections of the controller's configuration that planning reads.
+
+[planner]                                         # all of it may be left out
+planner = "orchestrated"                          # `whimbrel plan planner` lists them; what is chosen there counts
+order = ""                                        # coordinated, early, late, uncoordinated; "": the planner's own
+strategy = "auto"                                 # of migrations
+every_s = 1.0                                     # between two plans; events plan at once
+handovers = "answers"                             # who carries handovers out
+policy = { horizon_s = 30.0, deadband = 0.1, hysteresis_db = 4.0 }
+
+[[base_stations]]                                 # gateways without an entry have what is said here
+name = "gw-1"
+max_users = 1000
+technology = "802.11ac-80MHz"
+floor_dbm = -82.0                                 # default: the technology's
+rate_share = 1.0
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from whimbrel.controller.handovers import DEFAULT as DEFAULT_HANDOVERS
+from whimbrel.controller.handovers import port_of
+from whimbrel.model.decision import PlannerSetting
+from whimbrel.model.edge import BaseStation
+from whimbrel.model.errors import BadInput
+from whimbrel.model.numbers import check
+from whimbrel.model.placement import Policy
+from whimbrel.plan.planners import DEFAULT, planner_of
+from whimbrel.plan.rates import table_of
+from whimbrel.plan.strategies import DEFAULT as DEFAULT_STRATEGY
+from whimbrel.plan.strategies import names
+from whimbrel.plan.timing import Order
+
+MOST_USERS = 1000
+
+
+class PlanningConfig(msgspec.Struct, frozen=True, kw_only=True):
+    setting: PlannerSetting = PlannerSetting()
+    every_s: float = 1.0
+    handovers: str = DEFAULT_HANDOVERS
+    policy: Policy = Policy()
+    base_stations: tuple[BaseStation, ...] = ()
+
+
+class PolicyEntry(Policy, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class PlannerEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    planner: str = DEFAULT
+    order: str = ""
+    strategy: str = DEFAULT_STRATEGY
+    every_s: float = 1.0
+    handovers: str = DEFAULT_HANDOVERS
+    policy: PolicyEntry = PolicyEntry()
+
+
+class StationEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    max_users: int = MOST_USERS
+    technology: str = "802.11ac-80MHz"
+    floor_dbm: float | None = None
+    rate_share: float = 1.0
+
+
+def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateways: set[str]) -> PlanningConfig:
+    """Raises BadInput."""
+    setting = check_setting(PlannerSetting(planner=entry.planner, order=entry.order, strategy=entry.strategy))
+    check("[planner]", "every_s", entry.every_s, 0.1, 3600.0)
+    port_of(entry.handovers)
+    for index, station in enumerate(stations):
+        if station.name not in gateways:
+            raise BadInput(f"base station {station.name}: there is no gateway of that name among the nodes")
+        if station.name in {other.name for other in stations[:index]}:
+            raise BadInput(f"base station {station.name} is there twice: keep one")
+        table_of(station.technology)
+    return PlanningConfig(
+        setting=setting,
+        every_s=entry.every_s,
+        handovers=entry.handovers,
+        policy=Policy(**msgspec.structs.asdict(entry.policy)),
+        base_stations=tuple(BaseStation(**msgspec.structs.asdict(station)) for station in stations),
+    )
+
+
+def check_setting(setting: PlannerSetting) -> PlannerSetting:
+    """Raises BadInput for a planner, an order or a strategy that there is not."""
+    planner_of(setting.planner)
+    orders = [order.value for order in Order]
+    if setting.order and setting.order not in orders:
+        raise BadInput(f"there is no order {setting.order!r}: choose from {', '.join(orders)}")
+    if setting.strategy not in names():
+        raise BadInput(f"there is no strategy {setting.strategy!r}: choose from {', '.join(names())}")
+    return setting

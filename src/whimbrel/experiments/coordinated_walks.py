@@ -1,0 +1,162 @@
+"""The paper `coordinated`'s experiment (V-A) on the lab: its testbed, a user that walks to and fro, a planner that
+decides. Each cell is a walk with a service of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from whimbrel.controller.client import ControllerClient
+from whimbrel.experiments.coordinated_facts import Walk, delay_facts, downtime_facts, walk_of
+from whimbrel.experiments.model import Cell, Facts, Staged
+from whimbrel.experiments.site import Place
+from whimbrel.lab.commands import Report
+from whimbrel.lab.session import lab_session
+from whimbrel.model.application import Application
+from whimbrel.model.decision import DecisionState
+from whimbrel.model.errors import StepFailed, WhimbrelError
+from whimbrel.model.radio import UserEvent
+from whimbrel.workloads import catalogue
+from whimbrel.workloads.builder import Image
+
+USER = "ue-1"
+BEFORE = "before"
+SETTLE_S = 20.0
+END_S = 30.0
+
+
+@dataclass(frozen=True)
+class Gait:
+    """`task_bytes` and `cpus` of an application; `speed_m_per_s` of its user, the paper's."""
+
+    speed_m_per_s: float
+    task_bytes: float
+    cpus: float
+    tasks_per_s: float
+
+
+GAITS = {
+    "simple": Gait(1.0, 100.0, 0.05, 50.0),
+    "face": Gait(0.5, 30e3, 0.5, 5.0),
+    "objects": Gait(0.5, 60e3, 0.5, 3.0),
+}
+
+
+@contextlib.contextmanager
+def stage(place: Place, tell: Report, out: Path, *, quick: bool) -> Iterator[Staged]:
+    """The paper's testbed, up until the end of the block. What it gives measures one cell."""
+    with tempfile.TemporaryDirectory(prefix="whimbrel-experiment-") as folder:
+        topology = Path(folder, "topology.toml")
+        topology.write_text(topology_text(place.prefix))
+        with (
+            lab_session(tell, topology=topology, lab_dir=place.lab_dir) as status,
+            ControllerClient(status.controller) as controller,
+        ):
+            edges = [node.name for node in status.nodes if node.role == "edge"]
+            ready: set[str] = set()
+
+            def measure(cell: Cell, image: Image) -> Iterator[Facts]:
+                if cell.workload not in ready:
+                    bring(controller, cell, image, edges, tell)
+                    ready.add(cell.workload)
+                walk = walked(controller, status.controller, cell, image, Path(folder), QUICK if quick else WHOLE)
+                (out / f"walk-{cell.workload}-{cell.strategy}.json").write_bytes(msgspec.json.encode(walk))
+                yield delay_facts(walk)
+                yield from downtime_facts(walk)
+
+            yield measure
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a walk is, and how much faster than the paper's the user goes."""
+
+    seconds: float
+    hurry: float
+
+
+WHOLE, QUICK = Length(1600.0, 1.0), Length(42.0, 1.5)
+
+
+def topology_text(prefix: str) -> str:
+    """The shipped topology, under names of its own."""
+    text = resources.files("whimbrel.lab").joinpath("topologies/coordinated.toml").read_text()
+    for name in ("edge-", "bs-", "pop-"):
+        text = text.replace(f'"{name}', f'"{prefix}-{name}')
+    text = text.replace('name = "cloud"', f'name = "{prefix}-cloud"')
+    return text.replace('name = "coordinated"', f'name = "experiment"\nprefix = "{prefix}-"', 1)
+
+
+def bring(controller: ControllerClient, cell: Cell, image: Image, edges: list[str], tell: Report) -> None:
+    """The image to all servers, as the paper's are before: a migration is not to wait for it."""
+    tell(f"{cell.workload}: to all servers")
+    for edge in edges:
+        controller.run_service(BEFORE, image.reference, edge, workload=cell.workload)
+        controller.remove_service(BEFORE)
+
+
+def walked(controller: ControllerClient, address: str, cell: Cell, image: Image, folder: Path, length: Length) -> Walk:
+    """One user's walk; its service is gone afterwards."""
+    gait, recipe = GAITS[cell.workload], catalogue.find(cell.workload)
+    controller.set_planner(cell.strategy, "", "auto", False)
+    env = tuple(f"{name}={value}" for name, value in cell.settings.items())
+    controller.offer(
+        Application(
+            name=cell.workload, image=image.reference, ports=recipe.ports, workload=cell.workload, env=env,
+            cpus=gait.cpus, task_bytes=gait.task_bytes, tasks_per_s=gait.tasks_per_s,
+        )
+    )  # fmt: skip
+    topology, out = folder / f"{cell.workload}.toml", folder / "user.jsonl"
+    lab = (folder / "topology.toml").read_text()
+    topology.write_text(lab.replace("speed_m_per_s = 0.5", f"speed_m_per_s = {gait.speed_m_per_s * length.hurry:g}"))
+    begin_unix_s = time.time()
+    argv = [sys.executable, "-m", "whimbrel", "ue", "--topology", str(topology), "--user", USER, "--out", str(out)]
+    argv += ["--application", cell.workload, "--report-to", address, "--decide", "network"]
+    user = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            user.wait(length.seconds)
+        if user.returncode is not None:
+            said = user.stderr.read().decode(errors="replace").strip() if user.stderr else ""
+            raise StepFailed(f"the user ended before its walk did (exit code {user.returncode}): {said}")
+        controller.set_planner(paused=True)
+        until_settled(controller)
+        user.send_signal(signal.SIGTERM)
+        user.wait(END_S)
+    finally:
+        if user.poll() is None:
+            user.kill()
+            user.wait()
+        if user.stderr is not None:
+            user.stderr.close()
+        with contextlib.suppress(WhimbrelError):
+            until_settled(controller)
+            controller.remove_user(USER)
+    decisions = [one for one in controller.decisions(USER, 10_000) if one.made_unix_s >= begin_unix_s]
+    return walk_of(cell.workload, cell.strategy, events(out), decisions)
+
+
+def until_settled(controller: ControllerClient) -> None:
+    """What was decided is carried out. Raises StepFailed when that takes too long."""
+    deadline = time.monotonic() + SETTLE_S
+    while any(one.state is DecisionState.RUNNING for one in controller.decisions(USER, 5)):
+        if time.monotonic() > deadline:
+            raise StepFailed("a migration does not come to its end: see the controller's log")
+        time.sleep(0.2)
+
+
+def events(path: Path) -> Iterator[UserEvent]:
+    with path.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                yield msgspec.json.decode(line, type=UserEvent)

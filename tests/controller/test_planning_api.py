@@ -1,0 +1,383 @@
+"""Users, discovery, the planner's loop and its decisions through the real controller process; the agents are in
+memory, the user is this test."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from msgspec.structs import replace
+from planning_people import application, forecast, report
+
+from fakes import FakeRegion
+from live_controller import LiveController, wait_until
+from whimbrel.controller.client import ControllerClient
+from whimbrel.model.application import SessionState
+from whimbrel.model.decision import Decision, DecisionState
+from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
+from whimbrel.model.migration import Outcome
+from whimbrel.model.node import PathStatus
+from whimbrel.model.radio import HandoverOrder, HandoverRecord, Hears, LinkState
+
+STATIONS = ("gw-1", "gw-2")
+_NUMBERS = itertools.count(1)
+
+
+def join_up(region: FakeRegion) -> None:
+    """Base stations stand beside the edges of their number, everything else is 50 ms away."""
+    names = list(region.agents)
+    for name, agent in region.agents.items():
+        agent.paths = tuple(
+            PathStatus(to=other, round_trip_ms=1.0 if name[-1] == other[-1] else 50.0, rate_bps=1e9)
+            for other in names if other != name
+        )  # fmt: skip
+
+
+class Phone:
+    """A user that reports ten times a second, and hands over when it is told to; `obeys` False: it only takes note."""
+
+    def __init__(self, live: LiveController, name: str = "ue-1") -> None:
+        self.live, self.name, self.serving = live, name, "gw-1"
+        self.wants, self.forecast = "", None
+        self.orders: dict[str, HandoverOrder] = {}
+        self.obeys = True
+        self.troubles = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> Phone:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        with self.live.client() as client:
+            while not self._stop.wait(0.1):
+                try:
+                    self._step(client)
+                except WhimbrelError:  # a controller that is away holds nobody up
+                    self.troubles += 1
+
+    def _step(self, client: ControllerClient) -> None:
+        levels = {name: -50.0 if name == self.serving else -54.0 for name in STATIONS}
+        told = client.tell(
+            report(
+                self.name, serving=self.serving, wants=self.wants, forecast=self.forecast, unix_s=time.time(),
+                hears=tuple(Hears(base_station=n, rssi_dbm=x, filtered_dbm=x) for n, x in levels.items()),
+            )
+        )  # fmt: skip
+        for order in told.orders:
+            self.orders[order.id] = order
+        for order in list(self.orders.values()):
+            if self.obeys and order.at_unix_s <= time.time() and order.target != self.serving:
+                source, self.serving, self.wants, self.forecast = self.serving, order.target, "", None
+                client.tell(
+                    HandoverRecord(
+                        user=self.name, source=source, target=order.target, reason="ordered", unix_s=time.time(),
+                        elapsed_s=1.0, interruption_ms=500.0, ordered=True, order=order.id,
+                    )
+                )  # fmt: skip
+
+
+def started(region: FakeRegion, directory: Path) -> LiveController:
+    controller = LiveController(region, directory)
+    controller.start()
+    return controller
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveController]:
+    with FakeRegion(STATIONS) as region:
+        controller = started(region, tmp_path_factory.mktemp("ctl"))
+        yield controller
+        controller.stop()
+
+
+@pytest.fixture
+def live(shared: LiveController) -> Iterator[LiveController]:
+    """A controller without users whose planner decides as it does from the start."""
+    shared.region.reset()
+    join_up(shared.region)
+    with shared.client() as client:
+        client.offer(application(cpus=0.5))
+        yield shared
+        shared.region.go.set()
+        over(client, 0)
+        for user in client.users():
+            client.remove_user(user.user)
+        for offered in client.applications():
+            client.withdraw(offered.name)
+        client.set_planner("orchestrated", "", "auto", False)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[LiveController]:
+    """A controller of the test's own, to be killed."""
+    with FakeRegion(STATIONS) as region:
+        join_up(region)
+        controller = started(region, tmp_path)
+        with controller.client() as client:
+            client.offer(application(cpus=0.5))
+        yield controller
+        controller.stop()
+
+
+@pytest.fixture
+def client(live: LiveController) -> Iterator[ControllerClient]:
+    with live.client() as client:
+        yield client
+
+
+@pytest.fixture
+def user() -> str:
+    """Names that nobody had before: what the controller has once told of a user it does not repeat."""
+    return f"ue-{next(_NUMBERS)}"
+
+
+def over(client: ControllerClient, count: int = 1, user: str = "") -> list[Decision]:
+    """The decisions for a user, once so many are over."""
+    found: list[Decision] = []
+
+    def are_over() -> bool:
+        found[:] = client.decisions(user)
+        return len(found) >= count and all(one.state is not DecisionState.RUNNING for one in found)
+
+    wait_until(are_over, f"{count} decisions are over")
+    return found
+
+
+# --- discovery ------------------------------------------------------------------------------------------------
+def test_a_user_asks_for_an_application_and_is_told_where_it_is(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    with Phone(live, user):
+        session = client.discover(user, "app")
+        assert (session.state, session.server, session.service) == (SessionState.READY, "edge-1", f"app-{user}")
+        assert session.address == "10.77.1.0".removesuffix("0") + "1"
+        assert client.service(f"app-{user}").node == "edge-1", "the nearest to its base station"
+        assert client.discover(user, "app") == session, "asked again it is the same"
+        status = client.user(user)
+        assert (status.server, status.base_station, status.sla) == ("edge-1", "gw-1", "")
+        with pytest.raises(Conflict, match="used by ue-1"):
+            client.withdraw("app")
+        client.offer(application(name="other"))
+        with pytest.raises(Conflict, match="uses app already"):
+            client.discover(user, "other")
+    client.remove_user(user)
+    assert client.services() == []
+    assert user not in [one.user for one in client.users()]
+
+
+def test_what_cannot_be_deployed_is_refused_in_one_line(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    with pytest.raises(BadInput, match="there is no application 'nope': offered are app"):
+        client.discover(user, "nope")
+    with pytest.raises(Refused, match="has not reported which base station serves it"):
+        client.discover("nobody", "app")
+    with Phone(live, user):
+        client.offer(application(name="huge", cpus=64))
+        with pytest.raises(Refused, match=r"gets no huge: .*CPU is short"):
+            client.discover(user, "huge")
+        client.offer(application(name="broken", image="x"))
+        with pytest.raises(BadInput, match="no reference"):
+            client.discover(user, "broken")
+    assert client.services() == []
+    assert client.user(user).application == "", "it may ask for another one"
+
+
+# --- what is posted -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "no event of a user"),
+        (b'{"event": "report"}', "no event of a user"),
+        (b'{"event": "dance", "user": "ue-1"}', "no event of a user"),
+        (b"\xff\xfe", "no event of a user"),
+        (b'{"event": "note", "user": "ue-2", "unix_s": 1, "elapsed_s": 1, "kind": "x", "text": "y"}', "of user 'ue-2'"),
+        (b'{"event": "note", "user": user, "unix_s": NaN, "elapsed_s": 1, "kind": "x", "text": "y"}', "no event"),
+    ],
+)
+def test_what_is_no_event_is_refused(live: LiveController, body: bytes, says: str) -> None:
+    transport = httpx.HTTPTransport(uds=str(live.socket))
+    with httpx.Client(transport=transport, base_url="http://c", trust_env=False) as http:
+        answer = http.post("/v1/users/ue-1/events", content=body)
+    assert answer.status_code == 400
+    assert says in answer.json()["detail"]
+
+
+def test_absurd_measurements_move_nobody_and_are_named_once(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    with Phone(live, user):
+        client.discover(user, "app")
+    absurd = [
+        {"hears": (Hears(base_station="gw-2", rssi_dbm=1e30, filtered_dbm=1e30),)},
+        {"hears": (Hears(base_station="mars", rssi_dbm=-10.0, filtered_dbm=-10.0),)},
+        {"hears": (), "forecast": forecast("gw-2", in_s=-5.0)},
+        {"x_m": 1e300, "unix_s": -1e300},
+        {"serving": "", "state": LinkState.NO_COVERAGE},
+        {"wants": "mars"},
+    ]
+    for _ in range(3):
+        for changes in absurd:
+            values: dict[str, Any] = {"serving": "gw-1", "unix_s": time.time()} | changes
+            client.tell(report(user, **values))
+            time.sleep(0.05)
+    with Phone(live, user):
+        time.sleep(1.5)
+        assert client.decisions(user=user) == []
+        assert client.service(f"app-{user}").node == "edge-1"
+    log = live.log.read_text()
+    assert log.count("an RSSI is left out") == 1
+    assert "Traceback" not in log
+
+
+# --- the loop -------------------------------------------------------------------------------------------------
+def test_a_forecast_handover_takes_the_service_along(live: LiveController, client: ControllerClient, user: str) -> None:
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        phone.forecast = forecast("gw-2", in_s=2.0)
+        (decision,) = over(client, user=user)
+        assert decision.state is DecisionState.DONE, decision.error
+        assert (decision.from_base_station, decision.base_station) == ("gw-1", "gw-2")
+        assert (decision.from_server, decision.server) == ("edge-1", "edge-2")
+        assert (decision.planner, decision.order) == ("orchestrated", "coordinated")
+        assert client.service(f"app-{user}").node == "edge-2"
+        assert phone.serving == "gw-2"
+        assert client.decision(decision.id) == decision
+        record = client.migration(decision.migration)
+        assert record.outcome is Outcome.DONE
+        assert decision.id in record.reason
+        assert decision.measured is not None
+        assert decision.measured.handover_ms == 500
+        assert decision.prediction_error is not None
+        wait_until(lambda: client.user(user).server == "edge-2", "the session knows")
+        time.sleep(1.5)
+        assert len(client.decisions(user=user)) == 1, "nothing moves that need not"
+
+
+def test_a_planner_that_follows_moves_after_the_handover(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    view = client.set_planner("nearest")
+    assert (view.setting.planner, view.order) == ("nearest", "uncoordinated")
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        phone.forecast = forecast("gw-2", in_s=1.0)
+        time.sleep(1.5)
+        assert client.decisions(user=user) == [], "it waits for the radio"
+        phone.wants = "gw-2"
+        (decision,) = over(client, user=user)
+        assert (decision.order, decision.server, decision.state) == ("uncoordinated", "edge-2", DecisionState.DONE)
+        assert decision.began_handover_unix_s < decision.pre_migration_at_unix_s + 1.0
+
+
+def test_a_user_that_hands_over_by_itself_is_followed(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    client.set_planner("nearest")
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        phone.serving = "gw-2"
+        (decision,) = over(client, user=user)
+        assert (decision.from_base_station, decision.base_station, decision.server) == ("gw-1", "gw-2", "edge-2")
+        assert phone.orders == {}, "it is there already"
+
+
+def test_a_forecast_that_does_not_come_true_is_undone(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    for agent in live.region.agents.values():  # slow links: it has to begin long before
+        agent.paths = tuple(replace(path, rate_bps=20e6) for path in agent.paths)
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        live.region.go.clear()
+        phone.forecast = forecast("gw-2", in_s=9.0)
+        wait_until(lambda: live.region.agents["edge-1"].requests, "it is begun")
+        phone.forecast = None
+        (decision,) = over(client, user=user)
+        assert (decision.state, decision.error) == (DecisionState.CANCELLED, "the radio changed its mind")
+        assert client.service(f"app-{user}").node == "edge-1"
+        assert phone.serving == "gw-1"
+
+
+def test_a_migration_that_fails_is_tried_again_later_not_at_once(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    agent = live.region.agents["edge-1"]
+    agent.refuse_migration = Refused("not today")
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        phone.wants = "gw-2"
+        wait_until(lambda: phone.serving == "gw-2", "the handover does not wait for it")
+        (decision,) = over(client, user=user)
+        assert decision.state is DecisionState.FAILED
+        assert "not today" in decision.error
+        time.sleep(2.0)
+        assert len(agent.requests) == 1
+        assert client.service(f"app-{user}").node == "edge-1"
+
+
+def test_the_agreed_delay_is_watched(live: LiveController, client: ControllerClient, user: str) -> None:
+    client.offer(application(max_delay_ms=2.0))
+    with Phone(live, user):
+        client.discover(user, "app")
+        wait_until(lambda: client.user(user).sla == "violated", "5 ms are more than 2 ms")
+    assert live.log.read_text().count("the agreed delay is not kept") == 1
+
+
+# --- restarts of the controller -------------------------------------------------------------------------------
+def test_sessions_and_applications_outlive_the_controller(own: LiveController) -> None:
+    with own.client() as client, Phone(own):
+        session = client.discover("ue-1", "app")
+        own.kill()
+        own.start()
+        assert client.discover("ue-1", "app") == session
+        assert [one.name for one in client.applications()] == ["app"]
+        assert client.service("app-ue-1").node == "edge-1"
+
+
+def test_a_decision_outlives_a_killed_controller(own: LiveController) -> None:
+    with own.client() as client:
+        own.region.go.clear()
+        with Phone(own) as phone:
+            client.discover("ue-1", "app")
+            phone.wants = "gw-2"
+            wait_until(lambda: own.region.agents["edge-1"].requests, "the agent migrates")
+            own.kill()
+            own.start()
+            assert [one.state for one in client.decisions()] == [DecisionState.RUNNING]
+            own.region.go.set()
+            decision = over(client)[-1]
+            assert (decision.state, decision.error) == (DecisionState.DONE, "")
+            assert client.service("app-ue-1").node == "edge-2"
+            wait_until(lambda: client.user("ue-1").server == "edge-2", "the session knows")
+
+
+def test_a_paused_planner_decides_nothing_also_after_a_restart(own: LiveController) -> None:
+    with own.client() as client:
+        client.set_planner(paused=True)
+        with pytest.raises(BadInput, match="there is no planner 'best'"):
+            client.set_planner("best")
+        with pytest.raises(BadInput, match="there is no order 'sometimes'"):
+            client.set_planner(order="sometimes")
+        own.terminate()
+        own.start()
+        assert client.planner().setting.paused
+        with Phone(own) as phone:
+            client.discover("ue-1", "app")
+            phone.wants = "gw-2"
+            time.sleep(1.5)
+            assert client.decisions() == []
+            client.set_planner(paused=False)
+            assert over(client)[0].server == "edge-2"
