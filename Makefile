@@ -16,10 +16,18 @@ setup: ## tools, CRIU and the Python environment (needs root; quick when all is 
 demo: setup ## a user walks past three base stations, its service follows by itself
 	@$(BIN)/whimbrel demo
 
-# Three files at a time, on two processors: each waits much of its time. What waits for ever ends its worker, which is replaced; who waits for a dead file system hears no
-# signal, so a thread does it. What pytest makes of the tests is kept: it would take each worker seconds every time.
+# Three files at a time, on two processors: each waits much of its time. What waits for ever ends its worker, which is
+# replaced; who waits for a dead file system hears no signal, so a thread does it. What pytest makes of the tests is
+# kept: it would take each worker seconds every time.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --timeout 400 --timeout-method thread
+
+# A few tests that failed beside others run once more alone, and the log tells which: what fails twice is wrong.
 test: setup ## all tests (ARGS="-k name" for some)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --timeout 400 --timeout-method thread $(ARGS)
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder --maxfail 6 $(ARGS); status=$$?; \
+	if [ $$status -eq 1 ]; then \
+		printf '\nonce more, alone: what failed beside others\n'; \
+		$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 $(ARGS); status=$$?; \
+	fi; exit $$status
 
 test-guest: setup ## the tests that need another kernel, in an emulated Debian guest (minutes)
 	@$(BIN)/python -m pytest -m guest tests/guest $(ARGS)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 AT_ONCE = "PYTEST_XDIST_WORKER" in os.environ
-LONG = ("migrate", "bench", "memory", "network", "ue", "experiments", "lab")  # folders, the longest first
+LONG = ("migrate", "bench", "memory", "network", "experiments", "lab", "controller", "ue")  # folders, the longest first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -366,7 +366,7 @@ def test_chaos(depth: int, threads: int) -> None:
         code = code.replace("    if depth == 0:", '    print("ready", flush=True)\n    if depth == 0:')
     with program(code) as child:
         wait_for(lambda: len(tree_of(child.pid)) >= 2**depth, "all processes")
-        for _ in range(3):
+        for _ in range(2):
             with TreeTracker(child.pid) as tracker:
                 shadow = Shadow(tracker)
                 for _ in range(12):

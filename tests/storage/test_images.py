@@ -211,7 +211,7 @@ def _damage_largest(layout: Path) -> None:
         ("oci:{tmp}/oci:v9", "no tag 'v9'; its tags: v1, v2"),
         ("oci:{tmp}/oci", "holds 2 images"),
         ("oci-archive:{tmp}/nowhere.tar", "no file"),
-        ("oci-archive:{tmp}/oci/index.json", "not an OCI image"),
+        ("oci-archive:{tmp}/oci/index.json", "cut short; copy it again"),
         ("rootfs:{tmp}/nowhere", "no folder"),
     ],
 )

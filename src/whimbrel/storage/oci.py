@@ -81,7 +81,9 @@ def _read_index(kind: str, path: Path) -> list[Any]:
                 file = archive.extractfile(members["index.json"])
                 raw = file.read(_INDEX_MAX_BYTES) if file else b""
         index = msgspec.json.decode(raw)
-    except (OSError, KeyError, tarfile.TarError, EOFError, msgspec.DecodeError) as error:
+    except (tarfile.TarError, EOFError) as error:
+        raise BadInput(f"{path} is not an OCI archive: it is no tar file, or it is cut short; copy it again") from error
+    except (OSError, KeyError, msgspec.DecodeError) as error:
         raise BadInput(f"{path} is not an OCI image: its index.json cannot be read ({error})") from error
     manifests = index.get("manifests") if isinstance(index, dict) else None
     if not isinstance(manifests, list) or not manifests:
