@@ -23,7 +23,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --timeout 400 --timeo
 
 # A few tests that failed beside others run once more alone, and the log tells which: what fails twice is wrong.
 test: setup ## all tests (ARGS="-k name" for some)
-	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder --maxfail 6 $(ARGS); status=$$?; \
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder $(ARGS); status=$$?; \
 	if [ $$status -eq 1 ]; then \
 		printf '\nonce more, alone: what failed beside others\n'; \
 		$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 $(ARGS); status=$$?; \
