@@ -14,7 +14,7 @@ from network_region import SERVICE, Region
 from network_talk import PORT, Echo, Talk
 from pyroute2 import IPRoute
 
-from whimbrel.lab.radio import LabRadio
+from whimbrel.lab.radio import LabRadio, UserLinks
 from whimbrel.model.errors import BadInput, Conflict, StepFailed
 from whimbrel.network import netns
 from whimbrel.network.names import mac_of
@@ -99,8 +99,18 @@ def test_a_handover_loses_nothing_and_keeps_address_and_connections(
     assert way_back(service) == mac_of("10.77.0.2"), "answers come straight to the new gateway"
 
 
-def test_what_the_service_sends_meanwhile_waits_too(service: Region, radio: LabRadio) -> None:
-    """The downlink alone: datagrams to a user who sends nothing."""
+def test_what_the_service_sends_meanwhile_waits_too(
+    service: Region, radio: LabRadio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The downlink alone: datagrams to a user who sends nothing. The service learns late where the user is: until then
+    the old gateway sends them on."""
+    announce = UserLinks._announce
+
+    def announce_late(links: UserLinks, name: str) -> None:
+        time.sleep(0.03)
+        announce(links, name)
+
+    monkeypatch.setattr(UserLinks, "_announce", announce_late)
     user = netns.call(service.path("ue-1"), lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     user.bind((OWN, 5555))
     user.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE

@@ -307,7 +307,7 @@ class UserLinks:
             with contextlib.suppress(NetlinkError):  # it had none
                 ip.neigh("del", dst=self._address, ifindex=bridge, flags=NTF_PROXY)
             with contextlib.suppress(NetlinkError):
-                ip.route("del", dst=f"{self._address}/32", oif=index)
+                ip.route("del", dst=f"{self._address}/32", oif=index, scope="link")
 
         self.gateways[name].run(gateway_side)
 
