@@ -126,6 +126,27 @@ def test_what_is_on_its_way_is_asked_for_once_and_waited_for() -> None:
         server.stop()
 
 
+def test_what_comes_before_the_address_space_is_known_is_not_lost() -> None:
+    """CRIU hands it over while the last pages cross: they may come between its making and its being added."""
+    count, store = 40, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        supply = Supply(pages, np.full(count, MISSING))
+        server = LazyServer()
+        server.start()
+        space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
+        server.arrived(supply, pages[:30], np.arange(1, 31))
+        wait_until(lambda: not server._arrived)  # it has heard of them
+        server.add(space)
+        server.arrived(supply, pages[30:], np.arange(31, count + 1))
+        server.begin_fill()
+        server.laid_out()
+        wait_until(server._whole.is_set)
+        assert right(memory, count)
+        server.stop()
+
+
 def test_what_never_comes_is_an_error() -> None:
     with lacking(4) as (uffd, address, _):
         pages = np.arange(address // P, address // P + 4, dtype=np.uint64)

@@ -167,6 +167,7 @@ class LazyServer:
                     space.arrived(indices)
 
     def _take_in(self, space: LazySpace) -> None:
+        space.catch_up()  # pages that came before it was known here were told to nobody
         self._spaces[space.uffd] = space
         self._poll.register(space.uffd, select.EPOLLIN)
 

@@ -216,7 +216,15 @@ class LazySpace:
 
     def arrived(self, indices: Indices) -> None:
         """These of the supply have come: they were written last, so they go where they belong at once."""
-        indices = self._own(indices)
+        self._come(self._own(indices))
+        self.serve_waiting()
+
+    def catch_up(self) -> None:
+        """Take in what came between the making of this and now, while nobody told it."""
+        lacking = np.flatnonzero(self._slots == MISSING)
+        self._come(lacking[self.supply.slots[self._of[lacking]] != MISSING])
+
+    def _come(self, indices: Indices) -> None:
         indices = indices[self._slots[indices] == MISSING]
         if len(indices):
             self._slots[indices] = self.supply.slots[self._of[indices]]
@@ -228,7 +236,6 @@ class LazySpace:
             np.frombuffer(self._cut, np.uint8)[edges] = apart
             self._next = min(self._next, int(indices[0]))
             self._note_urgent(indices)
-        self.serve_waiting()
 
     def _own(self, indices: Indices) -> Indices:
         """Which ones these of the supply are here, ascending."""
