@@ -159,8 +159,8 @@ def show(
 
 def demo(
     scenario: Annotated[
-        str, typer.Option("--scenario", metavar="NAME", help="What to show: walk or round-trip.")
-    ] = "walk",
+        str, typer.Option("--scenario", metavar="NAME", help="What to show: round-trip or walk.")
+    ] = "round-trip",
     strategy: StrategyOption = DEFAULT,
     headless: Annotated[bool, typer.Option("--headless", help="No live display.")] = False,
     json: JsonOption = False,
