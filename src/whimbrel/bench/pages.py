@@ -50,8 +50,9 @@ def _enter(namespace: str) -> None:
 def _receive(way: str, namespace: str, host: str, size_bytes: int, pipe: Connection) -> None:
     """The destination: says its port, takes everything, says when it had it all."""
     _enter(namespace)
-    # as in a migration, the store has its memory before the first page comes
     store = PageStore(size_bytes // PAGE_BYTES) if way == PAGES else None
+    if store is not None:
+        store.wait_touched()  # in a migration that happens while both sides get ready
     with socket.create_server((host, 0)) as listener:
         pipe.send(listener.getsockname()[1])
         conn, _ = listener.accept()

@@ -166,6 +166,10 @@ class PageStore:
             if page + TOUCH_PAGES > self.used_pages:
                 libc.madvise(base + page * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES, _POPULATE_WRITE)
 
+    def wait_touched(self) -> None:
+        """Until all that is expected has its memory."""
+        self._ahead.join()
+
     def room_for(self, pages: int) -> memoryview:
         """A writable window for the next `pages` pages, the first of them in slot `used_pages`; `take` keeps them.
 
