@@ -247,7 +247,7 @@ def test_a_page_given_back_while_somebody_waits_for_it_reads_as_zeros() -> None:
         server.laid_out()
         server.filled()
         assert seen.raw == b"\0"
-        assert server.faults == 1
+        assert server.faults >= 1  # again, where the kernel had not yet settled the layout
         assert server.fault_s > 0
         assert there(memory, count) & {*range(8, 16)} == {8}
         kept = [page for page in range(count) if not 8 <= page < 16]
