@@ -162,7 +162,8 @@ def test_guard_regions_stay_to_be_seen(worker: CriuWorker, tmp_path: Path) -> No
     retelling = Retelling(tmp_path, "five")
     try:
         with program("print('ready', flush=True)\n" + code + "steps()") as child:
-            knows = child.process.stdout.readline().strip() == "ok"  # type: ignore[union-attr]
+            assert child.process.stdout is not None
+            knows = child.process.stdout.readline().strip() == "ok"
             child.expect("ready")
             retelling.foresee([child.pid])
             with stopped(child) as kernels:

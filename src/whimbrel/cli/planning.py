@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from whimbrel.cli.common import ControllerOption, JsonOption, connect, note, print_fields, print_json, print_table
-from whimbrel.cli.services import absolute
+from whimbrel.cli.services import absolute, check_environment
 from whimbrel.cli.workloads import built
 
 if TYPE_CHECKING:
@@ -181,12 +181,9 @@ def add(
 ) -> None:
     """Offer an application to users, or change what is offered."""
     from whimbrel.model.application import Application
-    from whimbrel.model.errors import BadInput
     from whimbrel.model.units import parse_duration_ms, parse_size_bytes
 
-    for entry in env or ():
-        if "=" not in entry[1:]:
-            raise BadInput(f"--env {entry!r} is not valid: write KEY=VALUE")
+    check_environment(env or ())
     image, recipe = built(image)
     application = Application(
         name=name,

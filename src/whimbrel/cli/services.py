@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,12 +62,9 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Start a service on an edge node."""
-    from whimbrel.model.errors import BadInput
     from whimbrel.model.units import parse_size_bytes
 
-    for entry in env or ():
-        if "=" not in entry[1:]:
-            raise BadInput(f"--env {entry!r} is not valid: write KEY=VALUE")
+    check_environment(env or ())
     limit_bytes = parse_size_bytes(memory) if memory else 0
     image, recipe = built(image)
     with connect(controller) as client:
@@ -217,6 +215,15 @@ def remove(
         for name in names:
             client.remove_service(name, keep_volumes=keep_volumes)
             print(f"removed {name}")
+
+
+def check_environment(entries: Iterable[str]) -> None:
+    """Raises BadInput for an entry that is no KEY=VALUE."""
+    from whimbrel.model.errors import BadInput
+
+    for entry in entries:
+        if "=" not in entry[1:]:
+            raise BadInput(f"--env {entry!r} is not valid: write KEY=VALUE")
 
 
 def absolute(image: str) -> str:

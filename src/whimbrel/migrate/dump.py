@@ -66,7 +66,8 @@ def stdio_pipes(pid: int) -> dict[str, int]:
 
 
 class Dump:
-    """The lazy dump of the service: started ahead, paused at CRIU's points, then committed or undone."""
+    """The dump of the service: started ahead, paused at CRIU's points, then committed or undone. It is a lazy one only
+    where it can leave no holes."""
 
     def __init__(self, source: Source, work_dir: Path) -> None:
         self._source = source
@@ -156,7 +157,7 @@ class Dump:
             if self.frozen:
                 self._criu.give_up()
                 with contextlib.suppress(OSError):
-                    self._page_server.send(_CLOSE)  # a lazy dump ends, and thaws, when its page server is told to
+                    self._page_server.send(_CLOSE)  # a lazy one ends, and thaws, when its page server is told to
                 self._criu.wait(timeout_s=1.0)
             self.close()
         finally:

@@ -1,8 +1,8 @@
 """What CRIU reads about the service's memory in the freeze: told by us, in a time that hardly grows with it.
 
 CRIU reads /proc/PID/smaps for the flags of mappings, and /proc/PID/pagemap for which pages exist. For both the kernel
-walks all memory: 20 to 60 ms a GB, all of it in the freeze. In CRIU's own mount namespace others stand in their places,
-seen by this one CRIU alone:
+walks all memory: some 25 ms a GB each, all of it in the freeze. In CRIU's own mount namespace others stand in their
+places, seen by this one CRIU alone:
 
 - as *smaps* a text with the mappings as they are and their flags as foreseen (`memory.vmaflags`). Where these are not
   certain, it stays the kernel's.
