@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from targets import PAGE, pages, program
+from targets import PAGE, pages, program, wait_for
 
 from whimbrel.memory import peek, ranges
+from whimbrel.memory.batches import read_ahead
 from whimbrel.memory.peek import read_pages_into
+from whimbrel.memory.processes import tree_of
+from whimbrel.memory.tracker import ProcessPages
 from whimbrel.memory.vmas import parse_maps, parse_smaps, read_vmas, trackable
 
 rows = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6)), max_size=8).map(
@@ -101,6 +104,41 @@ def test_own_memory_is_read_whole() -> None:
         del view
 
 
+SHORT_AND_LONG = ((0, 2), (4, 80), (82, 120), (121, 122), (123, 450), (460, 461), (480, 900), (903, 904))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to read the memory of others")
+def test_reading_a_forked_tree_leaves_its_pages_shared() -> None:
+    code = """
+a = new(2000)
+fill(a, 2000)
+print(a, flush=True)
+child = os.fork()
+steps()
+"""
+
+    def shared(pid: int, at: int) -> bool:
+        """Pagemap's bit 56: mapped by one process only."""
+        with open(f"/proc/{pid}/pagemap", "rb") as file:
+            entries = np.frombuffer(os.pread(file.fileno(), 2000 * 8, at // PAGE * 8), np.uint64)
+        return not (entries >> np.uint64(56) & np.uint64(1)).any()
+
+    with pytest.MonkeyPatch.context() as patch:
+        told: list[int] = []
+        patch.setattr("targets.Program.expect", lambda self, _: told.append(int(self.process.stdout.readline())))
+        with program(code) as parent:
+            wait_for(lambda: len(tree_of(parent.pid)) == 2, "the child")
+            row = ranges.as_ranges([(told[0], told[0] + 2000 * PAGE)])
+            dirty = [ProcessPages(pid, pid, row) for pid in tree_of(parent.pid)]
+            assert all(shared(process.pid, told[0]) for process in dirty)
+            parts = [bytes(batch.contents) for batch in read_ahead(dirty)]
+            contents = b"".join(parts)
+            assert contents[: 2000 * PAGE] == contents[2000 * PAGE :]
+            assert any(contents)
+            assert all(shared(process.pid, told[0]) for process in dirty)
+
+
 @pytest.mark.real
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to read the memory of others")
 def test_pages_that_are_gone_or_forbidden() -> None:
@@ -125,6 +163,18 @@ steps()
                 value = 0 if 100 <= n < 400 else n % 251 + 1
                 assert (buffer[index * PAGE : (index + 1) * PAGE] == value).all(), n
             assert any(vma.perms == "---p" and vma.start == a + 500 * PAGE for vma in read_vmas(child.pid))
+            mixed = ranges.as_ranges((a + first * PAGE, a + last * PAGE) for first, last in SHORT_AND_LONG)
+            buffer = np.empty((len(pages(mixed)) + 1) * PAGE, dtype=np.uint8)
+            for keep_shared in (False, True):
+                buffer[:] = 0xEE
+                missing = read_pages_into(child.pid, mixed, buffer, keep_shared=keep_shared)
+                assert pages(missing) == {page for page in pages(mixed) if 100 <= (page - a) // PAGE < 400}
+                for index, page in enumerate(sorted(pages(mixed))):
+                    n = (page - a) // PAGE
+                    value = 0 if 100 <= n < 400 else n % 251 + 1
+                    assert (buffer[index * PAGE : (index + 1) * PAGE] == value).all(), n
+                assert (buffer[-PAGE:] == 0xEE).all()
+    assert pages(read_pages_into(child.pid, rows, buffer, keep_shared=True)) == pages(rows)
     assert pages(read_pages_into(child.pid, rows, buffer)) == pages(rows), "the process is gone"
     with pytest.raises(ProcessLookupError):
         read_vmas(child.pid)

@@ -48,6 +48,8 @@ class Pieces:
         self._size_bytes = size_bytes
         self._turn = self._done = 0
         self._ends = _ends(dirty[0]) if dirty else np.empty(0, np.int64)
+        self.of_several = len(dirty) > 1
+        """They may be shared: forked processes have their pages in common until one writes."""
 
     def __iter__(self) -> Iterator[ProcessPages]:
         return self
@@ -74,7 +76,7 @@ class Pieces:
         return ProcessPages(process.pid, process.ns_pid, _cut(process.ranges, self._ends, start, stop))
 
 
-def made_ahead(pieces: Iterator[ProcessPages], make: Callable[[Pages], T]) -> Iterator[T]:
+def made_ahead(pieces: Pieces, make: Callable[[Pages], T]) -> Iterator[T]:
     """Each piece read, and as `make` returns it; `make` runs in the reading thread."""
     buffers = [bytearray(BATCH_BYTES) for _ in range(2)]
 
@@ -83,7 +85,7 @@ def made_ahead(pieces: Iterator[ProcessPages], make: Callable[[Pages], T]) -> It
         piece = next(pieces, None)
         if piece is None:
             return None, False
-        pages = _read(piece, buffer)
+        pages = _read(piece, buffer, keep_shared=pieces.of_several)
         return (make(pages) if len(pages.contents) else None), True
 
     with ThreadPoolExecutor(1, "read-pages") as reader:
@@ -125,11 +127,11 @@ def _cut(ranges: Ranges, ends: NDArray[np.int64], start: int, stop: int) -> Rang
     return rows
 
 
-def _read(piece: ProcessPages, buffer: bytearray) -> Pages:
+def _read(piece: ProcessPages, buffer: bytearray, *, keep_shared: bool) -> Pages:
     start_s = time.monotonic()
     view = memoryview(buffer)[: piece.size_bytes]
     ranges = piece.ranges
-    missing = read_pages_into(piece.pid, ranges, view)
+    missing = read_pages_into(piece.pid, ranges, view, keep_shared=keep_shared)
     if len(missing):
         ranges, view = _without(ranges, missing, view)
     return Pages(piece.ns_pid, ranges, view, time.monotonic() - start_s)
