@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from targets import PAGE, pages, program, wait_for
 
 from whimbrel.memory import peek, ranges
-from whimbrel.memory.batches import read_ahead
+from whimbrel.memory.batches import ReadAhead
 from whimbrel.memory.peek import read_pages_into
 from whimbrel.memory.processes import tree_of
 from whimbrel.memory.tracker import ProcessPages
@@ -132,7 +132,7 @@ steps()
             row = ranges.as_ranges([(told[0], told[0] + 2000 * PAGE)])
             dirty = [ProcessPages(pid, pid, row) for pid in tree_of(parent.pid)]
             assert all(shared(process.pid, told[0]) for process in dirty)
-            parts = [bytes(batch.contents) for batch in read_ahead(dirty)]
+            parts = [bytes(batch.contents) for batch in ReadAhead().all_of(dirty)]
             contents = b"".join(parts)
             assert contents[: 2000 * PAGE] == contents[2000 * PAGE :]
             assert any(contents)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -32,12 +32,6 @@ class Pages(NamedTuple):
     ranges: Ranges
     contents: memoryview
     took_s: float
-
-
-def read_ahead(dirty: list[ProcessPages]) -> Iterator[Pages]:
-    """Per process in order of address. Contents are good until the next batch is asked for; pages that vanish
-    meanwhile are left out."""
-    return made_ahead(Pieces(dirty, lambda: BATCH_BYTES), lambda pages: pages)
 
 
 class Pieces:
@@ -76,29 +70,49 @@ class Pieces:
         return ProcessPages(process.pid, process.ns_pid, _cut(process.ranges, self._ends, start, stop))
 
 
-def made_ahead(pieces: Pieces, make: Callable[[Pages], T]) -> Iterator[T]:
-    """Each piece read, and as `make` returns it; `make` runs in the reading thread."""
-    buffers = [bytearray(BATCH_BYTES) for _ in range(2)]
+class ReadAhead:
+    """Reads pieces: one thread reads the next while the caller uses this one. For one caller at a time.
 
-    def read(buffer: bytearray) -> tuple[T | None, bool]:
-        """The next batch (None when all of it has vanished), and whether there was one."""
-        piece = next(pieces, None)
-        if piece is None:
-            return None, False
-        pages = _read(piece, buffer, keep_shared=pieces.of_several)
-        return (make(pages) if len(pages.contents) else None), True
+    Buffers and thread stay for the next call: to make them anew took longer than to read the few pages of a freeze."""
 
-    with ThreadPoolExecutor(1, "read-pages") as reader:
+    def __init__(self) -> None:
+        self._buffers: list[bytearray] = []
+        self._reader = ThreadPoolExecutor(1, "read-pages")
+
+    def batches(self, pieces: Pieces, make: Callable[[Pages], T]) -> Iterator[T]:
+        """Each piece read, and as `make` returns it; `make` runs in the reading thread. Contents are good until the
+        next batch is asked for; pages that vanish meanwhile are left out."""
+        while len(self._buffers) < 2:
+            self._buffers.append(bytearray(BATCH_BYTES))
+
+        def read(buffer: bytearray) -> tuple[T | None, bool]:
+            """The next batch (None when all of it has vanished), and whether there was one."""
+            piece = next(pieces, None)
+            if piece is None:
+                return None, False
+            pages = _read(piece, buffer, keep_shared=pieces.of_several)
+            return (make(pages) if len(pages.contents) else None), True
+
         turn = 0
-        reading: Future[tuple[T | None, bool]] = reader.submit(read, buffers[0])
-        while True:
-            ready, more = reading.result()
-            if not more:
-                return
-            turn = 1 - turn
-            reading = reader.submit(read, buffers[turn])
-            if ready is not None:
-                yield ready
+        reading: Future[tuple[T | None, bool]] = self._reader.submit(read, self._buffers[0])
+        try:
+            while True:
+                ready, more = reading.result()
+                if not more:
+                    return
+                turn = 1 - turn
+                reading = self._reader.submit(read, self._buffers[turn])
+                if ready is not None:
+                    yield ready
+        finally:
+            wait([reading])  # before the buffers are used again
+
+    def all_of(self, dirty: list[ProcessPages]) -> Iterator[Pages]:
+        """Per process in order of address."""
+        return self.batches(Pieces(dirty, lambda: BATCH_BYTES), lambda pages: pages)
+
+    def close(self) -> None:
+        self._reader.shutdown()
 
 
 def merged(*parts: list[ProcessPages]) -> list[ProcessPages]:

@@ -17,6 +17,7 @@ from whimbrel.memory.ranges import Ranges, as_ranges
 # memory.
 KERNEL_NAMES = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[vectors]", b"[sigpage]",
                            b"[uprobes]"))  # fmt: skip
+_VDSO = b"[vdso]"
 _NO_DEVICE = b"00:00"
 _HUGE_TLB = b"/anon_hugepage"
 _LARGE_BYTES = 1 << 20
@@ -94,6 +95,25 @@ def read_vmas(pid: int, *, flags: bool = False) -> list[Vma]:
         return parse_smaps(read_proc(directory, "smaps")) if flags else parse_maps(read_proc(directory, "maps"))
     finally:
         os.close(directory)
+
+
+def read_vdso(pid: int) -> Ranges:
+    """Where the kernel's code lies in a process: no row, or one for each mapping of that name. In the freeze, so it
+    looks at these lines only. Raises ProcessLookupError when the process is gone."""
+    directory = open_proc(pid)
+    try:
+        text = read_proc(directory, "maps")
+    finally:
+        os.close(directory)
+    rows = []
+    at = text.find(_VDSO)
+    while at >= 0:
+        fields = text[text.rfind(b"\n", 0, at) + 1 : at + len(_VDSO)].split(None, 5)
+        if fields[5] == _VDSO:  # and no file whose name ends like it
+            start, end = fields[0].split(b"-")
+            rows.append((int(start, 16), int(end, 16)))
+        at = text.find(_VDSO, at + len(_VDSO))
+    return as_ranges(rows)
 
 
 def open_proc(pid: int) -> int:

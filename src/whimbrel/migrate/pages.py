@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from whimbrel.memory.batches import Pieces, made_ahead
+from whimbrel.memory.batches import Pieces, ReadAhead
 from whimbrel.memory.codecs import Coded, Coding
 from whimbrel.memory.processes import ns_pid_of, tree_of
-from whimbrel.memory.ranges import as_ranges
 from whimbrel.memory.tracker import ProcessPages
-from whimbrel.memory.vmas import read_vmas
+from whimbrel.memory.vmas import read_vdso
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.coder import Coder
 from whimbrel.migrate.linkwatch import LinkWatch
@@ -30,6 +29,7 @@ class PageSender:
         self._channel = channel
         self._watch = LinkWatch(channel.sock)
         self._coder = Coder(codec, self._watch)
+        self._ahead = ReadAhead()
 
     def send(self, dirty: list[ProcessPages]) -> Carried:
         """Send all pages. Pages that vanish meanwhile are left out."""
@@ -43,7 +43,7 @@ class PageSender:
         self._watch.begin()
         self._coder.begin(sum(process.size_bytes for process in dirty))
         pieces = Pieces(dirty, lambda: 0 if enough() else self._coder.batch_bytes())
-        for batch in made_ahead(pieces, self._coder):
+        for batch in self._ahead.batches(pieces, self._coder):
             with self._watch.sending(packed=batch.packed):
                 self._channel.send_pages(batch.ns_pid, batch.coded)
             carried += carried_of(batch.coded)
@@ -52,6 +52,7 @@ class PageSender:
 
     def close(self) -> None:
         """Free the copies of what crossed."""
+        self._ahead.close()
         self._coder.close()
 
 
@@ -69,6 +70,5 @@ def vdso_of(root_pid: int) -> list[ProcessPages]:
     found = []
     for pid in tree_of(root_pid):
         with contextlib.suppress(ProcessLookupError):
-            vdso = as_ranges((vma.start, vma.end) for vma in read_vmas(pid) if vma.name == "[vdso]")
-            found.append(ProcessPages(pid, ns_pid_of(pid), vdso))
+            found.append(ProcessPages(pid, ns_pid_of(pid), read_vdso(pid)))
     return found

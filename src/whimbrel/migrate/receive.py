@@ -275,6 +275,10 @@ class Receiver:
                     widening = beside_criu.submit(self._widen)
                     if handover is not None and handover.has_all(HANDOVER_WAIT_S):
                         self.lazy.laid_out()
+                        if not failpoints.armed("receive.fill"):
+                            # Each page placed now is one less to wait for after the resume. Not before, while CRIU lays
+                            # out the mappings: the two would wait for each other at each of them.
+                            self.lazy.begin_fill()
             if handover is not None:
                 handover.wait()
             threading.Timer(WIDE_BUFFERS_S, widening.result()).start()
@@ -337,9 +341,6 @@ class Receiver:
         if self.late is not None:
             self.late.start()
         self.lazy.start()
-        if not failpoints.armed("receive.fill"):
-            # While CRIU is at work: each page that is placed now is one less to wait for after the resume.
-            self.lazy.begin_fill()
 
         def take(ns_pid: int, uffd: int) -> None:
             self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base))

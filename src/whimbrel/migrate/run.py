@@ -211,10 +211,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
         dumped = threading.Event()
         early, _ = await asyncio.gather(hands.do(carrier.while_dumping, dumped.is_set), hands.do(_dump, dump, dumped))
-    async with job.step("freeze.pages"):
-        late = await hands.do(carrier.last, dump.images)
-    async with job.step("freeze.files"):
-        file_bytes = await hands.do(parts.files.last)
+    late, file_bytes = await _last_pages_and_files(job, parts)
     channel.limit(0)
     async with job.step("freeze.copy"):
         delivered = await hands.do(carrier.deliver, dump.images)
@@ -233,6 +230,19 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     channel.limit(0)
     took_ms = (time.monotonic() - job.frozen_s) * 1e3
     job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered + beside, took_ms, file_bytes))
+
+
+async def _last_pages_and_files(job: Migration, parts: Parts) -> tuple[Carried, int]:
+    """What of the two is still to cross when the dump is written, side by side where no limit forbids it."""
+    files = asyncio.ensure_future(parts.hands.do(parts.files.last)) if not job.request.bandwidth_bps else None
+    try:
+        async with job.step("freeze.pages"):
+            late = await parts.hands.do(parts.carrier.last, parts.dump.images)
+        async with job.step("freeze.files"):  # what the pages did not hide of it
+            return late, await (files or parts.hands.do(parts.files.last))
+    finally:
+        if files is not None and not files.cancel() and not files.cancelled():
+            files.exception()  # it was the pages that failed: this one is nobody's to raise
 
 
 async def _beside(job: Migration, parts: Parts) -> Carried:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from whimbrel.checkpoint.images import PE_PARENT, PE_PRESENT, pagemap_pids, read_pagemap, write_pagemap
-from whimbrel.memory.batches import Pages, merged, read_ahead
+from whimbrel.memory.batches import Pages, ReadAhead, merged
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
 from whimbrel.migrate.carriers.base import Carried
@@ -80,6 +80,7 @@ class StagedCarrier:
         self._ship = ship
         self._number = 0
         self._pages_sent = 0
+        self._ahead = ReadAhead()
         self._tracker = TreeTracker(root_pid)
 
     @property
@@ -135,6 +136,7 @@ class StagedCarrier:
 
     def close(self) -> None:
         self._tracker.close()
+        self._ahead.close()
 
     @property
     def _layers_are_here(self) -> bool:
@@ -143,7 +145,7 @@ class StagedCarrier:
     def _write(self, dirty: list[ProcessPages]) -> Carried:
         start = time.monotonic()
         self._number += 1
-        pages, sent = self._layers.write(self._number, read_ahead(dirty), ns_pids_of(self._root_pid))
+        pages, sent = self._layers.write(self._number, self._ahead.all_of(dirty), ns_pids_of(self._root_pid))
         self._pages_sent += sent
         return Carried(pages=pages, sent_bytes=sent, parts_ms=(("dump", (time.monotonic() - start) * 1e3),))
 
