@@ -141,6 +141,14 @@ def lazy_ranges(images: Path, ns_pid: int) -> Ranges:
     return np.array(chosen, np.uint64).reshape(-1, 2)
 
 
+def write_mappings(images: Path, ns_pid: int, ranges: Ranges) -> None:
+    """The memory map of a process with nothing but private anonymous mappings."""
+    mm = pb.MmEntry()
+    for start, end in ranges.tolist():
+        mm.vmas.add(start=start, end=end, flags=MAP_PRIVATE | MAP_ANONYMOUS, pgoff=0, shmid=0, prot=3, status=0, fd=-1)
+    _write(images / f"mm-{ns_pid}.img", MM_MAGIC, [mm.SerializePartialToString()])
+
+
 def private_ranges(images: Path, ns_pid: int) -> Ranges:
     """Mappings of which a dump holds pages: the private ones without the droppable, which read like them in maps.
     Raises StepFailed where one is of huge TLB."""

@@ -43,7 +43,7 @@ from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pulse import Beat
-from whimbrel.migrate.restoreplan import LazyPages, settle
+from whimbrel.migrate.restoreplan import LazyPages, rehearse, settle
 from whimbrel.migrate.settling import Appearing
 from whimbrel.migrate.staging.host import StageHost
 from whimbrel.migrate.takefiles import FileArrival
@@ -224,6 +224,7 @@ class Receiver:
             pass_fds=[self.images_fd] if landing.foreign else [self.images_fd, self._output_fd],
             launch=launch,
         )
+        rehearse(self.work / "rehearsal")
         self.criu.warm_up()
 
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:

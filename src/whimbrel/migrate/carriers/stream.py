@@ -34,6 +34,7 @@ class StreamCarrier:
         self._backlog = Backlog([])
         self._unsent: list[ProcessPages] = []
         self._beside: list[ProcessPages] = []
+        self._vdso: list[ProcessPages] = []
         self._sender = PageSender(channel, strategy.codec)
         self._tracker = TreeTracker(root_pid)
 
@@ -56,6 +57,7 @@ class StreamCarrier:
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         """Re-armed, so that `last` finds only what CRIU's own work in the processes touched."""
+        self._vdso = vdso_of(self._root_pid)  # the tree stands still: what is found now need not be looked for later
         if not self._early or self._behind:
             return Carried()
         dirty = self._tracker.scan(final=True, rearm=True)
@@ -63,7 +65,7 @@ class StreamCarrier:
         return carried
 
     def last(self, images: Path) -> Carried:
-        dirty = merged(self._unsent, self._tracker.scan(final=True), vdso_of(self._root_pid))
+        dirty = merged(self._unsent, self._tracker.scan(final=True), self._vdso)
         beside = self._lazy and sum(part.size_bytes for part in dirty) >= BESIDE_BYTES
         if not self._behind and not beside:
             return self._send(dirty)
