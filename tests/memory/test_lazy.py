@@ -195,11 +195,11 @@ def test_what_was_written_is_placed_first_and_what_was_written_often_before_that
         supply = Supply(pages, np.arange(1, count + 1), written=written)
         space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
         order, sets = [], [there(memory, count)]
-        while space.fill_first(16) > 0:
+        while space.fill_hot(16) > 0 or space.fill_warm(16) > 0:
             sets.append(there(memory, count))
             order.append(sorted(sets[-1] - sets[-2]))
-        again, once = [*range(702, 710)], [[*range(90, 95)], [700, 701], [*range(710, 720)]]
-        assert order == [again, *once]
+        once = [*range(90, 95), 700, 701, *range(710, 720)]
+        assert order == [[*range(702, 710)], once[:16], once[16:]]
         while space.fill_rest(16) > 0:
             sets.append(there(memory, count))
             assert len(sets[-1] - sets[-2]) <= 16
@@ -216,13 +216,60 @@ def test_a_fault_brings_what_lies_around_it_before_the_rest() -> None:
         space.serve_fault(address + 700 * P + 17)
         at_once = there(memory, count)
         assert {700} <= at_once <= {*range(700 - AROUND_PAGES + 1, 700 + AROUND_PAGES)}
-        while space.fill_first(50) > 0:
+        assert space.fill_read_on(50) < 0, "one fault shows nothing"
+        while space.fill_around(50) > 0:
             pass
         assert there(memory, count) == {*range(700 - BEFORE_PAGES, 700 + FOLLOW_PAGES)}
         while space.fill_rest(50) > 0:
             pass
         assert right(memory, count)
         os.close(uffd)
+
+
+def test_who_reads_on_gets_what_lies_ahead_before_hot_pages() -> None:
+    count, store = 1500, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        hot = [pages[100:110]] * 2
+        supply = Supply(pages, np.arange(1, count + 1), written=hot)
+        space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
+        for page in (700, 1200):
+            space.serve_fault(address + page * P)
+            assert space.fill_read_on(8) < 0
+        assert space.fill_around(40) > 0
+        ahead = min(set(range(1200, count)) - there(memory, count))
+        space.serve_fault(address + ahead * P)
+        before = there(memory, count)
+        assert space.fill_read_on(8) > 0
+        assert there(memory, count) - before <= {*range(1200, 1300)}
+        assert space.fill_hot(50) == 10
+        assert {*range(100, 110)} <= there(memory, count)
+        os.close(uffd)
+
+
+def test_hot_pages_are_waited_for_also_those_that_come_late() -> None:
+    count, store = 600, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        slots = np.arange(1, count + 1)
+        late = slots[500:].copy()
+        slots[500:] = MISSING
+        supply = Supply(pages, slots, lambda page: None, written=[pages[10:20]] * 2)
+        server = LazyServer()
+        server.add(LazySpace(uffd, supply, address_of(memoryview(store.map))))
+        assert not server.wait_for_hot(5), "the fill has not begun"
+        server.laid_out()
+        server.begin_fill()
+        assert server.wait_for_hot(20)
+        assert {*range(10, 20)} <= there(memory, count)
+        server.arrived(supply, pages[500:], late)
+        assert server.wait_for_hot(20)
+        assert {*range(500, count)} <= there(memory, count)
+        server.filled()
+        assert right(memory, count)
+        server.stop()
 
 
 def test_a_page_given_back_while_somebody_waits_for_it_reads_as_zeros() -> None:

@@ -33,6 +33,9 @@ FILL_PAGES = 128
 BURST_PAGES = 8
 """A step of the fill while they come, and have to wait for it."""
 BURST_S = 0.002
+ORDER_OF_FILL = (
+    LazySpace.fill_read_on, LazySpace.fill_hot, LazySpace.fill_around, LazySpace.fill_warm, LazySpace.fill_rest,
+)  # fmt: skip
 UNMAPPED_S = 0.0002
 """After so long memory that was not mapped yet is tried again."""
 
@@ -52,6 +55,7 @@ class LazyServer:
         self._added: list[LazySpace] = []
         self._arrived: deque[tuple[Supply, Indices]] = deque()
         self._whole = threading.Event()
+        self._hot_placed = threading.Event()
         self._error: Exception | None = None
         self._filling = self._laid_out = self._held = False
         self._began_s = self._fill_s = 0.0
@@ -71,7 +75,10 @@ class LazyServer:
 
     def arrived(self, supply: Supply, pages: Pages, slots: Indices) -> None:
         """Pages of a process came into the store."""
-        self._arrived.append((supply, supply.arrived(pages, slots)))
+        indices = supply.arrived(pages, slots)
+        with self._gate:
+            self._hot_placed.clear()
+            self._arrived.append((supply, indices))
         self._ring()
 
     def start(self) -> None:
@@ -111,6 +118,11 @@ class LazyServer:
         """All address spaces are added and all their mappings are there: what the kernel does not know is gone."""
         self._laid_out = True
         self._ring()
+
+    def wait_for_hot(self, limit_s: float) -> bool:
+        """Until all hot pages that have come are in place, if the fill has begun; False when they are not within the
+        time."""
+        return self._hot_placed.wait(limit_s) if self._filling else False
 
     def filled(self) -> tuple[int, float]:
         """Wait for the end of the fill; returns (bytes placed, ms). Address spaces that came after its end are filled
@@ -212,13 +224,17 @@ class LazyServer:
         limit = BURST_PAGES if time.monotonic() - self._last_fault_s < BURST_S else FILL_PAGES
         spaces = [space for space in self._spaces.values() if not space.gone]
         wait_s = IDLE_S
-        for step in (LazySpace.fill_first, LazySpace.fill_rest):
+        for step in ORDER_OF_FILL:
             for space in spaces:
                 done = step(space, limit)
                 if done > 0 or (done == 0 and space.laid_out):  # 0: an event is to be read first
                     return 0
                 if done == 0:
                     wait_s = UNMAPPED_S
+            if step is LazySpace.fill_hot and self._laid_out and not self._hot_placed.is_set():
+                with self._gate:
+                    if not (self._added or self._arrived):
+                        self._hot_placed.set()
         if self._laid_out and wait_s == IDLE_S and not self._whole.is_set():
             self._end_fill()
         return wait_s

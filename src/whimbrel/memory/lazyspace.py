@@ -1,7 +1,9 @@
 """What one restored address space still lacks, and how it is put there: by userfaultfd, page by page or run by run.
 
-In this order: what the program waits for, what lies around the place it waited at, what came last or was written while
-it was watched, and then the rest. For one thread; each step is short, so that who waits meanwhile waits a moment only.
+In this order: what the program waits for; *hot* pages, which came last or were written again and again while it was
+watched; what lies around the place it waited at; *warm* pages, written once; and then the rest. Programs that read on
+where they are get what lies around first. For one thread; each step is short, so that who waits meanwhile waits a
+moment only.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ FOLLOW_PAGES = 512
 """So far after a fault the fill goes on there: programs read forwards."""
 BEFORE_PAGES = 32
 """So far before it too."""
+NEAR_PAGES = 32
+"""A program that faults so near to where the fill has come after its last fault reads on."""
 
 
 class LazySpace:
@@ -45,7 +49,10 @@ class LazySpace:
         self.supply = supply
         self._store = store_address
         self._waiting: set[int] = set()
-        self._urgent: deque[tuple[int, int]] = deque()
+        self._hot: deque[tuple[int, int, int]] = deque()
+        self._warm: deque[tuple[int, int, int]] = deque()
+        self._layouts = 0
+        self._argument = bytearray(_COPY_ARGUMENTS.size)
         self._written_noted = False
         self.laid_out = False
         self.faults = 0
@@ -55,16 +62,28 @@ class LazySpace:
 
     def _lay_out(self, pages: Pages, of: Indices, slots: Indices, settled: bytes = b"") -> None:
         self._pages, self._of, self._slots = pages, of, slots
+        self._layouts += 1
         self._settled = bytearray(settled or (slots < 0).tobytes())
         cut = np.ones(len(pages), bool)
         cut[1:] = (np.diff(pages) != 1) | (np.diff(slots) != 1)
         self._cut = bytearray(cut.tobytes())
         self._next = 0
         self._follow = self._follow_end = 0
+        self._reads_on = False
 
     # --- placing ------------------------------------------------------------------------------------------
     def _copy(self, page: int, slot: int, count: int) -> int:
         """UFFDIO_COPY of `count` pages; returns the pages that are done with, fewer when it is to be tried again."""
+        _COPY_ARGUMENTS.pack_into(
+            self._argument, 0, page * PAGE_BYTES, self._store + slot * PAGE_BYTES, count * PAGE_BYTES, 0, 0
+        )
+        try:
+            fcntl.ioctl(self.uffd, _COPY, self._argument)
+        except OSError:
+            return self._copy_in_parts(page, slot, count)
+        return count
+
+    def _copy_in_parts(self, page: int, slot: int, count: int) -> int:
         done, step = 0, count
         while done < count:
             step = min(step, count - done)
@@ -155,37 +174,57 @@ class LazySpace:
         end = at + AROUND_PAGES - page % AROUND_PAGES
         if not self._place(first, self._run(first, end) or 1):
             self._wake(page)  # after EAGAIN it faults anew, when the event has been read
+        self._reads_on = self._follow <= at < self._follow + NEAR_PAGES
         self._follow, self._follow_end = max(0, at - BEFORE_PAGES), at + FOLLOW_PAGES
 
     # --- the fill -----------------------------------------------------------------------------------------
-    def fill_first(self, limit: int) -> int:
-        """Place up to `limit` pages of what is wanted before the others. Returns how many, -1 when there is none."""
-        while self._follow < self._follow_end:
-            at = self._settled.find(0, self._follow, self._follow_end)
-            if at < 0:
-                self._follow = self._follow_end
-                break
-            done = self._fill(at, min(at + limit, self._follow_end))
-            self._follow = at + done
-            return done
+    def fill_read_on(self, limit: int) -> int:
+        """`fill_around`, for a program that reads on where it is."""
+        return self.fill_around(limit) if self._reads_on else -1
+
+    def fill_hot(self, limit: int) -> int:
+        """Place up to `limit` pages of what came last or was written again and again. Returns how many, -1 when there
+        is none."""
         if not self._written_noted:
             self._written_noted = True
-            for indices in self.supply.first:
-                self._note_urgent(self._own(indices))
-        while self._urgent:
-            page, count = self._urgent.popleft()
-            first = self._index(page)
-            if first is None:
-                continue  # the layout has changed: what is left of it comes with the rest
-            end = first + count
-            at = self._settled.find(0, first, end)
-            if at < 0:
+            again, once = self.supply.first
+            self._hot.extend(self._runs(self._own(again)))
+            self._warm.extend(self._runs(self._own(once)))
+        return self._fill_next(self._hot, limit)
+
+    def fill_around(self, limit: int) -> int:
+        """The same for what lies around the last fault."""
+        at = self._settled.find(0, self._follow, self._follow_end)
+        if at < 0:
+            self._follow = self._follow_end
+            self._reads_on = False
+            return -1
+        done = self._fill(at, min(at + limit, self._follow_end))
+        self._follow = at + done
+        return done
+
+    def fill_warm(self, limit: int) -> int:
+        """The same for what was written once."""
+        return self._fill_next(self._warm, limit)
+
+    def _fill_next(self, runs: deque[tuple[int, int, int]], limit: int) -> int:
+        """As many runs as that takes: hot pages lie in hundreds of them, a few pages each."""
+        placed = 0
+        while runs and placed < limit:
+            layout, at, count = runs.popleft()
+            if layout != self._layouts:
+                continue  # it has changed: what is left of it comes with the rest
+            end = at + count
+            first = self._settled.find(0, at, end)
+            if first < 0:
                 continue
-            done = self._fill(at, min(at + limit, end))
-            if at + done < min(end, len(self._pages)):
-                self._urgent.appendleft((int(self._pages[at + done]), end - at - done))
-            return done
-        return -1
+            done = self._fill(first, min(first + limit - placed, end))
+            if first + done < end:
+                runs.appendleft((layout, first + done, end - first - done))
+            if not done:
+                return placed
+            placed += done
+        return placed or -1
 
     def fill_rest(self, limit: int) -> int:
         """Place up to `limit` pages of what has come and is lacking. Returns how many, -1 when there is none."""
@@ -202,13 +241,15 @@ class LazySpace:
         self.filled_pages += done
         return done
 
-    def _note_urgent(self, indices: Indices) -> None:
-        """These ascending indices are wanted before the others."""
-        if len(indices):
-            cut = np.flatnonzero(np.diff(indices) != 1) + 1
-            starts = np.concatenate(([0], cut))
-            counts = np.diff(np.concatenate((starts, [len(indices)])))
-            self._urgent.extend(zip(self._pages[indices[starts]].tolist(), counts.tolist(), strict=True))
+    def _runs(self, indices: Indices) -> list[tuple[int, int, int]]:
+        """These ascending indices as (layout, first, how many)."""
+        if not len(indices):
+            return []
+        cut = np.flatnonzero(np.diff(indices) != 1) + 1
+        starts = np.concatenate(([0], cut))
+        counts = np.diff(np.concatenate((starts, [len(indices)])))
+        layouts = [self._layouts] * len(starts)
+        return list(zip(layouts, indices[starts].tolist(), counts.tolist(), strict=True))
 
     def awaits(self) -> bool:
         """Is something on its way still?"""
@@ -235,7 +276,7 @@ class LazySpace:
             apart |= self._slots[edges] - self._slots[edges - 1] != 1
             np.frombuffer(self._cut, np.uint8)[edges] = apart
             self._next = min(self._next, int(indices[0]))
-            self._note_urgent(indices)
+            self._hot.extend(self._runs(indices))
 
     def _own(self, indices: Indices) -> Indices:
         """Which ones these of the supply are here, ascending."""

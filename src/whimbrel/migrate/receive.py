@@ -64,6 +64,7 @@ STRANGER_S = 2.0
 SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
+HOT_WAIT_S = 0.01
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,6 +285,9 @@ class Receiver:
                 handover.wait()
             threading.Timer(WIDE_BUFFERS_S, widening.result()).start()
         laps.lap("buffers")
+        # Where many are hot: to place one takes 1 us now, and 40 us of the program when it waits for it.
+        self.lazy.wait_for_hot(HOT_WAIT_S)
+        laps.lap("hot pages")
         failpoints.wait_at("receive.ready")
         if not self.criu.alive():
             raise StepFailed("CRIU died at the destination before the service was handed over")
@@ -298,6 +302,7 @@ class Receiver:
             channel.expect(Kind.GO)
         if order.beside:
             self._check_beside(unpack(order.beside))
+            self.lazy.wait_for_hot(HOT_WAIT_S)
         # ------------------------------- the point of no return: the source has committed -----------------
         with self.lazy.fill_held():
             self.commit()
