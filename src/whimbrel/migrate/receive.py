@@ -64,7 +64,7 @@ STRANGER_S = 2.0
 SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
-HOT_WAIT_S = 0.01
+HOT_WAIT_S = 0.002
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
