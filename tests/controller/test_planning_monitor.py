@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 from planning_people import application, forecast, node, nodes, report, session
 
-from whimbrel.controller.planning.decide import Wish, begins_at_s, decision_of, timing_of
+from whimbrel.controller.planning.decide import NOTICE_S, Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of
 from whimbrel.controller.planning.monitor import Person, observe, region_of, violates
 from whimbrel.controller.planning.outcome import concluded, freeze_lag_s, frozen, start_lag_s
@@ -183,7 +183,7 @@ def test_a_coordinated_decision_begins_as_late_as_it_can() -> None:
     assert timing.handover_at_s == 120.0
     ahead_s = wish().durations.pre_migration_s
     assert ahead_s == pytest.approx(1.0 + 1e7 * 8 / 1e8), "what prepares, and the memory over 100 Mbit/s"
-    assert begins_at_s(wish(), timing) == pytest.approx(timing.migration_at_s - 1.1 * ahead_s)
+    assert begins_at_s(wish(), timing) == pytest.approx(timing.migration_at_s - 1.1 * ahead_s - NOTICE_S)
     decision = decision_of(wish(), timing, decision_id="d", planner="orchestrated", now_unix_s=100.0)
     assert decision.migrates
     assert decision.hands_over

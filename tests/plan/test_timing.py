@@ -47,6 +47,15 @@ def test_a_handover_that_comes_too_soon_waits_with_the_migration_if_it_may() -> 
     assert cannot.interruption_s == pytest.approx(0.8)
 
 
+def test_the_memory_is_across_when_the_last_order_for_the_handover_goes_out() -> None:
+    both = Durations(2, 0.3, 0.5)
+    timing = trigger(Order.COORDINATED, both, handover_at_s=10, now_s=0, notice_s=0.6)
+    assert (timing.migration_at_s, timing.handover_at_s) == pytest.approx((10.1, 10))
+    assert timing.pre_migration_at_s + 2 * 1.1 == pytest.approx(10.1 - 0.6)
+    alone = trigger(Order.COORDINATED, Durations(2, 0.3, 0), handover_at_s=10, now_s=0, notice_s=0.6)
+    assert alone.pre_migration_at_s + 2 * 1.1 == pytest.approx(alone.migration_at_s), "no order, no notice"
+
+
 def test_a_handover_that_is_due_already_begins_now() -> None:
     timing = trigger(Order.COORDINATED, Durations(0, 0.3, 0.5), handover_at_s=-4, now_s=3)
     assert timing.handover_at_s == 3

@@ -64,8 +64,12 @@ def trigger(
     now_s: float,
     latest_handover_s: float | None = None,
     margin: float = MARGIN,
+    notice_s: float = 0.0,
 ) -> Timing:
     """When each part begins.
+
+    `notice_s`: so long before a handover it must be certain that the memory will be across by then, because the last
+    order for it must go out.
 
     `handover_at_s` is when the radio wants the handover (predicted by the RSSI's slope, or known from the path);
     `latest_handover_s` until when it can wait if the memory is not across by then (None: it cannot wait). Nothing
@@ -74,9 +78,12 @@ def trigger(
     for name, value in (("handover_at_s", handover_at_s), ("now_s", now_s)):
         check("timing", name, value, -1e12, 1e12)
     check("timing", "margin", margin, 0.0, 10.0)
+    check("timing", "notice_s", notice_s, 0.0, 60.0)
     wanted_s = max(handover_at_s, now_s)
     latest_s = wanted_s if latest_handover_s is None else max(wanted_s, latest_handover_s)
     ahead_s = durations.pre_migration_s * (1 + margin)
+    if durations.migration_s and durations.handover_s:
+        ahead_s += notice_s
     if order is Order.UNCOORDINATED:
         begins_s = wanted_s
         migration_s = max(wanted_s + durations.handover_s, begins_s + durations.pre_migration_s)

@@ -10,6 +10,9 @@ from whimbrel.model.decision import Decision, Times
 from whimbrel.model.placement import Assignment
 from whimbrel.plan.timing import Durations, Order, Timing, trigger
 
+NOTICE_S = 0.6
+"""So long before its time an order must be on its way to the user, which hears answers to its reports only."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -51,6 +54,7 @@ def timing_of(wish: Wish, order: Order, now_s: float) -> Timing:
         handover_at_s=now_s + (due.in_s if due is not None else 0.0),
         now_s=now_s,
         latest_handover_s=now_s + due.latest_s if due is not None else None,
+        notice_s=NOTICE_S,
     )
 
 

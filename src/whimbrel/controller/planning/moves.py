@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from whimbrel.controller.handovers import Handovers
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.planning.decide import NOTICE_S
 from whimbrel.controller.planning.due import Due
 from whimbrel.controller.planning.outcome import concluded
 from whimbrel.controller.planning.users import Users
@@ -26,8 +27,6 @@ from whimbrel.model.errors import Conflict, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome
 from whimbrel.model.radio import HandoverOrder, HandoverRecord
 
-NOTICE_S = 0.6
-"""So long before its time an order must be on its way to the user, which hears answers to its reports only."""
 WAIT_STEP_S = 0.1
 HANDOVER_TIMEOUT_S = 10.0
 FORGOTTEN_S = 3.0
