@@ -75,18 +75,22 @@ class Dump:
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
         self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
-        self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
-        self._retelling = Retelling(source.run_dir, source.status.spec.name)
-        ours, theirs = socket.socketpair()
-        self._page_server = ours
-        with theirs:
-            (work_dir / "rpc.conf").write_text(f"ps-socket {theirs.fileno()}\n")
-            self._criu = CriuWorker(
-                netns=Path(f"/proc/{source.pid}/ns/net"),
-                run_dir=source.run_dir,
-                pass_fds=[self._images_fd, theirs.fileno()],
-            )
         self._conf = work_dir / "rpc.conf"
+        with contextlib.ExitStack() as undo:  # of what was made, should the rest fail
+            self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+            undo.callback(os.close, self._images_fd)
+            self._retelling = Retelling(source.run_dir, source.status.spec.name)
+            undo.callback(self._retelling.close)
+            self._page_server, theirs = socket.socketpair()
+            undo.callback(self._page_server.close)
+            with theirs:
+                self._conf.write_text(f"ps-socket {theirs.fileno()}\n")
+                self._criu = CriuWorker(
+                    netns=Path(f"/proc/{source.pid}/ns/net"),
+                    run_dir=source.run_dir,
+                    pass_fds=[self._images_fd, theirs.fileno()],
+                )
+            undo.pop_all()
         self.frozen = False
         self._our_holes = False
 
