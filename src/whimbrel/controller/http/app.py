@@ -11,10 +11,12 @@ from fastapi import APIRouter, FastAPI
 from whimbrel import __version__
 from whimbrel.controller.http.answers import SCHEMAS
 from whimbrel.controller.http.errors import add_error_handlers
+from whimbrel.controller.http.experiments import experiment_routes
 from whimbrel.controller.http.guard import Guard
 from whimbrel.controller.http.live import live_routes
 from whimbrel.controller.http.migrations import migration_routes
 from whimbrel.controller.http.nodes import node_routes
+from whimbrel.controller.http.observe import Observe, metrics_routes
 from whimbrel.controller.http.pages import API_PATHS, is_under, mount_pages
 from whimbrel.controller.http.planning import planning_routes
 from whimbrel.controller.http.reference import add_reference
@@ -42,6 +44,8 @@ def create_app(controller: Controller) -> FastAPI:
         *planning_routes(controller.planning),
         live_routes(controller.watch),
         session_routes(controller.access),
+        experiment_routes(controller.experiments),
+        metrics_routes(controller.metrics),
     ):
         _check_paths(router)
         app.include_router(router)
@@ -49,6 +53,7 @@ def create_app(controller: Controller) -> FastAPI:
     add_error_handlers(app)
     mount_pages(app)
     app.add_middleware(Guard, access=controller.access, api=controller.config.api, listen=controller.config.listen)
+    app.add_middleware(Observe, metrics=controller.metrics)  # the last one is the outermost
     _describe(app)
     return app
 
