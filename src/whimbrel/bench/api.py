@@ -49,12 +49,14 @@ USERS = 1000
 RECORDS = 300
 LISTENERS = 2
 WARM_UP_S = 3.0
+IDLE_S = 2.0
+"""A connection that rested longer is not used again: the server ends those that rest for 5 s."""
 START_TIMEOUT_S = 60.0
 REPORT = "POST /v1/users/{user}/events"
 MIX = (
     (REPORT, 40), ("GET /v1/region", 10), ("GET /v1/nodes", 8), ("GET /v1/services", 8),
     ("GET /v1/users", 8), ("GET /v1/migrations?limit=20", 8), ("GET /v1/decisions?limit=20", 5),
-    ("GET /v1/log", 5), ("GET /metrics", 3), ("GET /v1/health", 5),
+    ("GET /v1/log", 5), ("GET /metrics", 1), ("GET /v1/health", 7),
 )  # fmt: skip
 """Requests and their weights: four of ten are users', the rest what pages, operators and Prometheus ask for."""
 HEADINGS = ("what", "n", "p50", "p99", "worst")
@@ -203,22 +205,30 @@ class _Load:
     delays_ms: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     statuses: Counter[int] = field(default_factory=Counter)
     events: int = 0
-    _free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    _free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = field(default_factory=list)
 
     async def ask(self, what: str, user: int, body: bytes, due_s: float, counts: bool) -> None:
         """One request on a connection that is free, or a new one."""
         method, _, path = what.replace("{user}", f"user-{user}").partition(" ")
-        reader, writer = self._free.pop() if self._free else await asyncio.open_unix_connection(str(self.path))
+        reader, writer = await self._connection()
         head = f"{method} {path} HTTP/1.1\r\nHost: controller\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         length = next(int(line.split(":")[1]) for line in answer.split("\r\n") if line.startswith("content-length:"))
         await reader.readexactly(length)
         took_ms = (time.perf_counter() - due_s) * 1e3
-        self._free.append((reader, writer))
+        self._free.append((reader, writer, time.monotonic()))
         if counts:
             self.statuses[int(answer.split(" ", 2)[1])] += 1
             self.delays_ms[what].append(took_ms)
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._free:
+            reader, writer, since_s = self._free.pop()
+            if time.monotonic() - since_s < IDLE_S:
+                return reader, writer
+            writer.close()
+        return await asyncio.open_unix_connection(str(self.path))
 
     async def listen(self) -> None:
         """A page that follows the events."""
@@ -231,7 +241,7 @@ class _Load:
             writer.close()
 
     def close(self) -> None:
-        for _, writer in self._free:
+        for _, writer, _ in self._free:
             writer.close()
 
 

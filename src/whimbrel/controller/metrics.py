@@ -3,6 +3,7 @@ the nodes say now. Times in seconds, as is usual there."""
 
 from __future__ import annotations
 
+from collections import Counter as Numbers
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -131,8 +132,9 @@ class _Now(Collector):
         ):
             yield _by_node(name, says, ((node, value) for node, value in found if value is not None))
         at = GaugeMetricFamily("whimbrel_users", "Users that reported lately.", labels=("base_station",))
-        for station in sorted({*(user.serving for user in seen.users), *(one.name for one in seen.base_stations)}):
-            at.add_metric((station,), sum(user.serving == station for user in seen.users))
+        by_station = Numbers(user.serving for user in seen.users)
+        for station in sorted({*by_station, *(one.name for one in seen.base_stations)}):
+            at.add_metric((station,), by_station[station])
         yield at
         delays = sorted(user.delay_ms for user in seen.users if user.delay_ms is not None)
         if delays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,6 +31,8 @@ def create_app(controller: Controller) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await controller.start()
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through it again and again would hold answers up
         try:
             yield
         finally:
@@ -37,11 +40,11 @@ def create_app(controller: Controller) -> FastAPI:
 
     app = FastAPI(title="Whimbrel controller", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     for router in (
+        *planning_routes(controller.planning),  # first: most requests are users' reports
         node_routes(controller.region),
         service_routes(controller.services, controller.migrations),
         migration_routes(controller.migrations),
         store_routes(controller.stores),
-        *planning_routes(controller.planning),
         live_routes(controller.watch),
         session_routes(controller.access),
         experiment_routes(controller.experiments),

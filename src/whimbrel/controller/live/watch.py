@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import structlog
@@ -110,8 +111,7 @@ class Watch:
     def _users(self) -> list[UserMark]:
         """Of each user what was made of its last report, if it has reported since: of a thousand few have."""
         present = self._planning.users.present()
-        self._marks = {name: mark for name, mark in self._marks.items() if name in present}
-        return [self._mark(name, state) for name, state in sorted(present.items())]
+        return [self._mark(name, state) for name, state in sorted(present.items(), key=itemgetter(0))]
 
     def _mark(self, name: str, state: UserState) -> UserMark:
         session = self._planning.deployment.sessions.get(name)
@@ -151,6 +151,7 @@ class Watch:
         gone = [name for name in self._there if name not in present]
         for name in gone:
             cell = self._there.pop(name)
+            self._marks.pop(name, None)
             self._log(Kind.USER, f"user {name} reports no more", Level.WARNING, user=name, cell=cell)
         if gone:
             self.news.publish("gone", gone)
