@@ -4,6 +4,9 @@ listen = "unix:/run/whimbrel/controller.sock"     # or "tcp:127.0.0.1:8077"
 state_dir = "/var/lib/whimbrel/controller"
 database = "postgresql://whimbrel@db.example/whimbrel"  # default: SQLite, in state_dir
 address_pool = "10.77.1.0/16"                     # services without an address get one from here upwards
+experiments_dir = "/srv/whimbrel/out"             # results of experiments that the dashboard shows; default: none
+log = "json"                                      # or "text", the default
+traces = "http://127.0.0.1:4318/v1/traces"        # an OpenTelemetry collector (OTLP over HTTP); default: none
 
 [[nodes]]
 name = "edge-1"
@@ -11,8 +14,10 @@ role = "edge"                                     # or "gateway"
 host = "192.0.2.11"                               # where its agent listens
 port = 7411
 overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
+x_m = 0.0                                         # where it stands on the map, if that is known
+y_m = 0.0
 
-[planner] and [[base_stations]]: see `planning.settings`.
+[planner] and [[base_stations]]: see `planning.settings`; [api]: see `access`.
 """
 
 from __future__ import annotations
@@ -24,9 +29,13 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
+from whimbrel.controller.access import ApiConfig, ApiEntry, api_of
 from whimbrel.controller.database import parse_database
 from whimbrel.controller.listen import DEFAULT_LISTEN, Listen, parse_listen
-from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, planning_of
+from whimbrel.controller.places import Cell, Place, place_of, with_cells
+from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, cells_of, planning_of
+from whimbrel.controller.traces import check_endpoint
+from whimbrel.logs import Format
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import NAME_PATTERN
@@ -42,13 +51,20 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     address_pool: ipaddress.IPv4Interface = ipaddress.IPv4Interface("10.77.1.0/16")
     database: sa.URL
     planning: PlanningConfig = PlanningConfig()
+    api: ApiConfig = ApiConfig()
+    places: dict[str, Place] = {}
+    experiments_dir: Path | None = None
+    log: Format = "text"
+    traces: str = ""
+    cells: tuple[Cell, ...] = ()
 
     def gateways(self) -> tuple[Endpoint, ...]:
         return tuple(node for node in self.nodes if node.role == "gateway")
 
 
 class _NodeEntry(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    x_m: float | None = None
+    y_m: float | None = None
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +75,10 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     database: str = ""
     planner: PlannerEntry = PlannerEntry()
     base_stations: tuple[StationEntry, ...] = ()
+    api: ApiEntry = ApiEntry()
+    experiments_dir: str = ""
+    log: Format = "text"
+    traces: str = ""
 
 
 def load(path: Path) -> ControllerConfig:
@@ -87,16 +107,19 @@ def parse(text: str) -> ControllerConfig:
     state_dir = Path(entries.state_dir)
     if not state_dir.is_absolute():
         raise BadInput(f"state_dir {entries.state_dir!r} is not an absolute path")
-    nodes = tuple(Endpoint(**msgspec.structs.asdict(entry)) for entry in entries.nodes)
+    nodes = tuple(msgspec.convert(entry, Endpoint, from_attributes=True) for entry in entries.nodes)
     _check_nodes(nodes)
+    cells = cells_of(entries.base_stations, [node.name for node in nodes if node.role == "gateway"])
+    places = {entry.name: place_of(f"node {entry.name}", entry.x_m, entry.y_m) for entry in entries.nodes}
     try:
         pool = ipaddress.IPv4Interface(entries.address_pool)
     except ValueError as error:
         raise BadInput(f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16") from error
     if not 8 <= pool.network.prefixlen <= 30:
         raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
+    listen = parse_listen(entries.listen)
     return ControllerConfig(
-        listen=parse_listen(entries.listen),
+        listen=listen,
         state_dir=state_dir,
         nodes=nodes,
         address_pool=pool,
@@ -104,7 +127,19 @@ def parse(text: str) -> ControllerConfig:
         planning=planning_of(
             entries.planner, entries.base_stations, {node.name for node in nodes if node.role == "gateway"}
         ),
+        api=api_of(entries.api, listen),
+        experiments_dir=_experiments_dir(entries.experiments_dir),
+        log=entries.log,
+        traces=check_endpoint(entries.traces),
+        places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
+        cells=cells,
     )
+
+
+def _experiments_dir(text: str) -> Path | None:
+    if text and not Path(text).is_absolute():
+        raise BadInput(f"experiments_dir {text!r} is not an absolute path")
+    return Path(text) if text else None
 
 
 def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
 from whimbrel.controller.problems import Unknown
+from whimbrel.controller.together import Together
 from whimbrel.controller.views import NodeView
 from whimbrel.model.errors import BadInput, Unreachable, WhimbrelError
 from whimbrel.model.node import ComputingPower, Endpoint, NodeStatus, Role, Tier
@@ -29,7 +30,10 @@ class Region:
         self.nodes = {node.name: node for node in nodes}
         self._peers = {node.name: Peer(node.name, node.host, node.port) for node in self.nodes.values()}
         self._retry_s = retry_s
+        self._views = Together(self._ask_all)
         self._keepers: list[asyncio.Task[None]] = []
+        self.listeners: list[Callable[[str, str], None]] = []
+        """Told of a node's name when its agent connects ("") or is lost (why)."""
 
     async def start(self) -> None:
         self._keepers = [
@@ -87,6 +91,9 @@ class Region:
 
     async def views(self) -> list[NodeView]:
         """All nodes, live, in the order of the configuration."""
+        return await self._views()
+
+    async def _ask_all(self) -> list[NodeView]:
         return list(await asyncio.gather(*(self._view(node) for node in self.nodes.values())))
 
     async def _view(self, node: Endpoint) -> NodeView:
@@ -114,6 +121,10 @@ class Region:
             paths=status.paths if status else (),
         )
 
+    def _tell(self, name: str, problem: str) -> None:
+        for listener in self.listeners:
+            listener(name, problem)
+
     async def _keep(self, name: str, peer: Peer) -> None:
         """Connect, tell the agent who its peers are, wait for the loss of the connection; for ever."""
         introduction = SetPeers(peers=tuple(self.nodes.values()))
@@ -123,12 +134,15 @@ class Region:
                 await peer.call(introduction)
                 if not reachable:
                     log.info("agent connected", node=name)
+                    self._tell(name, "")
                 reachable = True
                 await peer.wait_lost()
                 log.warning("agent lost", node=name)
+                self._tell(name, "the connection to its agent is lost")
             except Unreachable as error:
                 if reachable is not False:  # one line for each change, not for each attempt
                     log.warning("agent unreachable", node=name, error=str(error))
+                    self._tell(name, str(error))
                 reachable = False
             except WhimbrelError as error:
                 log.error("agent refuses its peers", node=name, error=str(error))
