@@ -20,6 +20,7 @@ from whimbrel.controller.config import ControllerConfig
 from whimbrel.controller.http.live import live_routes
 from whimbrel.controller.http.pages import mount_pages
 from whimbrel.controller.live.watch import Watch
+from whimbrel.controller.mec.service import Mec
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.planning.book import PlanBook
 from whimbrel.controller.planning.loop import Planning
@@ -118,20 +119,27 @@ class Controller:
         self.migrations = Migrations(self.region, self.services, self.store)
         book = PlanBook(self.store.database)
         self.planning = Planning(config.planning, self.region, self.services, self.migrations, book)
+        self.mec = Mec(
+            config.mec, self.store.database, self.region, self.services, self.migrations, self.planning, config.wifi()
+        )
         self.watch = Watch(config, self.region, self.services, self.migrations, self.planning)
 
     async def start(self) -> None:
+        await self.mec.load()
         await self.region.start()
         await self.migrations.resume()
         await self.planning.start()
         await self.watch.start()
+        await self.mec.start()
 
     def end_streams(self) -> None:
         """Those that would go on for as long as somebody listens."""
         self.migrations.end_streams()
         self.watch.news.hang_up()
+        self.mec.deliverer.hang_up()
 
     async def stop(self) -> None:
+        await self.mec.close()
         await self.watch.close()
         await self.planning.close()
         await self.migrations.close()
@@ -156,6 +164,8 @@ def create_app(controller: Controller) -> FastAPI:
     for router in planning_routes(controller.planning):
         app.include_router(router)
     app.include_router(live_routes(controller.watch))
+    for router in controller.mec.routes():
+        app.include_router(router)
     _add_error_handlers(app)
     mount_pages(app)
     return app

@@ -14,7 +14,7 @@ overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
 x_m = 0.0                                         # where it stands on the map, if that is known
 y_m = 0.0
 
-[planner] and [[base_stations]]: see `planning.settings`.
+[planner] and [[base_stations]]: see `planning.settings`. [mec]: see `mec.settings`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ import sqlalchemy as sa
 
 from whimbrel.controller.database import parse_database
 from whimbrel.controller.listen import DEFAULT_LISTEN, Listen, parse_listen
+from whimbrel.controller.mec.settings import MecConfig, MecEntry, mec_of
 from whimbrel.controller.places import Cell, Place, place_of, with_cells
 from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, cells_of, planning_of
+from whimbrel.model.edge import BaseStation
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import NAME_PATTERN
@@ -47,9 +49,16 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     planning: PlanningConfig = PlanningConfig()
     places: dict[str, Place] = {}
     cells: tuple[Cell, ...] = ()
+    mec: MecConfig = MecConfig()
 
     def gateways(self) -> tuple[Endpoint, ...]:
         return tuple(node for node in self.nodes if node.role == "gateway")
+
+    def wifi(self) -> frozenset[str]:
+        """Base stations that are access points of a WLAN."""
+        said = {station.name: station.technology for station in self.planning.base_stations}
+        usual = BaseStation(name="usual", max_users=0).technology
+        return frozenset(cell.name for cell in self.cells if said.get(cell.name, usual).startswith("802.11"))
 
 
 class _NodeEntry(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +74,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     database: str = ""
     planner: PlannerEntry = PlannerEntry()
     base_stations: tuple[StationEntry, ...] = ()
+    mec: MecEntry = MecEntry()
 
 
 def load(path: Path) -> ControllerConfig:
@@ -103,8 +113,9 @@ def parse(text: str) -> ControllerConfig:
         raise BadInput(f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16") from error
     if not 8 <= pool.network.prefixlen <= 30:
         raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
+    listen = parse_listen(entries.listen)
     return ControllerConfig(
-        listen=parse_listen(entries.listen),
+        listen=listen,
         state_dir=state_dir,
         nodes=nodes,
         address_pool=pool,
@@ -114,6 +125,7 @@ def parse(text: str) -> ControllerConfig:
         ),
         places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
         cells=cells,
+        mec=mec_of(entries.mec, listen, cells),
     )
 
 

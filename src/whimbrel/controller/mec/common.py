@@ -15,17 +15,17 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defau
     """A value as the specifications name it; what is not said is left out, what is not known is passed over."""
 
 
-class LinkType(Wire):
+class LinkType(Wire, frozen=True, kw_only=True):
     href: Text
 
 
-class SelfLink(Wire):
+class SelfLink(Wire, frozen=True, kw_only=True):
     """`_links` of a subscription."""
 
     this: LinkType = msgspec.field(name="self")
 
 
-class SubscriptionLink(Wire):
+class SubscriptionLink(Wire, frozen=True, kw_only=True):
     """`_links` of a notification."""
 
     subscription: LinkType
@@ -49,26 +49,26 @@ class TimeStamp(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return self.seconds + self.nano_seconds / 1e9
 
 
-class WebsockNotifConfig(Wire):
+class WebsockNotifConfig(Wire, frozen=True, kw_only=True):
     websocket_uri: str = ""
     request_websocket_uri: bool = False
 
 
-class ListedSubscription(Wire):
+class ListedSubscription(Wire, frozen=True, kw_only=True):
     href: str
     subscription_type: str
 
 
-class ListLinks(Wire):
+class ListLinks(Wire, frozen=True, kw_only=True):
     this: LinkType = msgspec.field(name="self")
     subscription: tuple[ListedSubscription, ...] = ()
 
 
-class SubscriptionLinkList(Wire):
+class SubscriptionLinkList(Wire, frozen=True, kw_only=True):
     links: ListLinks = msgspec.field(name="_links")
 
 
-class ExpiryNotification(Wire):
+class ExpiryNotification(Wire, frozen=True, kw_only=True):
     """The subscription ends at `expiry_deadline`, soon."""
 
     links: SubscriptionLink = msgspec.field(name="_links")
@@ -77,17 +77,17 @@ class ExpiryNotification(Wire):
     notification_type: str
 
 
-class TestNotification(Wire):
+class TestNotification(Wire, frozen=True, kw_only=True):
     links: SubscriptionLink = msgspec.field(name="_links")
     notification_type: str
 
 
-class TerminationLinks(Wire):
+class TerminationLinks(Wire, frozen=True, kw_only=True):
     subscription: LinkType
     confirm_termination: LinkType | None = None
 
 
-class AppTerminationNotification(Wire):
+class AppTerminationNotification(Wire, frozen=True, kw_only=True):
     """MEC 011: an application instance is stopped."""
 
     notification_type: str

@@ -13,7 +13,6 @@ from whimbrel.controller.planning.users import Users, UserState
 from whimbrel.model.radio import UserEvent, UserReport
 from whimbrel.ran.mobility import EARTH_RADIUS_M, Origin
 
-
 ACR = "acr:"
 M_PER_DEGREE = math.radians(EARTH_RADIUS_M)
 """Of latitude."""

@@ -10,8 +10,8 @@ origin = { lat = 48.2, lon = 16.37 }              # where x_m = 0, y_m = 0 lies
 ue-1 = "10.77.255.254"
 [mec.cells]                                       # 28-bit cell identities; default: numbered as they are listed
 bs-1 = "0000001"
-[mec.zones]                                       # cells that share a zone; default: each cell is its own
-bs-1 = "north"
+
+Zones are those of [[base_stations]]; a cell of none is a zone of its own.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import msgspec
 
 from whimbrel.controller.listen import Listen
 from whimbrel.controller.mec.reach import Allowed, allowed_of
+from whimbrel.controller.places import Cell, Place
 from whimbrel.model.errors import BadInput
 from whimbrel.ran.mobility import Origin
-
 
 NOWHERE = Origin(lat=0.0, lon=0.0)
 
@@ -39,11 +39,10 @@ class MecEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     origin: Origin = NOWHERE
     users: dict[str, str] = {}
     cells: dict[str, str] = {}
-    zones: dict[str, str] = {}
 
 
 class MecConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`cells` and `zones` have every base station of the region."""
+    """`cells` (identities) and `zones` have every base station of the region, `places` those that stand somewhere."""
 
     callbacks: Allowed = Allowed()
     url: str = ""
@@ -53,19 +52,20 @@ class MecConfig(msgspec.Struct, frozen=True, kw_only=True):
     users: dict[str, str] = {}
     cells: dict[str, str] = {}
     zones: dict[str, str] = {}
+    places: dict[str, Place] = {}
 
 
-def mec_of(entry: MecEntry, listen: Listen, stations: Sequence[str]) -> MecConfig:
-    """`stations`: the names of the region's gateways, in their order. Raises BadInput."""
+def mec_of(entry: MecEntry, listen: Listen, cells: Sequence[Cell]) -> MecConfig:
+    """`cells`: of all base stations, in the order of the configuration. Raises BadInput."""
     if not re.fullmatch(r"[0-9]{5,6}", entry.plmn):
         raise BadInput(f"[mec] plmn {entry.plmn!r} is no network: write its MCC and MNC, five or six digits")
     url = entry.url.rstrip("/")
     if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
         raise BadInput(f"[mec] url {entry.url!r} leads nowhere: write it like http://mec.example:8077")
-    for table, said in (("cells", entry.cells), ("zones", entry.zones)):
-        for name in said:
-            if name not in stations:
-                raise BadInput(f"[mec.{table}] {name}: there is no gateway of that name among the nodes")
+    stations = [cell.name for cell in cells]
+    for name in entry.cells:
+        if name not in stations:
+            raise BadInput(f"[mec.cells] {name}: there is no gateway of that name among the nodes")
     return MecConfig(
         callbacks=allowed_of(entry.callbacks, local=listen.is_local),
         url=url,
@@ -74,7 +74,8 @@ def mec_of(entry: MecEntry, listen: Listen, stations: Sequence[str]) -> MecConfi
         origin=entry.origin,
         users=_addresses(entry.users),
         cells=_cells(entry.cells, stations),
-        zones={name: entry.zones.get(name, name) for name in stations},
+        zones={cell.name: cell.zone or cell.name for cell in cells},
+        places={cell.name: cell.place for cell in cells if cell.place is not None},
     )
 
 
@@ -96,7 +97,9 @@ def _cells(said: dict[str, str], stations: Sequence[str]) -> dict[str, str]:
     for number, name in enumerate(stations, start=1):
         text = said.get(name, f"{number:07x}")
         if not re.fullmatch(r"[0-9a-fA-F]{7}", text):
-            raise BadInput(f"[mec.cells] {name}: {text!r} is no cell identity: write its 28 bits as 7 hexadecimal digits")
+            raise BadInput(
+                f"[mec.cells] {name}: {text!r} is no cell identity: write its 28 bits as 7 hexadecimal digits"
+            )
         if text.lower() in cells.values():
             raise BadInput(f"[mec.cells] {name}: another cell has the identity {text}: each needs its own")
         cells[name] = text.lower()

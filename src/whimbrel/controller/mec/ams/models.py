@@ -69,23 +69,23 @@ def modern(value: Any, name: str = "") -> Any:
     return value
 
 
-class AssociateId(Wire):
+class AssociateId(Wire, frozen=True, kw_only=True):
     type: AssociateIdType | msgspec.UnsetType = msgspec.UNSET
     value: Text = ""
 
 
-class DeviceInformation(Wire):
+class DeviceInformation(Wire, frozen=True, kw_only=True):
     associate_id: AssociateId
     app_mobility_service_level: AppMobilityServiceLevel | msgspec.UnsetType = msgspec.UNSET
     context_transfer_state: ContextTransferState | msgspec.UnsetType = msgspec.UNSET
 
 
-class ServiceConsumerId(Wire):
+class ServiceConsumerId(Wire, frozen=True, kw_only=True):
     app_instance_id: Text = ""
     mep_id: Text = ""
 
 
-class RegistrationInfo(Wire):
+class RegistrationInfo(Wire, frozen=True, kw_only=True):
     """`expiry_time`: seconds from when it was registered; 0, and nothing: for ever."""
 
     service_consumer_id: ServiceConsumerId
@@ -94,17 +94,17 @@ class RegistrationInfo(Wire):
     expiry_time: Seconds | msgspec.UnsetType = msgspec.UNSET
 
 
-class MobilityCriteria(Wire):
+class MobilityCriteria(Wire, frozen=True, kw_only=True):
     app_instance_id: Text = ""
     associate_id: Ids = ()
     mobility_status: tuple[MobilityStatus, ...] = ()
 
 
-class AdjacentCriteria(Wire):
+class AdjacentCriteria(Wire, frozen=True, kw_only=True):
     app_instance_id: Text = ""
 
 
-class MobilityProcedureSubscription(Wire):
+class MobilityProcedureSubscription(Wire, frozen=True, kw_only=True):
     filter_criteria: MobilityCriteria
     subscription_type: str
     links: SelfLink | None = msgspec.field(name="_links", default=None)
@@ -114,7 +114,7 @@ class MobilityProcedureSubscription(Wire):
     expiry_deadline: TimeStamp | None = None
 
 
-class AdjacentAppInfoSubscription(Wire):
+class AdjacentAppInfoSubscription(Wire, frozen=True, kw_only=True):
     filter_criteria: AdjacentCriteria
     subscription_type: str
     links: SelfLink | None = msgspec.field(name="_links", default=None)
@@ -133,21 +133,21 @@ ASKED = {"mobility_proc": MOBILITY, "adj_app_info": ADJACENT}
 """The query parameter `subscriptionType`'s own words for them."""
 
 
-class IpAddress(Wire):
+class IpAddress(Wire, frozen=True, kw_only=True):
     host: str
     port: int
 
 
-class CommunicationInterface(Wire):
+class CommunicationInterface(Wire, frozen=True, kw_only=True):
     ip_addresses: tuple[IpAddress, ...] = ()
 
 
-class TargetAppInfo(Wire):
+class TargetAppInfo(Wire, frozen=True, kw_only=True):
     app_instance_id: str
     comm_interface: CommunicationInterface | None = None
 
 
-class MobilityProcedureNotification(Wire):
+class MobilityProcedureNotification(Wire, frozen=True, kw_only=True):
     notification_type: str
     associate_id: tuple[AssociateId, ...]
     mobility_status: MobilityStatus
@@ -156,12 +156,12 @@ class MobilityProcedureNotification(Wire):
     target_app_info: TargetAppInfo | None = None
 
 
-class AdjacentAppInfo(Wire):
+class AdjacentAppInfo(Wire, frozen=True, kw_only=True):
     app_instance_id: str
     comm_interface: tuple[CommunicationInterface, ...]
 
 
-class AdjacentAppInfoNotification(Wire):
+class AdjacentAppInfoNotification(Wire, frozen=True, kw_only=True):
     notification_type: str
     links: SubscriptionLink = msgspec.field(name="_links")
     time_stamp: TimeStamp
@@ -169,12 +169,12 @@ class AdjacentAppInfoNotification(Wire):
     associate_id: tuple[AssociateId, ...] = ()
 
 
-class MecHostInformation(Wire):
+class MecHostInformation(Wire, frozen=True, kw_only=True):
     host_name: str
     host_id: dict[str, dict[str, str]]
 
 
-class AdjacentAppInstanceInfo(Wire):
+class AdjacentAppInstanceInfo(Wire, frozen=True, kw_only=True):
     app_d_id: str = msgspec.field(name="appDId")
     app_instance_comm_link: tuple[CommunicationInterface, ...]
     app_instance_id: str

@@ -255,9 +255,7 @@ def kinds() -> dict[str, Any]:
     return dict(KINDS)
 
 
-def _meets(
-    criteria: MobilityCriteria, service: str, status: MobilityStatus, ids: Sequence[AssociateId]
-) -> bool:
+def _meets(criteria: MobilityCriteria, service: str, status: MobilityStatus, ids: Sequence[AssociateId]) -> bool:
     if criteria.app_instance_id and criteria.app_instance_id != service:
         return False
     if criteria.mobility_status and status not in criteria.mobility_status:

@@ -48,43 +48,43 @@ class NotificationFormat(StrEnum):
     JSON = "JSON"
 
 
-class LocationInfo(Wire):
+class LocationInfo(Wire, frozen=True, kw_only=True):
     latitude: tuple[float, ...]
     longitude: tuple[float, ...]
     shape: int
     timestamp: TimeStamp | None = None
 
 
-class Link(Wire):
+class Link(Wire, frozen=True, kw_only=True):
     rel: Text
     href: Text
 
 
-class CallbackReference(Wire):
+class CallbackReference(Wire, frozen=True, kw_only=True):
     notify_url: Text = msgspec.field(name="notifyURL")
     callback_data: Text | msgspec.UnsetType = msgspec.UNSET
     notification_format: NotificationFormat | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Subscription(Wire):
+class _Subscription(Wire, frozen=True, kw_only=True):
     callback_reference: CallbackReference
     client_correlator: Text | msgspec.UnsetType = msgspec.UNSET
     resource_url: Text = msgspec.field(name="resourceURL", default="")
 
 
-class UserTrackingSubscription(_Subscription):
+class UserTrackingSubscription(_Subscription, frozen=True, kw_only=True):
     address: Text
     user_event_criteria: tuple[UserEventType, ...] = ()
 
 
-class ZonalTrafficSubscription(_Subscription):
+class ZonalTrafficSubscription(_Subscription, frozen=True, kw_only=True):
     zone_id: Text
     interest_realm: tuple[Text, ...] = ()
     user_event_criteria: tuple[UserEventType, ...] = ()
     duration: Seconds | msgspec.UnsetType = msgspec.UNSET
 
 
-class ZoneStatusSubscription(_Subscription):
+class ZoneStatusSubscription(_Subscription, frozen=True, kw_only=True):
     zone_id: Text
     number_of_users_zone_threshold: Count | msgspec.UnsetType = msgspec.UNSET
     number_of_users_ap_threshold: Count | msgspec.UnsetType = msgspec.field(
@@ -93,7 +93,7 @@ class ZoneStatusSubscription(_Subscription):
     operation_status: tuple[OperationStatus, ...] = ()
 
 
-class _Watch(_Subscription):
+class _Watch(_Subscription, frozen=True, kw_only=True):
     """`frequency`: the least time between two notifications, in s."""
 
     frequency: Seconds
@@ -102,7 +102,7 @@ class _Watch(_Subscription):
     link: tuple[Link, ...] = ()
 
 
-class CircleNotificationSubscription(_Watch):
+class CircleNotificationSubscription(_Watch, frozen=True, kw_only=True):
     address: Addresses
     latitude: Degrees
     longitude: Degrees
@@ -113,7 +113,7 @@ class CircleNotificationSubscription(_Watch):
     count: Count | msgspec.UnsetType = msgspec.UNSET
 
 
-class DistanceNotificationSubscription(_Watch):
+class DistanceNotificationSubscription(_Watch, frozen=True, kw_only=True):
     monitored_address: Addresses
     distance: Metres
     tracking_accuracy: Metres
@@ -123,7 +123,7 @@ class DistanceNotificationSubscription(_Watch):
     count: Count | msgspec.UnsetType = msgspec.UNSET
 
 
-class PeriodicNotificationSubscription(_Watch):
+class PeriodicNotificationSubscription(_Watch, frozen=True, kw_only=True):
     address: Addresses
     requested_accuracy: Count
 
@@ -150,7 +150,7 @@ KINDS = tuple(
 CIRCLE, DISTANCE, PERIODIC, TRACKING, TRAFFIC, STATUS = (kind.path for kind in KINDS)
 
 
-class AccessPointInfo(Wire):
+class AccessPointInfo(Wire, frozen=True, kw_only=True):
     access_point_id: str
     connection_type: str
     operation_status: OperationStatus
@@ -159,7 +159,7 @@ class AccessPointInfo(Wire):
     location_info: LocationInfo | None = None
 
 
-class UserInfo(Wire):
+class UserInfo(Wire, frozen=True, kw_only=True):
     address: str
     access_point_id: str
     zone_id: str
@@ -168,7 +168,7 @@ class UserInfo(Wire):
     location_info: LocationInfo | None = None
 
 
-class ZoneInfo(Wire):
+class ZoneInfo(Wire, frozen=True, kw_only=True):
     zone_id: str
     number_of_access_points: int
     number_of_unserviceable_access_points: int
@@ -176,18 +176,18 @@ class ZoneInfo(Wire):
     resource_url: str = msgspec.field(name="resourceURL")
 
 
-class TerminalDistance(Wire):
+class TerminalDistance(Wire, frozen=True, kw_only=True):
     distance: int
     timestamp: TimeStamp
 
 
-class TerminalLocation(Wire):
+class TerminalLocation(Wire, frozen=True, kw_only=True):
     address: str
     location_retrieval_status: str
     current_location: LocationInfo | None = None
 
 
-class ZonalPresenceNotification(Wire):
+class ZonalPresenceNotification(Wire, frozen=True, kw_only=True):
     zone_id: str
     address: str
     user_event_type: UserEventType
@@ -198,7 +198,7 @@ class ZonalPresenceNotification(Wire):
     link: tuple[Link, ...] = ()
 
 
-class ZoneStatusNotification(Wire):
+class ZoneStatusNotification(Wire, frozen=True, kw_only=True):
     zone_id: str
     timestamp: TimeStamp
     access_point_id: str = ""
@@ -209,7 +209,7 @@ class ZoneStatusNotification(Wire):
     link: tuple[Link, ...] = ()
 
 
-class SubscriptionNotification(Wire):
+class SubscriptionNotification(Wire, frozen=True, kw_only=True):
     terminal_location: tuple[TerminalLocation, ...]
     callback_data: str | msgspec.UnsetType = msgspec.UNSET
     distance_criteria: DistanceCriteria | msgspec.UnsetType = msgspec.UNSET

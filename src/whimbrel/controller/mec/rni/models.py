@@ -45,17 +45,17 @@ PERIODICAL = 1
 """Of the triggers of a measurement report: regular reports of the strongest cells, as users make them here."""
 
 
-class AssociateId(Wire):
+class AssociateId(Wire, frozen=True, kw_only=True):
     type: AssociateIdType | msgspec.UnsetType = msgspec.UNSET
     value: Text = ""
 
 
-class Plmn(Wire):
+class Plmn(Wire, frozen=True, kw_only=True):
     mcc: Text
     mnc: Text
 
 
-class Ecgi(Wire):
+class Ecgi(Wire, frozen=True, kw_only=True):
     cell_id: Text
     plmn: Plmn
 
@@ -64,21 +64,21 @@ Ids = Annotated[tuple[AssociateId, ...], msgspec.Meta(max_length=MOST_IDS)]
 Cells = Annotated[tuple[Ecgi, ...], msgspec.Meta(max_length=MOST_IDS)]
 
 
-class CellChangeCriteria(Wire):
+class CellChangeCriteria(Wire, frozen=True, kw_only=True):
     app_instance_id: Text = ""
     associate_id: Ids = ()
     ecgi: Cells = ()
     ho_status: tuple[HoStatus, ...] = ()
 
 
-class MeasRepCriteria(Wire):
+class MeasRepCriteria(Wire, frozen=True, kw_only=True):
     app_instance_id: Text = ""
     associate_id: Ids = ()
     ecgi: Cells = ()
     trigger: tuple[Annotated[int, msgspec.Meta(ge=0, le=255)], ...] = ()
 
 
-class CellChangeSubscription(Wire):
+class CellChangeSubscription(Wire, frozen=True, kw_only=True):
     filter_criteria_assoc_ho: CellChangeCriteria
     subscription_type: str
     links: SelfLink | None = msgspec.field(name="_links", default=None)
@@ -88,7 +88,7 @@ class CellChangeSubscription(Wire):
     expiry_deadline: TimeStamp | None = None
 
 
-class MeasRepUeSubscription(Wire):
+class MeasRepUeSubscription(Wire, frozen=True, kw_only=True):
     filter_criteria_assoc_tri: MeasRepCriteria
     subscription_type: str
     links: SelfLink | None = msgspec.field(name="_links", default=None)
@@ -117,7 +117,7 @@ ASKED = {"cell_change": CELL_CHANGE, "meas_rep_ue": MEAS_REP_UE} | {short: name 
 """The query parameter `subscription_type`'s own words for them."""
 
 
-class CellChangeNotification(Wire):
+class CellChangeNotification(Wire, frozen=True, kw_only=True):
     notification_type: str
     ho_status: HoStatus
     src_ecgi: Ecgi
@@ -127,13 +127,13 @@ class CellChangeNotification(Wire):
     associate_id: tuple[AssociateId, ...] = ()
 
 
-class NeighbourCell(Wire):
+class NeighbourCell(Wire, frozen=True, kw_only=True):
     ecgi: Ecgi
     rsrp: int
     rsrq: int
 
 
-class MeasRepUeNotification(Wire):
+class MeasRepUeNotification(Wire, frozen=True, kw_only=True):
     notification_type: str
     trigger: int
     ecgi: Ecgi
@@ -145,7 +145,7 @@ class MeasRepUeNotification(Wire):
     eutran_neighbour_cell_meas_info: tuple[NeighbourCell, ...] = ()
 
 
-class PlmnInfo(Wire):
+class PlmnInfo(Wire, frozen=True, kw_only=True):
     app_instance_id: str
     plmn: tuple[Plmn, ...]
     time_stamp: TimeStamp
@@ -159,7 +159,7 @@ class CellInfo(msgspec.Struct, frozen=True, kw_only=True):
     number_of_active_ue_ul_nongbr_cell: int
 
 
-class CellUeInfo(Wire):
+class CellUeInfo(Wire, frozen=True, kw_only=True):
     associate_id: AssociateId
     ecgi: Ecgi
 
