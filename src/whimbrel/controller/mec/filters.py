@@ -69,7 +69,8 @@ def _expression(text: str) -> tuple[list[str], str]:
     """The words of the first ``(…)`` of a text, and what follows it."""
     if not text.startswith("("):
         raise BadInput(f"filter: an expression begins with '(', found {text[:20]!r}: write (eq,name,value)")
-    words, word, at = [], "", 1
+    words: list[str] = []
+    word, at = "", 1
     while at < len(text):
         letter = text[at]
         if letter == "'" and not word:

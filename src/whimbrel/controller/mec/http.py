@@ -32,6 +32,7 @@ class Problem(WhimbrelError):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
+        self.code = HTTPStatus(status).phrase.lower().replace(" ", "-")
 
 
 def not_found(what: str) -> Problem:
@@ -71,8 +72,8 @@ def _check_accept(request: Request) -> None:
         raise Problem(HTTPStatus.NOT_ACCEPTABLE, f"answers are {JSON}: ask for that with the header Accept")
 
 
-async def read_json(request: Request) -> Any:
-    """The body. Raises Problem 413 and 415, BadInput."""
+async def read_bytes(request: Request) -> bytes:
+    """The body. Raises Problem 413 and 415."""
     media = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if media != JSON:
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"a body of type {media!r} is not read: send {JSON}")
@@ -81,8 +82,14 @@ async def read_json(request: Request) -> Any:
         body += piece
         if len(body) > MOST_BODY_BYTES:
             raise Problem(413, f"the body is longer than {MOST_BODY_BYTES} bytes: send less")
+    return bytes(body)
+
+
+async def read_json(request: Request) -> Any:
+    """The body. Raises Problem 413 and 415, BadInput."""
+    body = await read_bytes(request)
     try:
-        return msgspec.json.decode(bytes(body))
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"the body is no JSON: {error}") from None
 

@@ -115,9 +115,9 @@ class People:
 
     # --- positions ------------------------------------------------------------------------------------------
     def position(self, user: str) -> tuple[float, float] | None:
-        """Latitude and longitude; None for who has not reported."""
+        """Latitude and longitude; None for who has not reported, or does not know."""
         state = self._users.get(user)
-        if state is None or state.report is None:
+        if state is None or state.report is None or not math.isfinite(state.report.x_m + state.report.y_m):
             return None
         return degrees_of(self._config.origin, state.report.x_m, state.report.y_m)
 

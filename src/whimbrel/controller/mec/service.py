@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from whimbrel.controller.handovers.mec012 import Mec012
 from whimbrel.controller.mec.ams import service as ams
 from whimbrel.controller.mec.ams.routes import PREFIX as AMS
 from whimbrel.controller.mec.ams.routes import ams_routes
@@ -20,6 +21,7 @@ from whimbrel.controller.mec.people import People
 from whimbrel.controller.mec.rni import service as rni
 from whimbrel.controller.mec.rni.routes import PREFIX as RNI
 from whimbrel.controller.mec.rni.routes import rni_routes
+from whimbrel.controller.mec.rnis_callback import rnis_routes
 from whimbrel.controller.mec.settings import MecConfig
 from whimbrel.controller.mec.subscriptions import Subscriptions, websocket_routes
 from whimbrel.controller.migrations import Migrations
@@ -41,6 +43,7 @@ class Mec:
         wifi: frozenset[str],
     ) -> None:
         self._config = config
+        self._handovers = planning.handovers
         book = MecBook(database)
         self.deliverer = Deliverer(config.callbacks)
         people = People(config, planning.users)
@@ -85,7 +88,9 @@ class Mec:
 
     def routes(self) -> list[APIRouter]:
         url = self._config.url
+        source = self._handovers
         return [
+            *(rnis_routes(source) if isinstance(source, Mec012) else ()),
             *ams_routes(self.mobility, url),
             *rni_routes(self.radio, url),
             *location_routes(self.locations, url),
