@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import structlog
@@ -57,12 +58,17 @@ def router(prefix: str, problems_as: str) -> APIRouter:
                     return await handle(request)
                 except WhimbrelError as error:
                     status = error.status if isinstance(error, Problem) else int(status_of(error))
-                    body = problem(status, str(error), error.code) | {"instance": request.url.path}
+                    body = problem(status, str(error), error.code) | {"instance": _address_of(request)}
                     return Response(_encode(body), status, media_type=problems_as)
 
             return careful
 
     return APIRouter(prefix=prefix, route_class=Route, include_in_schema=False)
+
+
+def _address_of(request: Request) -> str:
+    """As a URI, whatever was asked for."""
+    return str(request.base_url).rstrip("/") + quote(request.scope["path"])
 
 
 def _check_accept(request: Request) -> None:

@@ -51,9 +51,8 @@ def _query_routes(locations: Locations, url: str) -> APIRouter:
 
     @routes.get("/queries/users")
     async def users(request: Request) -> Response:
-        found = locations.users(
-            *(_list(request, name) for name in ("zoneId", "accessPointId", "address")), root(request)
-        )
+        zones, stations, addresses = (_list(request, name) for name in ("zoneId", "accessPointId", "address"))
+        found = locations.users(zones, stations, addresses, root(request))
         return answer({"userList": {"resourceURL": f"{root(request)}/queries/users", "user": found}})
 
     @routes.get("/queries/zones")
