@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,12 @@ import httpx
 import jsonschema_rs
 import msgspec
 import yaml
+from planning_people import report
 
 from fakes import FakeRegion, free_port
 from live_controller import LiveController, wait_until
-from whimbrel.controller.client import ControllerClient
-from whimbrel.model.service import ServiceSpec
+from whimbrel.model.node import PathStatus
+from whimbrel.model.radio import HandoverRecord, Hears, UserReport
 
 MEC = """
 [mec]
@@ -32,7 +34,19 @@ ue-2 = "10.77.200.2"
 """
 STATIONS = ("gw-1", "gw-2", "gw-3")
 """The first two are in zone `north`, the third in `south`."""
+LEVELS_DBM = {"gw-1": -50.0, "gw-2": -60.0, "gw-3": -70.0}
 SPECS = Path(__file__).parent / "specs"
+
+
+def report_of(user: str, serving: str = "gw-1", **changes: Any) -> UserReport:
+    """`x_m`, `y_m`: where it is."""
+    hears = tuple(Hears(base_station=n, rssi_dbm=level, filtered_dbm=level) for n, level in LEVELS_DBM.items())
+    return report(user, serving=serving, **({"hears": hears} | changes))
+
+
+def handover_of(user: str, source: str, target: str, **changes: Any) -> HandoverRecord:
+    values = {"reason": "stronger", "unix_s": time.time(), "elapsed_s": 1.0, "interruption_ms": 30.0}
+    return HandoverRecord(user=user, source=source, target=target, **(values | changes))
 
 
 def check_shape(specification: str, schema: str, value: Any) -> None:
@@ -107,19 +121,26 @@ class MecServer(LiveController):
             answer = http.post(f"/v1/users/{event.user}/events", content=msgspec.json.encode(event))
             assert answer.status_code == 200, answer.text
 
-    def run(self, name: str, node: str, **fields: Any) -> None:
-        with self.client() as client:
-            run_service(client, name, node, **fields)
+    def run(self, name: str, node: str) -> None:
+        body = {"name": name, "node": node, "image": "oci:/x", "ports": ["80/tcp"]}
+        with self.http() as http:
+            answer = http.post("/v1/services", json=body)
+            assert answer.status_code == 201, answer.text
 
-
-def run_service(client: ControllerClient, name: str, node: str, **fields: Any) -> None:
-    spec = {"name": name, "image": "oci:/x", "address": "", "ports": ("80/tcp",)} | fields
-    client.run_service(ServiceSpec(**spec), node)
+    def migrate(self, service: str, to: str, **fields: Any) -> httpx.Response:
+        with self.http() as http:
+            return http.post("/v1/migrations", json={"service": service, "destination": to} | fields)
 
 
 @contextmanager
 def serving(directory: Path, *, extra: str = MEC, planner: str = "") -> Iterator[MecServer]:
     with FakeRegion(STATIONS) as region:
+        for name, agent in region.agents.items():
+            agent.paths = tuple(
+                PathStatus(to=other, round_trip_ms=1.0 if name[-1] == other[-1] else 50.0, rate_bps=1e8)
+                for other in region.agents
+                if other != name
+            )
         server = MecServer(region, directory, extra=extra, planner=planner)
         server.start()
         try:

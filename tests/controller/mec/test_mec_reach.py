@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
 
 import httpcore
 import pytest
@@ -17,12 +16,6 @@ from whimbrel.controller.mec.reach import allowed_of, check_url, resolved
 from whimbrel.model.errors import BadInput, Refused
 
 HERE = ("127.0.0.0/8",)
-
-
-@pytest.fixture
-def inbox() -> Iterator[Inbox]:
-    with Inbox() as inbox:
-        yield inbox
 
 
 @pytest.mark.parametrize(

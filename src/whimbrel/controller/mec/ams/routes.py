@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from whimbrel.controller.mec.ams.models import (
+    ADJACENT,
     ASKED,
     KINDS,
     AdjacentAppInfoSubscription,
@@ -45,7 +46,7 @@ REGISTRATION = Shape(
     complex=frozenset({"deviceInformation"}),
     default=frozenset({"deviceInformation"}),
 )
-ADJACENT = Shape(
+NEIGHBOUR = Shape(
     names=frozenset({"appDId", "appInstanceCommLink", "appInstanceId", "mecHostInformation", "registeredInstanceId"}),
     complex=frozenset({"mecHostInformation"}),
     default=frozenset({"mecHostInformation"}),
@@ -133,6 +134,8 @@ def _subscription_routes(mobility: Mobility, url: str) -> APIRouter:
         links = SelfLink(this=LinkType(href=href))
         value = msgspec.structs.replace(value, links=links, websock_notif_config=websocket)
         subscription = await subscriptions.put(terms, value)
+        if kind == ADJACENT:
+            await mobility.look_around([subscription])
         if value.request_test_notification is True:
             subscriptions.test(subscription)
         return value
@@ -174,7 +177,7 @@ def _other_routes(mobility: Mobility) -> APIRouter:
     @routes.get("/queries/adjacent_app_instances")
     async def adjacent(request: Request) -> Response:
         items: list[dict[str, Any]] = [msgspec.to_builtins(info) for info in await mobility.adjacent()]
-        return answer(select(items, request.query_params, ADJACENT))
+        return answer(select(items, request.query_params, NEIGHBOUR))
 
     @routes.post("/uri_provided_by_subscriber")
     async def elsewhere() -> Response:

@@ -224,35 +224,36 @@ class Mobility:
             try:
                 await self.registrations.end_what_is_due()
                 if time.monotonic() - looked_s >= NEIGHBOURS_EVERY_S:
-                    if wanted := self.subscriptions.of_kind(ADJACENT):
-                        running = (await self._services.list()).services
-                        for one in wanted:
-                            self._tell_changes(one, running)
+                    await self.look_around(self.subscriptions.of_kind(ADJACENT))
                     looked_s = time.monotonic()
             except WhimbrelError as error:
                 log.warning("the application mobility service cannot look", error=str(error))
 
-    def _tell_changes(self, one: Subscription, running: Sequence[ServiceStatus]) -> None:
-        """The first look only takes note: who subscribes has asked before, or asks now."""
-        instance = one.value.filter_criteria.app_instance_id
-        now = {other.spec.name: (other.node, other.spec.address) for other in _others(instance, running)}
-        before, one.state = one.state, now
-        if before is None:
+    async def look_around(self, wanted: Sequence[Subscription]) -> None:
+        """Tell these of what changed since they were last looked after. The first time only takes note."""
+        if not wanted:
             return
-        for other in running:
-            name = other.spec.name
-            if name in now and now[name] != before.get(name):
-                message = AdjacentAppInfoNotification(
-                    notification_type="AdjacentAppInfoNotification",
-                    time_stamp=TimeStamp.now(),
-                    adjacent_app_info=AdjacentAppInfo(app_instance_id=name, comm_interface=(_links_of(other),)),
-                    links=link_to(one.terms.href),
-                )
-                self.subscriptions.notify(one, message)
+        running = (await self._services.list()).services
+        for one in wanted:
+            others = _others(one.value.filter_criteria.app_instance_id, running)
+            now = {other.spec.name: (other.node, other.spec.address) for other in others}
+            before, one.state = one.state, now
+            for other in others if before is not None else ():
+                if now[other.spec.name] != before.get(other.spec.name):
+                    self.subscriptions.notify(one, _neighbour(other, one))
 
 
 def kinds() -> dict[str, Any]:
     return dict(KINDS)
+
+
+def _neighbour(other: ServiceStatus, one: Subscription) -> AdjacentAppInfoNotification:
+    return AdjacentAppInfoNotification(
+        notification_type="AdjacentAppInfoNotification",
+        time_stamp=TimeStamp.now(),
+        adjacent_app_info=AdjacentAppInfo(app_instance_id=other.spec.name, comm_interface=(_links_of(other),)),
+        links=link_to(one.terms.href),
+    )
 
 
 def _meets(criteria: MobilityCriteria, service: str, status: MobilityStatus, ids: Sequence[AssociateId]) -> bool:
