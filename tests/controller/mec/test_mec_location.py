@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -26,11 +25,16 @@ ORIGIN = Origin(lat=48.0, lon=16.0)
 
 
 @pytest.fixture(autouse=True)
-def nobody(http: httpx.Client) -> Iterator[None]:
+def nobody(http: httpx.Client) -> None:
     """Users of another test are gone."""
-    yield
     for user in http.get("/v1/users").json():
         http.delete(f"/v1/users/{user['user']}")
+
+    def crowd() -> int:
+        zones = http.get("/location/v2/queries/zones").json()["zoneList"]["zone"]
+        return sum(one["numberOfUsers"] for one in zones)
+
+    wait_until(lambda: crowd() == 0, "nobody is there", 20)
 
 
 def subscribe(http: httpx.Client, kind: str, url: str, **fields: Any) -> dict[str, Any]:
@@ -175,30 +179,17 @@ def test_a_crowded_zone_and_a_lost_access_point_are_told(
 
 def test_a_circle_is_watched(server: MecServer, http: httpx.Client, inbox: Inbox) -> None:
     latitude, longitude = degrees_of(ORIGIN, 1000.0, 0.0)
-    at(server, "ue-1", x_m=0.0)
+    at(server, "ue-1", x_m=1000.0)
     value = subscribe(
         http, "circle", inbox.url, address=["acr:ue-1"], latitude=latitude, longitude=longitude, radius=100.0,
-        trackingAccuracy=10.0, enteringLeavingCriteria="Entering", checkImmediate=False, frequency=0, count=1,
+        trackingAccuracy=10.0, enteringLeavingCriteria="Entering", checkImmediate=True, frequency=0, count=1,
     )  # fmt: skip
-    wait_until(lambda: _inside(server, http, inbox), "the user enters", 20)
-    told = inbox.got[0]["subscriptionNotification"]
+    told = inbox.wait(lambda one: True, "the user is inside")["subscriptionNotification"]
     check_shape(SPEC, "SubscriptionNotification", told)
     assert told["terminalLocation"][0]["address"] == "acr:ue-1"
     assert told["enteringLeavingCriteria"] == "Entering"
     assert told["isFinalNotification"] is True
     wait_until(lambda: http.get(value["resourceURL"]).status_code == 404, "it was to be told once", 20)
-
-
-def _inside(server: MecServer, http: httpx.Client, inbox: Inbox) -> bool:
-    """In and out until it is told: who subscribes is looked after from the next look on."""
-    at(server, "ue-1", x_m=0.0)
-    wait_until(lambda: True, "")
-    import time
-
-    time.sleep(0.6)
-    at(server, "ue-1", x_m=1000.0)
-    time.sleep(0.6)
-    return bool(inbox.got)
 
 
 def test_distances_between_users_are_watched(server: MecServer, http: httpx.Client, inbox: Inbox) -> None:
