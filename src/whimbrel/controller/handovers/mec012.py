@@ -58,7 +58,7 @@ OWN_WORD_S = 10.0
 USUAL_INTERRUPTION_MS = 500.0
 """Where the service does not tell when the execution of a handover began."""
 MOST_MESSAGE_BYTES = 256 << 10
-PATH = "/rnis-notifications"
+PATH = "/rni/notifications"
 
 log = structlog.get_logger()
 
