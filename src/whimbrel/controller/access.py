@@ -30,8 +30,8 @@ LEAST_BODY_BYTES, MOST_BODY_BYTES = 1 << 10, 1 << 30
 
 
 class TokenRole(StrEnum):
-    """READ: all GETs. REPORT: what a user's equipment posts, and nothing else. CONSUMER: the MEC interfaces, and nothing
-    else. OPERATE: everything."""
+    """READ: all GETs. REPORT: what a user's equipment posts, and nothing else. CONSUMER: the MEC interfaces, and
+    nothing else. OPERATE: everything."""
 
     READ = "read"
     REPORT = "report"
