@@ -102,8 +102,10 @@ class Inbox:
 class MecServer(LiveController):
     """`extra`: more of its configuration; what is in `[planner]` comes first."""
 
-    def __init__(self, region: FakeRegion, directory: Path, *, extra: str = MEC, planner: str = "") -> None:
-        super().__init__(region, directory)
+    def __init__(
+        self, region: FakeRegion, directory: Path, *, extra: str = MEC, planner: str = "", token: str = ""
+    ) -> None:
+        super().__init__(region, directory, token=token)
         port = free_port()
         self.address = f"tcp:127.0.0.1:{port}"
         self.url = f"http://127.0.0.1:{port}"
@@ -133,7 +135,7 @@ class MecServer(LiveController):
 
 
 @contextmanager
-def serving(directory: Path, *, extra: str = MEC, planner: str = "") -> Iterator[MecServer]:
+def serving(directory: Path, *, extra: str = MEC, planner: str = "", token: str = "") -> Iterator[MecServer]:
     with FakeRegion(STATIONS) as region:
         for name, agent in region.agents.items():
             agent.paths = tuple(
@@ -141,7 +143,7 @@ def serving(directory: Path, *, extra: str = MEC, planner: str = "") -> Iterator
                 for other in region.agents
                 if other != name
             )
-        server = MecServer(region, directory, extra=extra, planner=planner)
+        server = MecServer(region, directory, extra=extra, planner=planner, token=token)
         server.start()
         try:
             yield server

@@ -57,7 +57,7 @@ class Deliverer:
         """End all websockets: the controller stops."""
         for queues in self._sockets.values():
             for queue in queues:
-                queue.put_nowait(None)
+                _put(queue, None)
 
     # --- by HTTP --------------------------------------------------------------------------------------------
     def post(self, subscription: str, url: str, body: bytes) -> None:
@@ -118,14 +118,12 @@ class Deliverer:
         """Whether anybody listens there."""
         queues = self._sockets.get(subscription, ())
         for queue in queues:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(body)
+            _put(queue, body)
         return bool(queues)
 
     def open(self, subscription: str) -> asyncio.Queue[bytes | None]:
         """For one websocket; None in it: hang up."""
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE + 1)
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE)
         self._sockets.setdefault(subscription, set()).add(queue)
         return queue
 
@@ -139,8 +137,14 @@ class Deliverer:
     def forget(self, subscription: str) -> None:
         """It is over: what was not sent yet is still sent, its websockets end."""
         for queue in self._sockets.get(subscription, ()):
-            if not queue.full():
-                queue.put_nowait(None)
+            _put(queue, None)
+
+
+def _put(queue: asyncio.Queue[bytes | None], body: bytes | None) -> None:
+    """In the place of the oldest where it is full."""
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(body)
 
 
 def _host_of(url: str) -> str:

@@ -23,8 +23,7 @@ PROBLEM = "application/problem+json"
 
 T = TypeVar("T")
 log = structlog.get_logger()
-_encode = msgspec.json.Encoder().encode
-encode = _encode
+encode = msgspec.json.Encoder().encode
 
 
 class Problem(WhimbrelError):
@@ -59,7 +58,7 @@ def router(prefix: str, problems_as: str) -> APIRouter:
                 except WhimbrelError as error:
                     status = error.status if isinstance(error, Problem) else int(status_of(error))
                     body = problem(status, str(error), error.code) | {"instance": _address_of(request)}
-                    return Response(_encode(body), status, media_type=problems_as)
+                    return Response(encode(body), status, media_type=problems_as)
 
             return careful
 
@@ -113,7 +112,7 @@ async def read(request: Request, kind: type[T]) -> T:
 
 
 def answer(value: Any, status: int = 200, *, location: str = "", tagged: bool = False) -> Response:
-    body = _encode(value)
+    body = encode(value)
     headers = {"Location": location} if location else {}
     if tagged:
         headers["ETag"] = _tag(body)
@@ -132,7 +131,7 @@ def check_match(request: Request, current: Any) -> None:
     wanted = request.headers.get("if-match")
     if wanted is None or wanted.strip() == "*":
         return
-    if _tag(_encode(current)) not in [one.strip() for one in wanted.split(",")]:
+    if _tag(encode(current)) not in [one.strip() for one in wanted.split(",")]:
         raise Problem(HTTPStatus.PRECONDITION_FAILED, "the resource was changed meanwhile: read it again")
 
 

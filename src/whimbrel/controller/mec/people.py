@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from whimbrel.controller.mec.settings import MecConfig
-from whimbrel.controller.planning.users import Users, UserState
+from whimbrel.controller.planning.users import VANISHED_S, Users, UserState
 from whimbrel.model.radio import UserEvent, UserReport
 from whimbrel.ran.mobility import EARTH_RADIUS_M, Origin
 
@@ -74,11 +74,22 @@ class People:
         except ValueError:
             return ""
 
-    def named(self, text: str) -> str:
-        """The user that a consumer means by ``acr:NAME``, a name or an IP address; "" for nobody who is there."""
+    def meant(self, text: str) -> str:
+        """The name of the user that a consumer means by ``acr:NAME``, a name or an IP address, there or not."""
         bare = text.removeprefix(ACR)
-        user = self.user_of(bare) or bare
-        return user if user in self.present() else ""
+        return self.user_of(bare) or bare
+
+    def named(self, text: str) -> str:
+        """The same for one who is there; "" for any other."""
+        user = self.meant(text)
+        return user if self.report_of(user) is not None else ""
+
+    def report_of(self, user: str) -> UserReport | None:
+        """What the user told last, as far as it is believed; None for one who is not there."""
+        state = self._users.get(user)
+        if state is None or time.monotonic() - state.heard_s > VANISHED_S:
+            return None
+        return state.report
 
     # --- where they are -------------------------------------------------------------------------------------
     def hear(self, event: UserEvent) -> None:
@@ -115,11 +126,11 @@ class People:
 
     # --- positions ------------------------------------------------------------------------------------------
     def position(self, user: str) -> tuple[float, float] | None:
-        """Latitude and longitude; None for who has not reported, or does not know."""
-        state = self._users.get(user)
-        if state is None or state.report is None or not math.isfinite(state.report.x_m + state.report.y_m):
+        """Latitude and longitude; None for who is not there, or does not know."""
+        report = self.report_of(user)
+        if report is None or not math.isfinite(report.x_m + report.y_m):
             return None
-        return degrees_of(self._config.origin, state.report.x_m, state.report.y_m)
+        return degrees_of(self._config.origin, report.x_m, report.y_m)
 
 
 def degrees_of(origin: Origin, x_m: float, y_m: float) -> tuple[float, float]:

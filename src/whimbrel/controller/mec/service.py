@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
+import structlog
 from fastapi import APIRouter
 
 from whimbrel.controller.handovers.mec012 import Mec012
@@ -29,6 +29,11 @@ from whimbrel.controller.planning.loop import Planning
 from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
 from whimbrel.controller.store import Database
+
+AGAIN_AFTER_S = 1.0
+
+Work = Callable[[], Awaitable[None]]
+log = structlog.get_logger()
 
 
 class Mec:
@@ -72,13 +77,13 @@ class Mec:
             await subscriptions.load()
 
     async def start(self) -> None:
-        work: list[tuple[str, Coroutine[Any, Any, None]]] = [
-            ("mobility", self.mobility.keep_telling()),
-            ("neighbours", self.mobility.keep_looking()),
-            ("locations", self.locations.keep_looking()),
-            *((f"{name} subscriptions", one.keep()) for name, one in self._subscriptions.items()),
-        ]
-        self._tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in work]
+        work: dict[str, Work] = {
+            "mobility": self.mobility.keep_telling,
+            "neighbours": self.mobility.keep_looking,
+            "locations": self.locations.keep_looking,
+        }
+        work |= {f"{name} subscriptions": one.keep for name, one in self._subscriptions.items()}
+        self._tasks = [asyncio.create_task(_for_ever(name, one), name=name) for name, one in work.items()]
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -97,3 +102,13 @@ class Mec:
             websocket_routes(AMS, self._subscriptions["ams"], self.deliverer),
             websocket_routes(RNI, self._subscriptions["rni"], self.deliverer),
         ]
+
+
+async def _for_ever(name: str, work: Work) -> None:
+    """A mistake of ours must not end it."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            log.exception("an interface met an error that nobody expected", what=name, exc_info=error)
+            await asyncio.sleep(AGAIN_AFTER_S)

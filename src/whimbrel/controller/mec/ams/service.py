@@ -93,8 +93,15 @@ class Registrations:
         seconds = info.expiry_time if info.expiry_time is not msgspec.UNSET else 0
         row = _Row(info=info, expires_unix_s=time.time() + seconds if seconds else 0.0)
         name = info.app_mobility_service_id
-        await asyncio.to_thread(self._book.put, REGISTRATIONS, name, encode(row).decode())
-        self._rows[name] = row
+        before = self._rows.get(name)
+        self._rows[name] = row  # at once: nobody else can take the name meanwhile
+        try:
+            await asyncio.to_thread(self._book.put, REGISTRATIONS, name, encode(row).decode())
+        except BaseException:
+            self._rows.pop(name)
+            if before is not None:
+                self._rows[name] = before
+            raise
         return info
 
     async def remove(self, registration_id: str) -> None:

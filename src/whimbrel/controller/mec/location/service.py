@@ -63,11 +63,11 @@ class Locations:
         return found
 
     def place_of(self, user: str) -> m.LocationInfo | None:
-        at, state = self.people.position(user), self.people.present().get(user)
-        if at is None or state is None or state.report is None:
+        at, report = self.people.position(user), self.people.report_of(user)
+        if at is None or report is None:
             return None
         return m.LocationInfo(
-            latitude=(at[0],), longitude=(at[1],), shape=m.POINT, timestamp=TimeStamp.at(state.report.unix_s)
+            latitude=(at[0],), longitude=(at[1],), shape=m.POINT, timestamp=TimeStamp.at(report.unix_s)
         )
 
     def zone(self, zone: str, url: str) -> m.ZoneInfo:
@@ -111,7 +111,7 @@ class Locations:
         """A user came, went, or is at another access point."""
         for happened, station, previous in _events(step, self.people):
             for one in self.subscriptions.of_kind(m.TRACKING):
-                if self.people.named(one.value.address) == step.user or one.value.address == f"{ACR}{step.user}":
+                if self.people.meant(one.value.address) == step.user:
                     self._tell_presence(one, step, happened, station, previous)
             for one in self.subscriptions.of_kind(m.TRAFFIC):
                 if one.value.zone_id == self.people.zone_of(station):

@@ -49,8 +49,8 @@ class RadioInformation:
     def hear(self, event: UserEvent) -> None:
         if isinstance(event, HandoverRecord):
             self._tell_handover(event)
-        elif isinstance(event, UserReport):
-            self._tell_measured(event)
+        elif isinstance(event, UserReport) and (believed := self._people.report_of(event.user)) is not None:
+            self._tell_measured(believed)
 
     def ecgi(self, station: str) -> Ecgi | None:
         cell = self._people.cell_of(station)
