@@ -173,7 +173,7 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link or plan.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan or api.")],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
         str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
@@ -225,8 +225,12 @@ def bench(
         from whimbrel.bench import plan
 
         result = plan.run(console(), seeds=seeds, exact_s=exact)
+    elif name == "api":
+        from whimbrel.bench import api
+
+        result = api.run(console())
     else:
-        raise BadInput(f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link or plan")
+        raise BadInput(f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan or api")
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 
