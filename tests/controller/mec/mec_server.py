@@ -144,8 +144,8 @@ def serving(directory: Path, *, extra: str = MEC, planner: str = "", token: str 
                 if other != name
             )
         server = MecServer(region, directory, extra=extra, planner=planner, token=token)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop()
