@@ -180,7 +180,7 @@ def test_what_a_version_without_steps_wrote_is_kept(tmp_path: Path) -> None:
     store.put(record(1))
     store.close()
     with sqlite3.connect(tmp_path / "db") as db:
-        for table in ("alembic_version", "applications", "sessions", "decisions", "settings"):
+        for table in ("alembic_version", "applications", "sessions", "decisions", "settings", "mec_entries"):
             db.execute(f"DROP TABLE {table}")  # there was only one, and no steps
     db.close()
     again = MigrationStore(at(tmp_path / "db"))

@@ -17,7 +17,7 @@ from whimbrel.ue.orders import OrderBook
 
 @pytest.fixture
 def port() -> Answers:
-    return Answers(lambda event: None)
+    return Answers(lambda event: None, {})
 
 
 def order(at_unix_s: float = 0.0, user: str = "ue-1", target: str = "bs-2") -> HandoverOrder:
@@ -62,5 +62,5 @@ def test_a_withdrawn_order_leads_the_user_nowhere(port: Answers) -> None:
 
 def test_ports_are_known_by_name() -> None:
     assert handovers.DEFAULT in known()
-    with pytest.raises(BadInput, match="there is no handover port 'pigeon': choose from answers"):
+    with pytest.raises(BadInput, match="there is no handover port 'pigeon': choose from answers, mec012"):
         port_of("pigeon")

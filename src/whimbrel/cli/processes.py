@@ -39,7 +39,11 @@ def make_token(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is for, as logs will tell it.")],
     role: Annotated[
         str,
-        typer.Option("--role", metavar="ROLE", help="operate: all; read: look only; report: a user's equipment."),
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="operate: all; read: look only; report: a user's equipment; consumer: ETSI MEC.",
+        ),
     ] = "operate",
     json: JsonOption = False,
 ) -> None:

@@ -30,10 +30,12 @@ LEAST_BODY_BYTES, MOST_BODY_BYTES = 1 << 10, 1 << 30
 
 
 class TokenRole(StrEnum):
-    """READ: all GETs. REPORT: what a user's equipment posts, and nothing else. OPERATE: everything."""
+    """READ: all GETs. REPORT: what a user's equipment posts, and nothing else. CONSUMER: the MEC interfaces, and
+    nothing else. OPERATE: everything."""
 
     READ = "read"
     REPORT = "report"
+    CONSUMER = "consumer"
     OPERATE = "operate"
 
 
@@ -149,4 +151,6 @@ def allows(role: TokenRole, method: str, path: str) -> bool:
         return True
     if role is TokenRole.REPORT:
         return method == "POST" and re.fullmatch(r"/v1/users/[^/]+/(events|discovery)", path) is not None
+    if role is TokenRole.CONSUMER:
+        return re.match(r"/(amsi/v1|rni/v2|location/v2)/", path) is not None
     return method in ("GET", "HEAD")

@@ -17,7 +17,7 @@ overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
 x_m = 0.0                                         # where it stands on the map, if that is known
 y_m = 0.0
 
-[planner] and [[base_stations]]: see `planning.settings`; [api]: see `access`.
+[planner] and [[base_stations]]: see `planning.settings`; [api]: see `access`; [mec]: see `mec.settings`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ import sqlalchemy as sa
 from whimbrel.controller.access import ApiConfig, ApiEntry, api_of
 from whimbrel.controller.database import parse_database
 from whimbrel.controller.listen import DEFAULT_LISTEN, Listen, parse_listen
+from whimbrel.controller.mec.settings import MecConfig, MecEntry, mec_of
 from whimbrel.controller.places import Cell, Place, place_of, with_cells
 from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, cells_of, planning_of
 from whimbrel.controller.traces import check_endpoint
 from whimbrel.logs import Format
+from whimbrel.model.edge import BaseStation
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import NAME_PATTERN
@@ -57,9 +59,16 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     log: Format = "text"
     traces: str = ""
     cells: tuple[Cell, ...] = ()
+    mec: MecConfig = MecConfig()
 
     def gateways(self) -> tuple[Endpoint, ...]:
         return tuple(node for node in self.nodes if node.role == "gateway")
+
+    def wifi(self) -> frozenset[str]:
+        """Base stations that are access points of a WLAN."""
+        said = {station.name: station.technology for station in self.planning.base_stations}
+        usual = BaseStation(name="usual", max_users=0).technology
+        return frozenset(cell.name for cell in self.cells if said.get(cell.name, usual).startswith("802.11"))
 
 
 class _NodeEntry(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,6 +85,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     planner: PlannerEntry = PlannerEntry()
     base_stations: tuple[StationEntry, ...] = ()
     api: ApiEntry = ApiEntry()
+    mec: MecEntry = MecEntry()
     experiments_dir: str = ""
     log: Format = "text"
     traces: str = ""
@@ -133,6 +143,7 @@ def parse(text: str) -> ControllerConfig:
         traces=check_endpoint(entries.traces),
         places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
         cells=cells,
+        mec=mec_of(entries.mec, listen, cells),
     )
 
 

@@ -56,6 +56,8 @@ class Migrations:
         self._starting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.listeners: list[Heard] = []
+        self.checks: list[Callable[[str], None]] = []
+        """Asked before a service moves; who objects raises Refused."""
 
     async def resume(self) -> None:
         """Take up the migrations that ran when the controller last stopped."""
@@ -121,6 +123,8 @@ class Migrations:
                     f"service {request.service} on {home.node} is {home.state}, not running: only a running "
                     "service moves"
                 )
+            for check in self.checks:
+                check(request.service)
             gateways = tuple(node for node in self._region.gateways() if not by or node.name in by)
             await self._region.require_up([home.node, destination.name, *(gateway.name for gateway in gateways)])
             now_unix_s = time.time()
@@ -143,7 +147,8 @@ class Migrations:
                 handover_in_ms = freeze_in_ms + Limits().fixed_freeze_ms
                 request = replace(request, freeze_in_ms=freeze_in_ms, handover_in_ms=handover_in_ms)
             call = Migrate(request=request, destination=destination, gateways=gateways)
-            self._tell(record)
+            if not request.dry_run:
+                self._tell(record)
             self._spawn(self._watch(feed, call), f"watch {record.id}")
             return record
         finally:

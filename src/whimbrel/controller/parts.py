@@ -8,6 +8,7 @@ from whimbrel.controller.access import Access
 from whimbrel.controller.config import ControllerConfig
 from whimbrel.controller.experiments import Experiments
 from whimbrel.controller.live.watch import Watch
+from whimbrel.controller.mec.service import Mec
 from whimbrel.controller.metrics import Metrics
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.planning.book import PlanBook
@@ -30,6 +31,9 @@ class Controller:
         self.migrations = Migrations(self.region, self.services, self.store)
         book = PlanBook(self.store.database)
         self.planning = Planning(config.planning, self.region, self.services, self.migrations, book)
+        self.mec = Mec(
+            config.mec, self.store.database, self.region, self.services, self.migrations, self.planning, config.wifi()
+        )
         self.watch = Watch(config, self.region, self.services, self.migrations, self.planning)
         self.metrics = Metrics(self.watch, self.migrations, self.planning)
         self.experiments = Experiments(config.experiments_dir)
@@ -38,17 +42,21 @@ class Controller:
             self.migrations.listeners.append(self.traces.told)
 
     async def start(self) -> None:
+        await self.mec.load()
         await self.region.start()
         await self.migrations.resume()
         await self.planning.start()
         await self.watch.start()
+        await self.mec.start()
 
     def end_streams(self) -> None:
         """Those that would go on for as long as somebody listens."""
         self.migrations.end_streams()
         self.watch.news.hang_up()
+        self.mec.deliverer.hang_up()
 
     async def stop(self) -> None:
+        await self.mec.close()
         await self.watch.close()
         await self.planning.close()
         await self.migrations.close()

@@ -139,6 +139,7 @@ class Region:
                 await peer.wait_lost()
                 log.warning("agent lost", node=name)
                 self._tell(name, "the connection to its agent is lost")
+                reachable = None  # whatever comes next is news
             except Unreachable as error:
                 if reachable is not False:  # one line for each change, not for each attempt
                     log.warning("agent unreachable", node=name, error=str(error))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
+from whimbrel.lab.radio import user_overlay_address
 from whimbrel.lab.routes import path, uplink_bps
 from whimbrel.lab.topology import Edge, Gateway, Topology
 from whimbrel.model.node import Tier
@@ -110,6 +111,9 @@ def _controller_text(topology: Topology, lab_dir: Path) -> str:
             values |= {"zone": _nearest(topology, gateway.name, [edge.name for edge in topology.edges])}
         if values:
             text += "\n[[base_stations]]\n" + _lines({"name": gateway.name, **values})
+    if topology.radio is not None and topology.users:  # the address that stays with a user wherever it goes
+        addresses = {user.name: str(user_overlay_address(topology, user)) for user in topology.users}
+        text += "\n[mec.users]\n" + _lines(addresses)
     return text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from whimbrel.controller.handovers.port import HandoverPort, Handovers, Tell
+from whimbrel.controller.handovers.port import HandoverPort, Handovers, Settings, Tell
 from whimbrel.model.errors import BadInput
 from whimbrel.plan.discovery import find
 
@@ -26,4 +26,4 @@ def port_of(name: str) -> HandoverPort:
         raise BadInput(f"there is no handover port {name!r}: choose from {', '.join(known())}") from None
 
 
-__all__ = ["DEFAULT", "HandoverPort", "Handovers", "Tell", "known", "port_of"]
+__all__ = ["DEFAULT", "HandoverPort", "Handovers", "Settings", "Tell", "known", "port_of"]

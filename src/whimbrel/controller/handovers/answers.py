@@ -10,7 +10,8 @@ import time
 
 from msgspec.structs import replace
 
-from whimbrel.controller.handovers.port import HandoverPort, Tell
+from whimbrel.controller.handovers.port import HandoverPort, Settings, Tell
+from whimbrel.model.errors import BadInput
 from whimbrel.model.radio import HandoverOrder, Orders
 
 REPEAT_S = 3.0
@@ -18,8 +19,14 @@ REPEAT_S = 3.0
 
 
 class Answers:
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: Tell, settings: Settings) -> None:
+        """Raises BadInput for any setting: there is none."""
+        if settings:
+            raise BadInput(f"[planner.handover_settings] {next(iter(settings))}: the port `answers` has no settings")
         self._waiting: dict[str, dict[str, tuple[HandoverOrder, float]]] = {}
+
+    async def start(self) -> None:
+        pass
 
     def order(self, order: HandoverOrder) -> None:
         until_s = time.time() + max(0.0, order.at_unix_s - time.time()) + REPEAT_S
@@ -30,16 +37,20 @@ class Answers:
         self.order(replace(order, at_unix_s=0.0))
 
     def answer(self, user: str) -> Orders:
+        return Orders(orders=self.orders_of(user))
+
+    def orders_of(self, user: str) -> tuple[HandoverOrder, ...]:
+        """Those that are not too old."""
         waiting = self._waiting.get(user)
         if not waiting:
-            return Orders()
+            return ()
         now_s = time.time()
         for name, (_, until_s) in list(waiting.items()):
             if until_s < now_s:
                 del waiting[name]
         if not waiting:
             del self._waiting[user]
-        return Orders(orders=tuple(order for order, _ in waiting.values()))
+        return tuple(order for order, _ in waiting.values())
 
     async def close(self) -> None:
         self._waiting.clear()

@@ -47,6 +47,7 @@ def create_app(controller: Controller) -> FastAPI:
         store_routes(controller.stores),
         live_routes(controller.watch),
         session_routes(controller.access),
+        *controller.mec.routes(),
         experiment_routes(controller.experiments),
         metrics_routes(controller.metrics),
     ):

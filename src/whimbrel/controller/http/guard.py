@@ -29,6 +29,8 @@ HEADER = "x-whimbrel"
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/v1/health", "/v1/session", "/docs", "/openapi.json")
 """What anybody may ask for: it tells nothing of the region. So do the dashboard's own files."""
+NOTIFIED = "/rni/notifications"
+"""Another's service posts here what the controller subscribed to: by a secret in the path, for it has no token."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 CALLER = "whimbrel.caller"
 
@@ -84,7 +86,11 @@ class Guard:
         method, path = scope.get("method", "GET"), scope["path"]
         if not self._access.asks:
             return LOCAL
-        is_open = path in OPEN or (method in SAFE and not any(is_under(path, one) for one in API_PATHS))
+        is_open = (
+            path in OPEN
+            or is_under(path, NOTIFIED)
+            or (method in SAFE and not any(is_under(path, one) for one in API_PATHS))
+        )
         kind, _, token = headers.get("authorization", "").partition(" ")
         session = session_of(headers)
         by_cookie = False

@@ -73,7 +73,7 @@ class Planning:
         self._wake = asyncio.Event()
         self.complaint_listeners: list[Callable[[str, dict[str, Any]], None]] = []
         self.users = Users(self._wake.set, self._complain)
-        self.handovers = port_of(config.handovers).make(self._take)
+        self.handovers = port_of(config.handovers).make(self._take, config.handover_settings)
         self.deployment = Deployment(services, self.users, book, self._place)
         self.moves = Moves(migrations, self.users, self.handovers, book, self._over)
         self.setting = config.setting
@@ -93,6 +93,7 @@ class Planning:
         chosen = await asyncio.to_thread(self._book.setting)
         self.setting = chosen if chosen is not None else self._config.setting
         await self.moves.resume()
+        await self.handovers.start()
         self._tasks = [
             asyncio.create_task(self._keep_watching(), name="monitor"),
             asyncio.create_task(self._keep_planning(), name="planner"),

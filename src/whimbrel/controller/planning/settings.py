@@ -5,7 +5,8 @@ planner = "orchestrated"                          # `whimbrel plan planner` list
 order = ""                                        # coordinated, early, late, uncoordinated; "": the planner's own
 strategy = "auto"                                 # of migrations
 every_s = 1.0                                     # between two plans; events plan at once
-handovers = "answers"                             # who carries handovers out
+handovers = "answers"                             # who carries handovers out, or tells of them; `mec012`: an RNIS
+handover_settings = {}                            # of that one; see `handovers.mec012`
 policy = { horizon_s = 30.0, deadband = 0.1, hysteresis_db = 4.0 }
 
 [[base_stations]]                                 # gateways without an entry have what is said here
@@ -23,6 +24,7 @@ zone = "north"                                    # cells may share one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -47,6 +49,7 @@ class PlanningConfig(msgspec.Struct, frozen=True, kw_only=True):
     setting: PlannerSetting = PlannerSetting()
     every_s: float = 1.0
     handovers: str = DEFAULT_HANDOVERS
+    handover_settings: dict[str, Any] = {}
     policy: Policy = Policy()
     base_stations: tuple[BaseStation, ...] = ()
 
@@ -61,6 +64,7 @@ class PlannerEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     strategy: str = DEFAULT_STRATEGY
     every_s: float = 1.0
     handovers: str = DEFAULT_HANDOVERS
+    handover_settings: dict[str, Any] = {}
     policy: PolicyEntry = PolicyEntry()
 
 
@@ -91,6 +95,7 @@ def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateway
         setting=setting,
         every_s=entry.every_s,
         handovers=entry.handovers,
+        handover_settings=entry.handover_settings,
         policy=Policy(**msgspec.structs.asdict(entry.policy)),
         base_stations=tuple(msgspec.convert(station, BaseStation, from_attributes=True) for station in stations),
     )

@@ -1,0 +1,151 @@
+"""No notification goes where the operator did not allow it: hostile addresses against real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import httpcore
+import pytest
+from mec_server import Inbox
+
+from whimbrel.controller.mec import delivery
+from whimbrel.controller.mec.delivery import QUEUE, Deliverer
+from whimbrel.controller.mec.reach import allowed_of, check_url, resolved
+from whimbrel.model.errors import BadInput, Refused
+
+HERE = ("127.0.0.0/8",)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://192.0.2.1/x",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[fe80::1]/",
+        "http://0.0.0.0:80/",
+        "http://[::1]:8077/v1/services",
+    ],
+)
+def test_an_address_outside_is_refused_at_once(url: str) -> None:
+    with pytest.raises(Refused, match="not allowed here"):
+        check_url(url, allowed_of(HERE, local=False))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://127.0.0.1/", "file:///etc/passwd", "unix:/run/x", "http://", "http://127.0.0.1:99999/", "http://[x/",
+     "http://u:p@127.0.0.1/", "http://127.0.0.1/a\r\nX: y", "http://127.0.0.1/" + "a" * 3000, "", "127.0.0.1:80"],
+)  # fmt: skip
+def test_what_is_no_place_to_post_to_is_refused(url: str) -> None:
+    with pytest.raises(BadInput):
+        check_url(url, allowed_of(HERE, local=False))
+
+
+def test_only_a_controller_that_listens_locally_may_reach_its_host_by_default() -> None:
+    check_url("http://127.0.0.1:80/", allowed_of(None, local=True))
+    with pytest.raises(Refused, match="allowed: nothing"):
+        check_url("http://127.0.0.1:80/", allowed_of(None, local=False))
+    with pytest.raises(Refused, match="allowed: nothing"):
+        check_url("http://app.example/", allowed_of(None, local=False))
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "app", "app:0", "app:x", "10.0.0.0/99:80", ":80"])
+def test_an_entry_that_is_no_place_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="callbacks"):
+        allowed_of([text], local=False)
+
+
+async def test_what_a_name_resolves_to_counts_when_it_is_connected_to() -> None:
+    """`localhost` passes for a name; it leads to an address that is not allowed."""
+    elsewhere = allowed_of(["10.0.0.0/8"], local=False)
+    check_url("http://localhost:80/", elsewhere)
+    with pytest.raises(httpcore.ConnectError, match="where notifications are not allowed to go"):
+        await resolved("localhost", 80, elsewhere)
+    assert (await resolved("localhost", 80, allowed_of(HERE, local=False))).startswith("127.")
+    assert await resolved("localhost", 80, allowed_of(["LOCALHOST:80"], local=False))
+
+
+async def settle(deliverer: Deliverer) -> None:
+    """Until the worker has nothing more to do and ended."""
+    while deliverer._outboxes:
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("IDLE_S", 0.05), ("AGAIN_AFTER_S", 0.01), ("TIMEOUT_S", 0.5)):
+        monkeypatch.setattr(delivery, name, value)
+
+
+async def test_nothing_is_connected_to_that_is_not_allowed(inbox: Inbox, brief: None) -> None:
+    deliverer = Deliverer(allowed_of(["10.0.0.0/8"], local=False))
+    for url in (inbox.url, inbox.url.replace("127.0.0.1", "localhost")):
+        deliverer.post("s", url, b"{}")
+        await settle(deliverer)
+    assert inbox.got == []
+    await deliverer.close()
+
+
+async def test_a_redirection_is_not_followed(inbox: Inbox, brief: None) -> None:
+    inbox.status = 307
+    deliverer = Deliverer(allowed_of(HERE, local=False))
+    deliverer.post("s", f"{inbox.url}/here", b"{}")
+    await settle(deliverer)
+    assert inbox.paths == ["/here"]
+    await deliverer.close()
+
+
+async def test_a_server_that_fails_is_asked_again_and_one_that_refuses_is_not(inbox: Inbox, brief: None) -> None:
+    deliverer = Deliverer(allowed_of(HERE, local=False))
+    for status, times in ((503, delivery.ATTEMPTS), (404, 1), (204, 1)):
+        inbox.status, inbox.paths = status, []
+        deliverer.post("s", f"{inbox.url}/{status}", b"{}")
+        await settle(deliverer)
+        assert inbox.paths == [f"/{status}"] * times
+    await deliverer.close()
+
+
+async def test_one_that_never_answers_keeps_nobody_else_waiting(inbox: Inbox, brief: None) -> None:
+    """It accepts and says nothing; its queue is bounded, the oldest is dropped, others are delivered meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        deliverer = Deliverer(allowed_of(HERE, local=False))
+        for number in range(3 * QUEUE):
+            deliverer.post("slow", url, b"%d" % number)
+        waiting = deliverer._outboxes["slow"].waiting
+        assert len(waiting) == QUEUE
+        assert waiting[0][1] == b"%d" % (2 * QUEUE)
+        deliverer.post("quick", inbox.url, b"1")
+        while not inbox.got:
+            await asyncio.sleep(0.01)
+        assert waiting, "the slow one is not done yet"
+        await deliverer.close()
+
+
+async def test_an_answer_without_end_is_not_read(brief: None) -> None:
+    """Headers, then a body for ever: the notification counts as delivered by its status."""
+    with socket.create_server(("127.0.0.1", 0)) as endless:
+        ended = threading.Event()
+
+        def flood() -> None:
+            connection, _ = endless.accept()
+            with connection:
+                connection.recv(65536)
+                try:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    while True:
+                        connection.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                except OSError:
+                    ended.set()
+
+        thread = threading.Thread(target=flood, daemon=True)
+        thread.start()
+        deliverer = Deliverer(allowed_of(HERE, local=False))
+        deliverer.post("s", f"http://127.0.0.1:{endless.getsockname()[1]}/", b"{}")
+        await settle(deliverer)
+        assert await asyncio.to_thread(ended.wait, 10), "the connection was not closed"
+        thread.join(10)
+        await deliverer.close()
