@@ -6,6 +6,10 @@ newer controller finds what an older one wrote; an older controller refuses what
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -55,7 +59,7 @@ def open_database(url: sa.URL) -> sa.Engine:
     """Connected, its schema as this version writes it. Raises WhimbrelError when it cannot be used."""
     engine = _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
     try:
-        with engine.begin() as connection:
+        with _alone(url), engine.begin() as connection:
             if url.get_backend_name() == "postgresql":
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
             _upgrade(connection, shown(url))
@@ -66,6 +70,21 @@ def open_database(url: sa.URL) -> sa.Engine:
         engine.dispose()
         raise
     return engine
+
+
+@contextlib.contextmanager
+def _alone(url: sa.URL) -> Iterator[None]:
+    """Of those that open a file of SQLite one at a time: two that both switch a new one to its write-ahead log do not
+    wait for each other, one of them fails. PostgreSQL has its advisory lock."""
+    if url.get_backend_name() != "sqlite":
+        yield
+        return
+    folder = os.open(Path(str(url.database)).parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def cause(error: Exception) -> str:
