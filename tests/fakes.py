@@ -282,6 +282,9 @@ class FakeRegion:
             end = agent.endpoint
             text += f'\n[[nodes]]\nname = "{end.name}"\nrole = "{end.role}"\nhost = "{end.host}"\n'
             text += f'port = {end.port}\noverlay_host = "{end.overlay_host}"\n'
+        for number, agent in enumerate(one for one in self.agents.values() if one.endpoint.role is Role.GATEWAY):
+            text += f'\n[[base_stations]]\nname = "{agent.endpoint.name}"\nx_m = {10.0 + 100 * number}\ny_m = 20.0\n'
+            text += 'reach_m = 250.0\nzone = "north"\n'
         return text
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:

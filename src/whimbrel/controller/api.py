@@ -17,6 +17,9 @@ from starlette.exceptions import HTTPException
 from whimbrel import __version__
 from whimbrel.controller.answers import Body, answer_json
 from whimbrel.controller.config import ControllerConfig
+from whimbrel.controller.http.live import live_routes
+from whimbrel.controller.http.pages import mount_pages
+from whimbrel.controller.live.watch import Watch
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.planning.book import PlanBook
 from whimbrel.controller.planning.loop import Planning
@@ -115,13 +118,21 @@ class Controller:
         self.migrations = Migrations(self.region, self.services, self.store)
         book = PlanBook(self.store.database)
         self.planning = Planning(config.planning, self.region, self.services, self.migrations, book)
+        self.watch = Watch(config, self.region, self.services, self.migrations, self.planning)
 
     async def start(self) -> None:
         await self.region.start()
         await self.migrations.resume()
         await self.planning.start()
+        await self.watch.start()
+
+    def end_streams(self) -> None:
+        """Those that would go on for as long as somebody listens."""
+        self.migrations.end_streams()
+        self.watch.news.hang_up()
 
     async def stop(self) -> None:
+        await self.watch.close()
         await self.planning.close()
         await self.migrations.close()
         await self.region.close()
@@ -144,7 +155,9 @@ def create_app(controller: Controller) -> FastAPI:
     app.include_router(_store_routes(controller))
     for router in planning_routes(controller.planning):
         app.include_router(router)
+    app.include_router(live_routes(controller.watch))
     _add_error_handlers(app)
+    mount_pages(app)
     return app
 
 

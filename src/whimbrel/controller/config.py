@@ -11,6 +11,8 @@ role = "edge"                                     # or "gateway"
 host = "192.0.2.11"                               # where its agent listens
 port = 7411
 overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
+x_m = 0.0                                         # where it stands on the map, if that is known
+y_m = 0.0
 
 [planner] and [[base_stations]]: see `planning.settings`.
 """
@@ -26,7 +28,8 @@ import sqlalchemy as sa
 
 from whimbrel.controller.database import parse_database
 from whimbrel.controller.listen import DEFAULT_LISTEN, Listen, parse_listen
-from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, planning_of
+from whimbrel.controller.places import Cell, Place, place_of, with_cells
+from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, cells_of, planning_of
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import NAME_PATTERN
@@ -42,13 +45,16 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     address_pool: ipaddress.IPv4Interface = ipaddress.IPv4Interface("10.77.1.0/16")
     database: sa.URL
     planning: PlanningConfig = PlanningConfig()
+    places: dict[str, Place] = {}
+    cells: tuple[Cell, ...] = ()
 
     def gateways(self) -> tuple[Endpoint, ...]:
         return tuple(node for node in self.nodes if node.role == "gateway")
 
 
 class _NodeEntry(Endpoint, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+    x_m: float | None = None
+    y_m: float | None = None
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,8 +93,10 @@ def parse(text: str) -> ControllerConfig:
     state_dir = Path(entries.state_dir)
     if not state_dir.is_absolute():
         raise BadInput(f"state_dir {entries.state_dir!r} is not an absolute path")
-    nodes = tuple(Endpoint(**msgspec.structs.asdict(entry)) for entry in entries.nodes)
+    nodes = tuple(msgspec.convert(entry, Endpoint, from_attributes=True) for entry in entries.nodes)
     _check_nodes(nodes)
+    cells = cells_of(entries.base_stations, [node.name for node in nodes if node.role == "gateway"])
+    places = {entry.name: place_of(f"node {entry.name}", entry.x_m, entry.y_m) for entry in entries.nodes}
     try:
         pool = ipaddress.IPv4Interface(entries.address_pool)
     except ValueError as error:
@@ -104,6 +112,8 @@ def parse(text: str) -> ControllerConfig:
         planning=planning_of(
             entries.planner, entries.base_stations, {node.name for node in nodes if node.role == "gateway"}
         ),
+        places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
+        cells=cells,
     )
 
 

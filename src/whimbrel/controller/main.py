@@ -31,7 +31,7 @@ class _Server(uvicorn.Server):
         self._controller = controller
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._controller.migrations.end_streams()
+        self._controller.end_streams()
         await super().shutdown(sockets)
 
 

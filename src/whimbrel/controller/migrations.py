@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,8 @@ SETTLE_S = 60.0
 LOOK_EVERY_S = 0.5
 
 log = structlog.get_logger()
+Heard = Callable[[MigrationRecord, Progress | None], None]
+"""A migration begins or ends (no progress), or comes on. Called in the event loop; it may not block."""
 
 
 def new_id(now_unix_s: float) -> str:
@@ -53,6 +55,7 @@ class Migrations:
         self._live: dict[str, Feed] = {}  # by service: at most one runs
         self._starting: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.listeners: list[Heard] = []
 
     async def resume(self) -> None:
         """Take up the migrations that ran when the controller last stopped."""
@@ -75,6 +78,10 @@ class Migrations:
     def running(self, service: str) -> MigrationRecord | None:
         feed = self._live.get(service)
         return feed.record if feed else None
+
+    def live(self) -> list[MigrationRecord]:
+        """Those that run now."""
+        return [feed.record for feed in self._live.values()]
 
     def refuse_if_moving(self, service: str) -> None:
         """Raises Conflict while the service moves."""
@@ -136,6 +143,7 @@ class Migrations:
                 handover_in_ms = freeze_in_ms + Limits().fixed_freeze_ms
                 request = replace(request, freeze_in_ms=freeze_in_ms, handover_in_ms=handover_in_ms)
             call = Migrate(request=request, destination=destination, gateways=gateways)
+            self._tell(record)
             self._spawn(self._watch(feed, call), f"watch {record.id}")
             return record
         finally:
@@ -185,6 +193,14 @@ class Migrations:
                 return feed.follow()
         return Feed(await self.get(migration_id), over=True).follow()
 
+    def _tell(self, record: MigrationRecord, progress: Progress | None = None) -> None:
+        for listener in self.listeners:
+            listener(record, progress)
+
+    def _publish(self, feed: Feed, progress: Progress) -> None:
+        feed.publish(progress)
+        self._tell(feed.record, progress)
+
     # --- watching -----------------------------------------------------------------------------------------
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -197,7 +213,7 @@ class Migrations:
         log.info("migration starts", id=record.id, service=record.service, to=record.destination)
         try:
             answer: MigrationRecord = await self._region.peer(record.source).call(
-                call, timeout_s=None, on_event=feed.publish
+                call, timeout_s=None, on_event=lambda progress: self._publish(feed, progress)
             )
             final = _joined(answer, record)
         except Unreachable as error:
@@ -211,7 +227,7 @@ class Migrations:
         """The call is lost, the migration perhaps not: ask the source's agent until it is over. If that agent knows
         nothing of it, look until the service runs in one place only."""
         record = feed.record
-        feed.publish(Progress(migration=record.id, phase="looking", detail=cause))
+        self._publish(feed, Progress(migration=record.id, phase="looking", detail=cause))
         unseen_since = time.monotonic()
         while True:
             answer = await self._ask(record)
@@ -268,6 +284,7 @@ class Migrations:
             log.error("cannot keep the record of a migration", id=final.id, error=str(error))
         self._live.pop(final.service, None)
         feed.finish(final)
+        self._tell(final)
         log.info("migration over", id=final.id, outcome=final.outcome.value, error=final.error)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -30,6 +30,8 @@ class Region:
         self._peers = {node.name: Peer(node.name, node.host, node.port) for node in self.nodes.values()}
         self._retry_s = retry_s
         self._keepers: list[asyncio.Task[None]] = []
+        self.listeners: list[Callable[[str, str], None]] = []
+        """Told of a node's name when its agent connects ("") or is lost (why)."""
 
     async def start(self) -> None:
         self._keepers = [
@@ -114,6 +116,10 @@ class Region:
             paths=status.paths if status else (),
         )
 
+    def _tell(self, name: str, problem: str) -> None:
+        for listener in self.listeners:
+            listener(name, problem)
+
     async def _keep(self, name: str, peer: Peer) -> None:
         """Connect, tell the agent who its peers are, wait for the loss of the connection; for ever."""
         introduction = SetPeers(peers=tuple(self.nodes.values()))
@@ -123,12 +129,15 @@ class Region:
                 await peer.call(introduction)
                 if not reachable:
                     log.info("agent connected", node=name)
+                    self._tell(name, "")
                 reachable = True
                 await peer.wait_lost()
                 log.warning("agent lost", node=name)
+                self._tell(name, "the connection to its agent is lost")
             except Unreachable as error:
                 if reachable is not False:  # one line for each change, not for each attempt
                     log.warning("agent unreachable", node=name, error=str(error))
+                    self._tell(name, str(error))
                 reachable = False
             except WhimbrelError as error:
                 log.error("agent refuses its peers", node=name, error=str(error))

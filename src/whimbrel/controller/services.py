@@ -45,6 +45,8 @@ class Services:
         self._starting: dict[str, ServiceSpec] = {}
         # What each node last said: a node that is down keeps its claim on names and addresses.
         self._last_seen: dict[str, tuple[ServiceStatus, ...]] = {}
+        self.listeners: list[Callable[[str, str, str], None]] = []
+        """Told of service, node and what became of it there."""
 
     async def list(self) -> ServiceList:
         """All services, by name; nodes that do not answer are named, not hidden."""
@@ -101,6 +103,7 @@ class Services:
         self._last_seen[home.node] = tuple(
             status for status in self._last_seen.get(home.node, ()) if status.spec.name != name
         )
+        self._tell(name, home.node, "released" if isinstance(call, ReleaseService) else "removed")
 
     async def run(self, spec: ServiceSpec, node: str) -> ServiceStatus:
         """Start a service on an edge node; an empty `spec.address` means: choose a free one.
@@ -119,9 +122,14 @@ class Services:
         spec = await self._reserve(spec)
         try:
             status: ServiceStatus = await self._region.peer(home.name).call(call(spec), timeout_s=RUN_TIMEOUT_S)
+            self._tell(spec.name, home.name, "runs")
             return status
         finally:
             del self._starting[spec.name]
+
+    def _tell(self, name: str, node: str, what: str) -> None:
+        for listener in self.listeners:
+            listener(name, node, what)
 
     async def _at_home(self, name: str, call: Any, *, timeout_s: float = 30.0) -> Any:
         home = await self.find(name)

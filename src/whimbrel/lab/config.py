@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
 from whimbrel.lab.routes import path, uplink_bps
 from whimbrel.lab.topology import Edge, Gateway, Topology
+from whimbrel.model.node import Tier
+from whimbrel.ran.pathloss import Station
 
 Value = str | int | float | list[str]
 DEFAULT_LAB_DIR = Path("/var/lib/whimbrel/lab")
@@ -88,6 +90,7 @@ def _controller_text(topology: Topology, lab_dir: Path) -> str:
             "address_pool": f"{first}/{overlay.prefixlen}",
         }
     )
+    cells = _cells(topology)
     for site in topology.sites:
         endpoint = topology.endpoint(site)
         text += "\n[[nodes]]\n" + _lines(
@@ -97,12 +100,36 @@ def _controller_text(topology: Topology, lab_dir: Path) -> str:
                 "host": endpoint.host,
                 "port": endpoint.port,
                 "overlay_host": endpoint.overlay_host,
+                **_place(topology, site, cells),
             }
         )
     for gateway in topology.gateways:
-        if gateway.max_users is not None:
-            text += "\n[[base_stations]]\n" + _lines({"name": gateway.name, "max_users": gateway.max_users})
+        values: dict[str, Value] = {"max_users": gateway.max_users} if gateway.max_users is not None else {}
+        if (cell := cells.get(gateway.name)) is not None:
+            values |= {"x_m": cell.x_m, "y_m": cell.y_m, "reach_m": round(cell.loss.reach_m(cell.height_m), 1)}
+            values |= {"zone": _nearest(topology, gateway.name, [edge.name for edge in topology.edges])}
+        if values:
+            text += "\n[[base_stations]]\n" + _lines({"name": gateway.name, **values})
     return text
+
+
+def _cells(topology: Topology) -> Mapping[str, Station]:
+    return topology.radio.air().stations if topology.radio is not None else {}
+
+
+def _place(topology: Topology, site: Edge | Gateway, cells: Mapping[str, Station]) -> dict[str, Value]:
+    """An edge server stands with the base station that reaches it first, if it is there at once; one beyond an uplink
+    is on no map."""
+    if isinstance(site, Edge) and site.tier is not Tier.EDGE:
+        return {}
+    name = _nearest(topology, site.name, list(cells)) if isinstance(site, Edge) and cells else site.name
+    cell = cells.get(name)
+    return {"x_m": cell.x_m, "y_m": cell.y_m} if cell is not None else {}
+
+
+def _nearest(topology: Topology, name: str, others: Sequence[str]) -> str:
+    """By delay; of those that are as near the first."""
+    return min(others, key=lambda other: path(topology, name, other).delay_ms)
 
 
 def _lines(values: Mapping[str, Value]) -> str:

@@ -80,6 +80,12 @@ class PathLoss(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         loss = self.loss_at_reference_db + 10 * self.exponent * np.log10(distance / REFERENCE_DISTANCE_M)
         return np.asarray(self.transmit_power_dbm - loss)
 
+    def reach_m(self, height_m: float = 0.0) -> float:
+        """How far away, on the ground, what a station of that height sends is decoded by distance alone."""
+        margin_db = self.transmit_power_dbm - self.loss_at_reference_db - self.sensitivity_dbm
+        distance_m = REFERENCE_DISTANCE_M * 10 ** (margin_db / (10 * self.exponent))
+        return math.sqrt(max(distance_m**2 - height_m**2, REFERENCE_DISTANCE_M**2))
+
 
 class Shadowing:
     """A Gaussian field over the plane with standard deviation `sigma_db` and correlation exp(-d / `correlation_m`).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import structlog
@@ -14,8 +14,9 @@ MOST = 10_000
 class Complaints:
     """`tell` logs a text under a key once, until `over` says that it has passed; another text is told anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_tell: Callable[[str, dict[str, Any]], None] = lambda text, facts: None) -> None:
         self._told: dict[Hashable, str] = {}
+        self._on_tell = on_tell
 
     def tell(self, key: Hashable, text: str, **facts: Any) -> bool:
         """Whether it was new."""
@@ -25,6 +26,7 @@ class Complaints:
             self._told.clear()
         self._told[key] = text
         log.warning(text, **facts)
+        self._on_tell(text, facts)
         return True
 
     def over(self, key: Hashable) -> None:

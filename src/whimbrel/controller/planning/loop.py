@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,8 @@ class Planning:
         self._config, self._nodes, self._services, self._migrations = config, nodes, services, migrations
         self._book = book
         self._wake = asyncio.Event()
-        self.users = Users(self._wake.set)
+        self.complaint_listeners: list[Callable[[str, dict[str, Any]], None]] = []
+        self.users = Users(self._wake.set, self._complain)
         self.handovers = port_of(config.handovers).make(self._take)
         self.deployment = Deployment(services, self.users, book, self._place)
         self.moves = Moves(migrations, self.users, self.handovers, book, self._over)
@@ -82,7 +83,7 @@ class Planning:
         self._start_lag_s = USUAL_START_S
         self._failures: dict[str, tuple[int, float]] = {}  # by user: how many on end, and when there may be another
         self._problems: dict[str, str] = {}
-        self._complaints = Complaints()
+        self._complaints = Complaints(self._complain)
         self._tasks: list[asyncio.Task[None]] = []
         self._looking = asyncio.Lock()
 
@@ -114,6 +115,10 @@ class Planning:
         session = await self.deployment.discover(user, application)
         await self._safely("the monitor", self.look())  # a service that is new is planned for from now on
         return session
+
+    def _complain(self, text: str, facts: dict[str, Any]) -> None:
+        for listener in self.complaint_listeners:
+            listener(text, facts)
 
     def _take(self, event: UserEvent) -> None:
         self.users.take(event.user, event)

@@ -35,6 +35,8 @@ FORGOTTEN_S = 3.0
 
 log = structlog.get_logger()
 OnOver = Callable[[Decision], Awaitable[None]]
+Decided = Callable[[Decision], None]
+"""A decision is made, or over. Called in the event loop; it may not block."""
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Moves:
         self._migrations, self._users, self._handovers, self._book = migrations, users, handovers, book
         self._on_over = on_over
         self.running: dict[str, Move] = {}
+        self.listeners: list[Decided] = []
         self.freeze_lag_s = 0.0  # by how much later than told agents freeze
 
     async def begin(self, decision: Decision, *, strategy: str, latest_handover_unix_s: float) -> None:
@@ -74,8 +77,13 @@ class Moves:
         except BaseException:
             del self.running[decision.user]
             raise
+        self._tell(decision)
         log.info("decided", id=decision.id, user=decision.user, reason=decision.reason)
         move.task = asyncio.create_task(self._carry_out(move), name=f"decision {decision.id}")
+
+    def _tell(self, decision: Decision) -> None:
+        for listener in self.listeners:
+            listener(decision)
 
     async def resume(self) -> None:
         """Take up the decisions that were being carried out when the controller last stopped."""
@@ -256,6 +264,7 @@ class Moves:
             log.error("cannot keep a decision", id=decision.id, error=str(failure))
         finally:
             self.running.pop(decision.user, None)
+        self._tell(final)
         log.info("decision over", id=decision.id, state=final.state.value, error=final.error)
 
 

@@ -14,14 +14,21 @@ max_users = 1000
 technology = "802.11ac-80MHz"
 floor_dbm = -82.0                                 # default: the technology's
 rate_share = 1.0
+x_m = 0.0                                         # for maps; metres from the origin that users report from
+y_m = 0.0
+reach_m = 250.0
+zone = "north"                                    # cells may share one
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
 from whimbrel.controller.handovers import DEFAULT as DEFAULT_HANDOVERS
 from whimbrel.controller.handovers import port_of
+from whimbrel.controller.places import Cell, cell_of
 from whimbrel.model.decision import PlannerSetting
 from whimbrel.model.edge import BaseStation
 from whimbrel.model.errors import BadInput
@@ -63,6 +70,10 @@ class StationEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     technology: str = "802.11ac-80MHz"
     floor_dbm: float | None = None
     rate_share: float = 1.0
+    x_m: float | None = None
+    y_m: float | None = None
+    reach_m: float | None = None
+    zone: str = ""
 
 
 def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateways: set[str]) -> PlanningConfig:
@@ -81,8 +92,16 @@ def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateway
         every_s=entry.every_s,
         handovers=entry.handovers,
         policy=Policy(**msgspec.structs.asdict(entry.policy)),
-        base_stations=tuple(BaseStation(**msgspec.structs.asdict(station)) for station in stations),
+        base_stations=tuple(msgspec.convert(station, BaseStation, from_attributes=True) for station in stations),
     )
+
+
+def cells_of(stations: tuple[StationEntry, ...], gateways: Sequence[str]) -> tuple[Cell, ...]:
+    """One of each gateway, in the order of the configuration. Raises BadInput."""
+    said = {
+        one.name: cell_of(one.name, zone=one.zone, x_m=one.x_m, y_m=one.y_m, reach_m=one.reach_m) for one in stations
+    }
+    return tuple(said.get(name) or cell_of(name) for name in gateways)
 
 
 def check_setting(setting: PlannerSetting) -> PlannerSetting:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import structlog
 from msgspec.structs import replace
@@ -71,11 +72,16 @@ class Users:
     """`take` gets every event. `on_news` is called, in the event loop, when a user's radio or delay calls for a plan;
     who waits for one handover does so by `handed_over`."""
 
-    def __init__(self, on_news: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_news: Callable[[], None] = lambda: None,
+        on_complaint: Callable[[str, dict[str, Any]], None] = lambda text, facts: None,
+    ) -> None:
         self._states: dict[str, UserState] = {}
         self._waiting: dict[str, asyncio.Future[HandoverRecord]] = {}
         self._on_news = on_news
-        self._complaints = Complaints()
+        self._complaints = Complaints(on_complaint)
+        self.listeners: list[Callable[[UserEvent], None]] = []
 
     def take(self, user: str, event: UserEvent) -> None:
         """Raises BadInput for an event of another user, and for a name that cannot be one."""
@@ -97,6 +103,8 @@ class Users:
             if waiting is not None and not waiting.done():
                 waiting.set_result(event)
             self._on_news()
+        for listener in self.listeners:
+            listener(event)
 
     def handed_over(self, order: str) -> asyncio.Future[HandoverRecord]:
         """Done when the user tells that this order was carried out, or could not be."""

@@ -1,0 +1,46 @@
+"""The dashboard's files, when they are there: at `/`, below everything that the API serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.routing import Match, Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+import whimbrel
+
+DIRECTORY = Path(whimbrel.__file__).parent / "web/static"
+API_PATHS = ("/v1", "/amsi", "/rni", "/location", "/docs", "/openapi.json", "/metrics")
+HEADERS = {
+    # The page needs nothing from anywhere else, and is in nobody's frame.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # asked for again each time; 304 when nothing changed
+}
+
+
+class _Files(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(HEADERS)
+        return response
+
+
+class _Pages(Mount):
+    """Takes no path of the API's: there an unknown name and a wrong method stay what they are."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        path = scope.get("path", "")
+        if any(path == one or path.startswith(f"{one}/") for one in API_PATHS):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+def mount_pages(app: FastAPI, directory: Path = DIRECTORY) -> None:
+    if directory.is_dir():
+        app.router.routes.append(_Pages("/", app=_Files(directory=directory, html=True), name="pages"))
