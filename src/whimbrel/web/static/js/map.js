@@ -19,7 +19,7 @@ export class RegionMap {
     this.places = placesOf([], []);
     this.placed = "";
     this.users = new UserLayer();
-    this.arcs = new Arcs(byId("map-arcs"));
+    this.arcs = new Arcs(byId("map-arcs"), byId("map-moves"));
     this.view = new View(this.live, () => this.redraw());
     this.summary_ms = -SUMMARY_EVERY_MS;
     this.leaving = 0;
@@ -50,6 +50,7 @@ export class RegionMap {
       canvas.getContext("2d").setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     }
     this.users.forget();
+    this.arcs.resize(box.width, box.height, this.ratio);
     this.view.resize(box.width, box.height);
     this.redraw();
   }
@@ -69,7 +70,10 @@ export class RegionMap {
 
   drawGround(touched) {
     const changed = this.place();
-    if (touched.has("theme")) this.users.forget();
+    if (touched.has("theme")) {
+      this.users.forget();
+      this.arcs.color(this.theme.colors);
+    }
     const needed = changed || ["region", "services", "view", "theme"].some((topic) => touched.has(topic));
     if (!needed) return;
     drawGround(this.ground.getContext("2d"), this.view, this.places, this.store.services, this.theme);

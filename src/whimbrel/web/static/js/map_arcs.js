@@ -1,26 +1,40 @@
-// Migrations as arcs over the map. The parcel on an arc is moved by the compositor: it costs the page no time.
+// Migrations as arcs over the map: which there are, and their names. The lines and what moves on them are drawn by a
+// worker (`map_arcs_worker.js`), so that a smooth arc costs the page no time.
 
-import { el, svg } from "./dom.js";
+import { el } from "./dom.js";
 import { ms, text } from "./format.js";
 
 const STAYS_S = 6; // an arc stays for so long when its migration is over
-const STEPS = 24;
 const MOST_ARCS = 40;
 const GOOD = new Set(["running", "done"]);
 
 export class Arcs {
-  constructor(element) {
+  constructor(element, canvas) {
     this.element = element;
-    this.lines = svg("svg");
-    this.element.append(this.lines);
-    this.arcs = new Map(); // id -> {key, group, parcel, label}
-    this.still = matchMedia("(prefers-reduced-motion: reduce)");
+    this.labels = new Map(); // id -> element
+    this.told = "";
+    this.worker = new Worker(new URL("./map_arcs_worker.js", import.meta.url), { type: "module" });
+    const offscreen = canvas.transferControlToOffscreen();
+    this.worker.postMessage({ canvas: offscreen }, [offscreen]);
+    const still = matchMedia("(prefers-reduced-motion: reduce)");
+    const tell = () => this.worker.postMessage({ still: still.matches });
+    still.addEventListener("change", tell);
+    tell();
+  }
+
+  resize(width, height, ratio) {
+    this.worker.postMessage({ size: { width, height, ratio } });
+  }
+
+  color({ move, bad, surface }) {
+    this.worker.postMessage({ colors: { move, bad, surface } });
   }
 
   /** Shows those that run and those that are just over; returns whether some have to go soon. */
   draw(store, view, places) {
     const now_s = Date.now() / 1000;
-    const shown = new Set();
+    const shown = new Map();
+    let leaving = false;
     for (const move of store.migrations.values()) {
       const { record } = move;
       const over = record.outcome !== "running";
@@ -29,71 +43,53 @@ export class Arcs {
       const from = places.nodes.get(text(record.source));
       const to = places.nodes.get(text(record.destination));
       if (!from || !to || from === to) continue;
-      shown.add(text(record.id));
-      this.show(move, curve(view, from, to));
+      const arc = { ...curve(view, from, to), running: !over, good: GOOD.has(record.outcome), shift_ms: (shown.size * 370) % 1400 };
+      shown.set(text(record.id), arc);
+      this.label(move, arc);
+      leaving ||= over;
     }
-    for (const [id, arc] of this.arcs) if (!shown.has(id)) this.hide(id, arc);
-    return [...shown].some((id) => store.migrations.get(id).record.outcome !== "running");
+    for (const [id, label] of this.labels) {
+      if (shown.has(id)) continue;
+      label.remove();
+      this.labels.delete(id);
+    }
+    const arcs = [...shown.values()];
+    const told = JSON.stringify(arcs);
+    if (told !== this.told) this.worker.postMessage({ arcs });
+    this.told = told;
+    return leaving;
   }
 
-  show(move, { path, points, top }) {
-    const { record } = move;
+  label({ record, progress }, arc) {
     const id = text(record.id);
-    const over = record.outcome !== "running";
-    const words = over ? `${text(record.service)} · ${record.outcome === "done" ? `${ms(record.freeze_ms)} frozen` : text(record.outcome)}`
-      : `${text(record.service)} · ${move.progress?.phase ?? "begins"}`;
-    let arc = this.arcs.get(id);
-    if (!arc) {
-      arc = { key: "", group: svg("g", {}, svg("path")), parcel: null, label: el("span", { className: "arc-name" }) };
-      this.lines.append(arc.group);
-      this.element.append(arc.label);
-      this.arcs.set(id, arc);
+    let label = this.labels.get(id);
+    if (!label) {
+      label = el("span", { className: "arc-name" });
+      this.element.append(label);
+      this.labels.set(id, label);
     }
-    if (arc.label.textContent !== words) arc.label.textContent = words;
-    arc.label.toggleAttribute("data-bad", !GOOD.has(record.outcome));
-    const key = `${path} ${record.outcome}`;
-    if (arc.key === key) return;
-    arc.key = key;
-    arc.group.setAttribute("class", over ? (record.outcome === "done" ? "move-over" : "move-over move-bad") : "");
-    arc.group.firstChild.setAttribute("d", path);
-    arc.label.style.left = `${top.x}px`;
-    arc.label.style.top = `${top.y - 16}px`;
-    arc.parcel?.remove();
-    arc.parcel = over ? null : this.parcel(points);
-  }
-
-  parcel(points) {
-    const made = el("span", { className: "parcel" });
-    this.element.append(made);
-    const stops = points.map(({ x, y }) => ({ transform: `translate(${x.toFixed(1)}px, ${y.toFixed(1)}px)` }));
-    if (this.still.matches) made.style.transform = stops[STEPS / 2].transform;
-    else made.animate(stops, { duration: 1400, iterations: Infinity, easing: "ease-in-out" });
-    return made;
-  }
-
-  hide(id, arc) {
-    arc.group.remove();
-    arc.label.remove();
-    arc.parcel?.remove();
-    this.arcs.delete(id);
+    const what = arc.running ? (progress?.phase ?? "begins") : record.outcome === "done" ? `${ms(record.freeze_ms)} frozen` : text(record.outcome);
+    const words = `${text(record.service)} · ${what}`;
+    if (label.textContent !== words) label.textContent = words;
+    label.toggleAttribute("data-bad", !arc.good);
+    const left = `${((arc.x0 + 2 * arc.cx + arc.x1) / 4).toFixed(0)}px`;
+    const top = `${((arc.y0 + 2 * arc.cy + arc.y1) / 4 - 16).toFixed(0)}px`;
+    if (label.style.left !== left) label.style.left = left;
+    if (label.style.top !== top) label.style.top = top;
   }
 }
 
-/** From server to server, bent upwards. */
+/** From server to server. */
 function curve(view, from, to) {
   const x0 = view.px(from.x);
   const y0 = view.py(from.y) - (from.known ? 24 : 0);
   const x1 = view.px(to.x);
   const y1 = view.py(to.y) - (to.known ? 24 : 0);
   const apart = Math.hypot(x1 - x0, y1 - y0);
-  const cx = (x0 + x1) / 2;
-  const cy = Math.max(14, (y0 + y1) / 2 - Math.min(150, apart * 0.42));
-  const points = [];
-  for (let i = 0; i <= STEPS; i += 1) {
-    const t = i / STEPS;
-    const u = 1 - t;
-    points.push({ x: u * u * x0 + 2 * u * t * cx + t * t * x1, y: u * u * y0 + 2 * u * t * cy + t * t * y1 });
-  }
-  const d = `M${x0.toFixed(1)} ${y0.toFixed(1)}Q${cx.toFixed(1)} ${cy.toFixed(1)} ${x1.toFixed(1)} ${y1.toFixed(1)}`;
-  return { path: d, points, top: points[STEPS / 2] };
+  // bent across the way: upwards, and sideways where the way itself goes up or down
+  const bend = Math.min(150, apart * 0.42) / (apart || 1);
+  const side = x1 >= x0 ? 1 : -1;
+  const cx = (x0 + x1) / 2 + Math.abs(y1 - y0) * bend * (Math.sign((y1 - y0) * side) || 0);
+  const cy = Math.max(14, (y0 + y1) / 2 - Math.abs(x1 - x0) * bend);
+  return { x0, y0, cx, cy, x1, y1 };
 }

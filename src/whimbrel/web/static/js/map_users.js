@@ -1,10 +1,13 @@
-// The part of the map that moves: users, their ways, and what belongs to the one that was chosen. A dot is a picture
-// that is made once for each colour, so that a thousand of them are a thousand copies.
+// The part of the map that moves: users, their ways, and what belongs to the one that was chosen.
 
 import { nearby } from "./places.js";
 import { short } from "./map_ground.js";
 
 const MOST_WAYS = 24;
+const MOST_FEW = 150;
+const DOT = 2.6;
+
+const kindOf = (user) => (user.state === "handover" ? "handover" : user.state === "connected" || !user.state ? "connected" : "lost");
 
 export class UserLayer {
   constructor() {
@@ -22,15 +25,46 @@ export class UserLayer {
     const { colors } = theme;
     ctx.clearRect(0, 0, view.width, view.height);
     const count = store.users.size;
-    const many = count > 150;
+    const many = count > MOST_FEW;
     if (this.at.length < count * 2) this.at = new Float32Array(count * 2 + 64);
     this.names.length = 0;
     const chosen = store.users.get(store.selected.user);
     if (count <= MOST_WAYS) for (const user of store.users.values()) if (user !== chosen) way(ctx, view, user, colors.user, 0.45);
     if (chosen) this.chosenBehind(ctx, view, store, places, theme, chosen);
-    const radius = many ? 2.6 : 5;
-    const sprites = { connected: this.sprite(colors.user, colors.surface, radius, ratio), handover: this.sprite(colors.move, colors.surface, radius + 1, ratio),
-      lost: this.sprite(colors["ink-faint"], colors.surface, radius, ratio) };
+    const drawn = many ? this.drawMany(ctx, view, store, places, colors) : this.drawFew(ctx, view, store, places, theme, ratio);
+    if (many && chosen) this.chosenName(ctx, view, places, theme, chosen);
+    return drawn;
+  }
+
+  /** Each with its edge and, if they are very few, its name. */
+  drawFew(ctx, view, store, places, theme, ratio) {
+    const { colors } = theme;
+    const sprites = { connected: this.sprite(colors.user, colors.surface, 5, ratio), handover: this.sprite(colors.move, colors.surface, 6, ratio),
+      lost: this.sprite(colors["ink-faint"], colors.surface, 5, ratio) };
+    return this.each(view, store, places, (user, x, y) => {
+      const { image, half } = sprites[kindOf(user)];
+      ctx.drawImage(image, Math.round((x - half) * ratio) / ratio, Math.round((y - half) * ratio) / ratio, half * 2, half * 2);
+      if (store.users.size <= 12 || user.name === store.selected.user) name(ctx, user, x, y, theme, user.name === store.selected.user);
+    });
+  }
+
+  /** A thousand dots are three shapes: one of each colour. */
+  drawMany(ctx, view, store, places, colors) {
+    const shapes = { connected: new Path2D(), handover: new Path2D(), lost: new Path2D() };
+    const drawn = this.each(view, store, places, (user, x, y) => {
+      const shape = shapes[kindOf(user)];
+      shape.moveTo(x + DOT, y);
+      shape.arc(x, y, DOT, 0, Math.PI * 2);
+    });
+    for (const [kind, color] of [["lost", colors["ink-faint"]], ["connected", colors.user], ["handover", colors.move]]) {
+      ctx.fillStyle = color;
+      ctx.fill(shapes[kind]);
+    }
+    return drawn;
+  }
+
+  /** Call `visit` for every user in sight, and remember where it was drawn; returns how many. */
+  each(view, store, places, visit) {
     let drawn = 0;
     for (const user of store.users.values()) {
       const spot = spotOf(user, places);
@@ -38,15 +72,18 @@ export class UserLayer {
       const x = view.px(spot.x);
       const y = view.py(spot.y);
       if (x < -10 || y < -10 || x > view.width + 10 || y > view.height + 10) continue;
-      const sprite = user.state === "handover" ? sprites.handover : user.state === "connected" || !user.state ? sprites.connected : sprites.lost;
-      ctx.drawImage(sprite.canvas, Math.round((x - sprite.half) * ratio) / ratio, Math.round((y - sprite.half) * ratio) / ratio, sprite.half * 2, sprite.half * 2);
       this.at[drawn * 2] = x;
       this.at[drawn * 2 + 1] = y;
       this.names.push(user.name);
       drawn += 1;
-      if (count <= 12 || user === chosen) name(ctx, user, x, y, theme, user === chosen);
+      visit(user, x, y);
     }
     return drawn;
+  }
+
+  chosenName(ctx, view, places, theme, user) {
+    const spot = spotOf(user, places);
+    if (spot) name(ctx, user, view.px(spot.x), view.py(spot.y), theme, true);
   }
 
   sprite(color, edge, radius, ratio) {
@@ -54,8 +91,8 @@ export class UserLayer {
     let found = this.sprites.get(key);
     if (!found) {
       const half = radius + 2;
-      const canvas = document.createElement("canvas");
-      canvas.width = canvas.height = Math.ceil(half * 2 * ratio);
+      const pixels = Math.ceil(half * 2 * ratio);
+      const canvas = new OffscreenCanvas(pixels, pixels);
       const ctx = canvas.getContext("2d");
       ctx.scale(ratio, ratio);
       ctx.beginPath();
@@ -65,7 +102,7 @@ export class UserLayer {
       ctx.lineWidth = radius > 4 ? 2 : 0.8;
       ctx.strokeStyle = edge;
       ctx.stroke();
-      found = { canvas, half };
+      found = { image: canvas.transferToImageBitmap(), half };
       this.sprites.set(key, found);
     }
     return found;
