@@ -27,14 +27,18 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60
 class LiveController:
     """`start`, `terminate` and `kill` as often as you like; the state directory stays."""
 
-    def __init__(self, region: FakeRegion, directory: Path) -> None:
+    def __init__(
+        self, region: FakeRegion, directory: Path, *, listen: str = "", more: str = "", token: str = ""
+    ) -> None:
+        """`more`: tables of the configuration beside the region's; `token`: what its clients show."""
         self.region = region
-        self.address = f"unix:{directory}/c.sock"
+        self.address = listen or f"unix:{directory}/c.sock"
+        self.token = token
         self.socket = directory / "c.sock"
         self.log = directory / "controller.log"
         self.database = directory / "state/controller.sqlite3"
         self._config = directory / "controller.toml"
-        self._config.write_text(region.config_text(self.address, str(directory / "state")))
+        self._config.write_text(region.config_text(self.address, str(directory / "state")) + more)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -55,7 +59,7 @@ class LiveController:
             return False
 
     def client(self) -> ControllerClient:
-        return ControllerClient(self.address)
+        return ControllerClient(self.address, self.token)
 
     def terminate(self) -> int:
         """SIGTERM; returns the exit code."""

@@ -16,6 +16,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 def commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
+        if getattr(command, "invoke_without_command", False):
+            yield f"{prefix} {name}", command
         if hasattr(command, "commands"):
             yield from commands(command, f"{prefix} {name}")
         else:
@@ -30,7 +32,7 @@ def test_there_are_the_commands_of_the_design() -> None:
         f"whimbrel {name}"
         for name in (
             "check", "lab up", "lab down", "lab status", "lab topologies",
-            "lab show", "demo", "controller", "agent", "node ls",
+            "lab show", "demo", "controller", "controller token", "agent", "node ls",
             "node inspect", "node benchmark",
             "service run", "service ls", "service inspect", "service logs", "service exec", "service rm",
             "migrate",

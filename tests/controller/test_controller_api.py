@@ -93,10 +93,40 @@ def test_problems_of_the_framework(http: httpx.Client) -> None:
 def test_every_route_is_documented(http: httpx.Client) -> None:
     text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     paths = http.get("/openapi.json").json()["paths"]
-    assert len(paths) >= 9
+    assert len(paths) >= 30
     for path, methods in paths.items():
         for method in methods:
             assert f"`{method.upper()} {path}`" in text
+
+
+def test_the_description_is_a_page_that_needs_nothing_else(http: httpx.Client) -> None:
+    page = http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    for path in http.get("/openapi.json").json()["paths"]:
+        assert f"<code>{path}</code>" in page.text
+    assert "<script" not in page.text
+    assert "http://" not in page.text.replace("http://controller", "")
+    assert "https://" not in page.text
+
+
+def test_lists_come_in_pages(http: httpx.Client, client: ControllerClient) -> None:
+    client.run_service("paged", "oci:/x", "edge-1")
+    made = [client.migrate("paged", to, dry_run=True).id for to in ("edge-2", "edge-3", "edge-2", "edge-3", "edge-2")]
+    found, url = [], "/v1/migrations?service=paged&limit=2"
+    for _ in range(3):
+        page = http.get(url)
+        found.append([one["id"] for one in page.json()])
+        url = page.links.get("next", {}).get("url", "")
+    assert found == [made[:2:-1], made[2:0:-1], made[:1]]
+    assert not url
+    check_problem(http.get("/v1/migrations?cursor=nothing"), 404, "bad-input")
+    check_problem(http.get("/v1/decisions?cursor=nothing"), 404, "bad-input")
+
+
+def test_a_wrong_method_is_told_the_right_ones(http: httpx.Client) -> None:
+    answer = http.put("/v1/services")
+    check_problem(answer, 405, "bad-input")
+    assert answer.headers["allow"] == "GET, POST"
 
 
 def test_health(http: httpx.Client) -> None:

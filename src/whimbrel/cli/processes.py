@@ -8,21 +8,58 @@ from typing import Annotated
 
 import typer
 
+from whimbrel.cli.common import JsonOption, note, print_json
+
+OK = 0
+controllers = typer.Typer(help="The region's controller: runs until SIGTERM, if nothing else is asked for.")
+
 
 def register(app: typer.Typer) -> None:
-    app.command()(controller)
+    app.add_typer(controllers, name="controller")
     app.command()(agent)
 
 
+@controllers.callback(invoke_without_command=True)
 def controller(
+    context: typer.Context,
     config: Annotated[Path, typer.Option("--config", metavar="FILE", help="TOML file that names the nodes.")] = Path(
         "/etc/whimbrel/controller.toml"
     ),
 ) -> int:
     """Run the region's controller until SIGTERM."""
+    if context.invoked_subcommand is not None:
+        return OK
     from whimbrel.controller.main import run
 
     return run(config)
+
+
+@controllers.command("token")
+def make_token(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is for, as logs will tell it.")],
+    role: Annotated[
+        str,
+        typer.Option("--role", metavar="ROLE", help="operate: all; read: look only; report: a user's equipment."),
+    ] = "operate",
+    json: JsonOption = False,
+) -> None:
+    """Make a token for the API, and the line for the controller's configuration. Nothing is kept here."""
+    from whimbrel.controller.access import TokenRole, config_line, new_token
+    from whimbrel.model.errors import BadInput
+    from whimbrel.model.service import NAME_PATTERN
+
+    if not NAME_PATTERN.fullmatch(name):
+        raise BadInput(f"token name {name!r} is not valid: use 1 to 40 of a-z, 0-9 and '-', not at an end")
+    if role not in list(TokenRole):
+        raise typer.BadParameter(f"there is no role {role!r}: choose from {', '.join(TokenRole)}")
+    token = new_token()
+    line = config_line(name, TokenRole(role), token)
+    if json:
+        print_json({"name": name, "role": role, "token": token, "config": line})
+        return
+    print(token)
+    note("that is shown only now; give it to the caller (WHIMBREL_TOKEN), and the controller this, under [api]:")
+    note(f"tokens = [{line}]")
 
 
 def agent(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from whimbrel.client.token import authorization, token_of
 from whimbrel.controller.listen import parse_listen
 from whimbrel.controller.problems import error_from_problem
 from whimbrel.controller.views import (
@@ -45,8 +47,9 @@ OnProgress = Callable[[Progress], None]
 class ControllerClient:
     """Talks to ``unix:PATH`` or ``tcp:HOST:PORT``. A context manager; safe to use from one thread."""
 
-    def __init__(self, address: str) -> None:
-        """Connects on first use. Raises BadInput when the address is malformed."""
+    def __init__(self, address: str, token: str | None = None) -> None:
+        """Connects on first use. `token`: None means as the environment says (see `token_of`). Raises BadInput when
+        the address is malformed, or a token."""
         listen = parse_listen(address)
         self._address = str(listen)
         host = f"[{listen.host}]" if ":" in listen.host else listen.host
@@ -54,6 +57,7 @@ class ControllerClient:
             base_url="http://controller" if listen.path else f"http://{host}:{listen.port}",
             # No TLS here: building its context would cost every command 30 ms.
             transport=httpx.HTTPTransport(uds=listen.path or None, verify=False),
+            headers=authorization(token_of(os.environ) if token is None else token),
             timeout=httpx.Timeout(QUICK_S, connect=3.0),
             trust_env=False,
         )

@@ -14,7 +14,7 @@ overlay_host = "192.0.2.11"                       # its VXLAN tunnel end, IPv4
 x_m = 0.0                                         # where it stands on the map, if that is known
 y_m = 0.0
 
-[planner] and [[base_stations]]: see `planning.settings`.
+[planner] and [[base_stations]]: see `planning.settings`; [api]: see `access`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
+from whimbrel.controller.access import ApiConfig, ApiEntry, api_of
 from whimbrel.controller.database import parse_database
 from whimbrel.controller.listen import DEFAULT_LISTEN, Listen, parse_listen
 from whimbrel.controller.places import Cell, Place, place_of, with_cells
@@ -45,6 +46,7 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     address_pool: ipaddress.IPv4Interface = ipaddress.IPv4Interface("10.77.1.0/16")
     database: sa.URL
     planning: PlanningConfig = PlanningConfig()
+    api: ApiConfig = ApiConfig()
     places: dict[str, Place] = {}
     cells: tuple[Cell, ...] = ()
 
@@ -65,6 +67,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     database: str = ""
     planner: PlannerEntry = PlannerEntry()
     base_stations: tuple[StationEntry, ...] = ()
+    api: ApiEntry = ApiEntry()
 
 
 def load(path: Path) -> ControllerConfig:
@@ -103,8 +106,9 @@ def parse(text: str) -> ControllerConfig:
         raise BadInput(f"address_pool {entries.address_pool!r} is not IPv4: write it like 10.77.1.0/16") from error
     if not 8 <= pool.network.prefixlen <= 30:
         raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
+    listen = parse_listen(entries.listen)
     return ControllerConfig(
-        listen=parse_listen(entries.listen),
+        listen=listen,
         state_dir=state_dir,
         nodes=nodes,
         address_pool=pool,
@@ -112,6 +116,7 @@ def parse(text: str) -> ControllerConfig:
         planning=planning_of(
             entries.planner, entries.base_stations, {node.name for node in nodes if node.role == "gateway"}
         ),
+        api=api_of(entries.api, listen),
         places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
         cells=cells,
     )

@@ -26,7 +26,7 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_local(self) -> bool:
-        """Nobody but this host's users can reach it. The API has no log-in of its own."""
+        """Nobody but this host's users can reach it."""
         if self.path or self.host == "localhost":
             return True
         try:

@@ -13,9 +13,10 @@ from pathlib import Path
 import structlog
 import uvicorn
 
-from whimbrel.controller.api import Controller, create_app
 from whimbrel.controller.config import DEFAULT_CONFIG, load
+from whimbrel.controller.http.app import create_app
 from whimbrel.controller.listen import Listen
+from whimbrel.controller.parts import Controller
 from whimbrel.model.errors import BadInput, Conflict
 
 GRACE_S = 5
@@ -44,8 +45,7 @@ def run(config_file: Path | None = None) -> int:
     try:
         if not config.listen.is_local:
             log.warning(
-                "the API is open to the network and has no log-in: put it behind a proxy that has one",
-                listen=str(config.listen),
+                "tokens cross the network as they are: put the API behind a proxy with TLS", listen=str(config.listen)
             )
         controller = Controller(config)
         server = _Server(

@@ -183,8 +183,11 @@ class Migrations:
             raise Unknown(f"there is no migration {migration_id!r}: `whimbrel migration ls` lists them")
         return record
 
-    async def newest(self, limit: int, service: str = "") -> list[MigrationRecord]:
-        return await asyncio.to_thread(self._store.newest, limit, service)
+    async def newest(self, limit: int, service: str = "", before: str = "") -> list[MigrationRecord]:
+        """The newest first; `before`: those that come after this one. Raises Unknown when there is none of that id."""
+        if before:
+            await self.get(before)
+        return await asyncio.to_thread(self._store.newest, limit, service, before)
 
     async def events(self, migration_id: str) -> AsyncIterator[MigrationEvent]:
         """News of a migration until its record; at once the record when it is over. Raises Unknown."""

@@ -20,7 +20,14 @@ _STATUS_BY_CODE = {
     "protocol-mismatch": HTTPStatus.BAD_GATEWAY,
     "step-failed": HTTPStatus.INTERNAL_SERVER_ERROR,
     "cancelled": HTTPStatus.CONFLICT,
+    "unauthorized": HTTPStatus.UNAUTHORIZED,
 }
+
+
+class Unauthorized(WhimbrelError):
+    """Nobody knows the caller, or its token."""
+
+    code = "unauthorized"
 
 
 class Unknown(BadInput):

@@ -49,6 +49,12 @@ class Database:
             raise Unreachable(f"the database {self._name} does not answer: {cause(error)}") from error
 
 
+def older_than(table: sa.TableClause, time: str, row_id: str) -> sa.ColumnElement[bool]:
+    """What comes after this row in a list with the newest first, by `time` and then by `id`."""
+    of_it = sa.select(table.c[time]).where(table.c.id == row_id).scalar_subquery()
+    return (table.c[time] < of_it) | ((table.c[time] == of_it) & (table.c.id < row_id))
+
+
 class MigrationStore:
     """Blocking; safe to call from any thread. What `put` returned from survives a power cut."""
 
@@ -78,9 +84,12 @@ class MigrationStore:
         found = self._select(_records().where(_MIGRATIONS.c.id == migration_id))
         return found[0] if found else None
 
-    def newest(self, limit: int, service: str = "") -> list[MigrationRecord]:
-        """At most `limit` records, the newest first; of one service if named."""
+    def newest(self, limit: int, service: str = "", before: str = "") -> list[MigrationRecord]:
+        """At most `limit` records, the newest first; of one service if named; `before`: those that come after the one
+        of this id."""
         wanted = _records().where(_MIGRATIONS.c.service == service) if service else _records()
+        if before:
+            wanted = wanted.where(older_than(_MIGRATIONS, "started_unix_s", before))
         return self._select(wanted.order_by(*_NEWEST_FIRST).limit(limit))
 
     def unfinished(self) -> list[MigrationRecord]:

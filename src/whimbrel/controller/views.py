@@ -11,6 +11,11 @@ from whimbrel.model.service import ImageInfo, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 
 
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    nodes: int
+
+
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     """A node as the controller sees it now. When its agent does not answer, `up` is false and `error` says
     why."""

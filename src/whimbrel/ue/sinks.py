@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import BinaryIO, Protocol
 import httpx
 import msgspec
 
+from whimbrel.client.token import authorization, token_of
 from whimbrel.model.application import Discovery, Session
 from whimbrel.model.errors import BadInput, Refused, Unreachable
 from whimbrel.model.radio import HandoverOrder, Orders, UserEvent
@@ -64,7 +66,9 @@ class Posts:
         """`address`: ``unix:PATH``, ``tcp:HOST:PORT`` or an ``http`` or ``https`` URL (as it is). Raises BadInput."""
         self._url, transport = _where(address, PATH.format(user=user))
         self._address = address
-        self._client = httpx.Client(transport=transport, timeout=TIMEOUT_S, trust_env=False)
+        self._client = httpx.Client(
+            transport=transport, timeout=TIMEOUT_S, trust_env=False, headers=authorization(token_of(os.environ))
+        )
         self._on_order, self._on_trouble = on_order, on_trouble
         self._waiting: queue.Queue[UserEvent | None] = queue.Queue(WAITING)
         self._in_trouble = False
@@ -123,7 +127,8 @@ def discover(address: str, user: str, application: str) -> Session:
     controller's reason, Unreachable when it does not answer; BadInput as `Posts`."""
     url, transport = _where(address, DISCOVERY.format(user=user))
     url = url.removesuffix("/events") + "/discovery" if url.endswith("/events") else url
-    with httpx.Client(transport=transport, timeout=DISCOVERY_TIMEOUT_S, trust_env=False) as client:
+    headers = authorization(token_of(os.environ))
+    with httpx.Client(transport=transport, timeout=DISCOVERY_TIMEOUT_S, trust_env=False, headers=headers) as client:
         try:
             answer = client.post(
                 url,

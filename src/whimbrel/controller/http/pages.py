@@ -24,6 +24,10 @@ HEADERS = {
 }
 
 
+def is_under(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
 class _Files(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -36,7 +40,7 @@ class _Pages(Mount):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         path = scope.get("path", "")
-        if any(path == one or path.startswith(f"{one}/") for one in API_PATHS):
+        if any(is_under(path, one) for one in API_PATHS):
             return Match.NONE, {}
         return super().matches(scope)
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 import sqlalchemy as sa
 
-from whimbrel.controller.store import Database
+from whimbrel.controller.store import Database, older_than
 from whimbrel.model.application import Application, Session
 from whimbrel.model.decision import Decision, DecisionState, PlannerSetting
 
@@ -62,11 +62,13 @@ class PlanBook:
         found = self._all(sa.select(_DECISIONS.c.record).where(_DECISIONS.c.id == decision_id), Decision)
         return found[0] if found else None
 
-    def decisions(self, limit: int, user: str = "") -> list[Decision]:
-        """The newest first; of one user if named."""
+    def decisions(self, limit: int, user: str = "", before: str = "") -> list[Decision]:
+        """The newest first; of one user if named; `before`: those that come after the one of this id."""
         wanted = sa.select(_DECISIONS.c.record)
         if user:
             wanted = wanted.where(_DECISIONS.c.user_name == user)
+        if before:
+            wanted = wanted.where(older_than(_DECISIONS, "made_unix_s", before))
         newest_first = (_DECISIONS.c.made_unix_s.desc(), _DECISIONS.c.id.desc())
         return self._all(wanted.order_by(*newest_first).limit(limit), Decision)
 

@@ -24,6 +24,7 @@ from whimbrel.controller.planning.moves import Moves, failed
 from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lag_s, start_lag_s
 from whimbrel.controller.planning.settings import PlanningConfig, check_setting
 from whimbrel.controller.planning.users import Users, UserState
+from whimbrel.controller.problems import Unknown
 from whimbrel.controller.region import Region as Nodes
 from whimbrel.controller.services import Services
 from whimbrel.controller.views import NodeView
@@ -160,8 +161,11 @@ class Planning:
         self._wake.set()
         return setting
 
-    async def decisions(self, limit: int, user: str = "") -> list[Decision]:
-        return await asyncio.to_thread(self._book.decisions, limit, user)
+    async def decisions(self, limit: int, user: str = "", before: str = "") -> list[Decision]:
+        """The newest first. Raises Unknown when there is no decision `before`."""
+        if before and await self.decision(before) is None:
+            raise Unknown(f"there is no decision {before!r} to go on from: ask again without a cursor")
+        return await asyncio.to_thread(self._book.decisions, limit, user, before)
 
     async def decision(self, decision_id: str) -> Decision | None:
         return await asyncio.to_thread(self._book.decision, decision_id)

@@ -1,4 +1,4 @@
-"""The API's routes of users, applications, the planner and its decisions."""
+"""Users, applications, the planner and its decisions."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from whimbrel.controller.answers import Body, answer_json
+from whimbrel.controller.http.answers import MOST_INT, MOST_LIST, Body, answer_json, answers, page_of, schema_of
 from whimbrel.controller.planning.loop import Planning
 from whimbrel.controller.problems import Unknown
 from whimbrel.controller.views import PlannerView
-from whimbrel.model.application import Application
-from whimbrel.model.decision import PlannerSetting
+from whimbrel.model.application import Application, Session
+from whimbrel.model.decision import Decision, PlannerSetting, UserStatus
+from whimbrel.model.edge import Observation
 from whimbrel.model.errors import BadInput, Conflict, Unreachable
-from whimbrel.model.radio import UserEvent
+from whimbrel.model.radio import Orders, UserEvent
 from whimbrel.plan.planners import known
 
 MOST_EVENT_BYTES = 4 << 20
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+EVENT = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema_of(UserEvent)}}}}
 
 
 class ApplicationBody(Body):
@@ -31,7 +33,7 @@ class ApplicationBody(Body):
     ports: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
-    memory_limit_bytes: int = Field(0, ge=0)
+    memory_limit_bytes: int = Field(0, ge=0, le=MOST_INT)
     workload: str = ""
     cpus: Number = 0.1
     memory_bytes: Number = float(64 << 20)
@@ -64,7 +66,7 @@ def planning_routes(planning: Planning) -> tuple[APIRouter, ...]:
 def _user_routes(planning: Planning) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["users"])
 
-    @router.post("/users/{user}/events")
+    @router.post("/users/{user}/events", openapi_extra=EVENT, **answers(Orders))
     async def user_event(user: str, request: Request) -> Response:
         """What a user's equipment tells: a report, a handover, a note. The answer has orders for it."""
         body = await request.body()
@@ -76,23 +78,24 @@ def _user_routes(planning: Planning) -> APIRouter:
             raise BadInput(f"that is no event of a user: {error} (docs/radio.md says what they are)") from error
         return answer_json(planning.take(user, event))
 
-    @router.post("/users/{user}/discovery")
+    @router.post("/users/{user}/discovery", **answers(Session, 201, "Its service is ready"))
     async def discovery(user: str, body: DiscoveryBody) -> Response:
         """Ask for an application; answers when the user's service is ready, with its address (201)."""
         return answer_json(await planning.discover(user, body.application), 201)
 
-    @router.get("/users")
+    @router.get("/users", **answers(list[UserStatus]))
     async def users() -> Response:
         """All users that reported or have a service."""
         return answer_json(planning.statuses())
 
-    @router.get("/users/{user}")
+    @router.get("/users/{user}", **answers(UserStatus))
     async def user(user: str) -> Response:
+        """One user."""
         if user not in planning.deployment.sessions and planning.users.get(user) is None:
             raise Unknown(f"there is no user {user!r}: see `whimbrel plan users`")
         return answer_json(planning.status(user))
 
-    @router.delete("/users/{user}")
+    @router.delete("/users/{user}", **answers(None, 204))
     async def remove_user(user: str) -> Response:
         """The user, and its service (204)."""
         if user in planning.moves.running:
@@ -106,17 +109,17 @@ def _user_routes(planning: Planning) -> APIRouter:
 def _application_routes(planning: Planning) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["applications"])
 
-    @router.get("/applications")
+    @router.get("/applications", **answers(list[Application]))
     async def applications() -> Response:
         """What users may ask for."""
         return answer_json(sorted(planning.deployment.applications.values(), key=lambda one: one.name))
 
-    @router.post("/applications")
+    @router.post("/applications", **answers(Application, 201, "It is offered"))
     async def offer(body: ApplicationBody) -> Response:
         """Offer an application, or change one (201)."""
         return answer_json(await planning.deployment.offer(Application(**body.model_dump())), 201)
 
-    @router.delete("/applications/{name}")
+    @router.delete("/applications/{name}", **answers(None, 204))
     async def withdraw(name: str) -> Response:
         """Offer it no more (204); 409 while somebody uses it."""
         await planning.deployment.withdraw(name)
@@ -136,12 +139,12 @@ def _planner_routes(planning: Planning) -> APIRouter:
             planners={planner.name: planner.summary for planner in known().values()},
         )
 
-    @router.get("/planner")
+    @router.get("/planner", **answers(PlannerView))
     async def planner() -> Response:
         """Which planner decides, and which there are."""
         return answer_json(view())
 
-    @router.put("/planner")
+    @router.put("/planner", **answers(PlannerView))
     async def choose(body: PlannerBody) -> Response:
         """Let another planner decide from now on, also after a restart."""
         changed = {name: value for name, value in body.model_dump().items() if value is not None}
@@ -149,7 +152,7 @@ def _planner_routes(planning: Planning) -> APIRouter:
         await planning.set(msgspec.structs.replace(before, **changed))
         return answer_json(view())
 
-    @router.get("/observation")
+    @router.get("/observation", **answers(Observation))
     async def observation() -> Response:
         """What the monitor sees of the region now."""
         seen = await planning.observation()
@@ -157,13 +160,19 @@ def _planner_routes(planning: Planning) -> APIRouter:
             raise Unreachable("no server or no base station answers: see `whimbrel node ls`")
         return answer_json(seen)
 
-    @router.get("/decisions")
-    async def decisions(user: str = "", limit: Annotated[int, Query(gt=0, le=10_000)] = 100) -> Response:
-        """What was decided, why, and what came of it; the newest first."""
-        return answer_json(await planning.decisions(limit, user))
+    @router.get("/decisions", **answers(list[Decision], paged=True))
+    async def decisions(
+        request: Request,
+        user: str = "",
+        limit: Annotated[int, Query(gt=0, le=MOST_LIST)] = 100,
+        cursor: str = "",
+    ) -> Response:
+        """What was decided, why, and what came of it; the newest first; `cursor`: those older than this one."""
+        return page_of(request, await planning.decisions(limit + 1, user, cursor), limit)
 
-    @router.get("/decisions/{decision_id}")
+    @router.get("/decisions/{decision_id}", **answers(Decision))
     async def decision(decision_id: str) -> Response:
+        """One decision."""
         found = await planning.decision(decision_id)
         if found is None:
             raise Unknown(f"there is no decision {decision_id!r}: `whimbrel plan ls` lists them")

@@ -1,0 +1,80 @@
+"""Puts the API together: routes, what stands before them, and the description of it all at `/openapi.json`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+
+from whimbrel import __version__
+from whimbrel.controller.http.answers import SCHEMAS
+from whimbrel.controller.http.errors import add_error_handlers
+from whimbrel.controller.http.guard import Guard
+from whimbrel.controller.http.live import live_routes
+from whimbrel.controller.http.migrations import migration_routes
+from whimbrel.controller.http.nodes import node_routes
+from whimbrel.controller.http.pages import API_PATHS, is_under, mount_pages
+from whimbrel.controller.http.planning import planning_routes
+from whimbrel.controller.http.reference import add_reference
+from whimbrel.controller.http.services import service_routes
+from whimbrel.controller.http.session import session_routes
+from whimbrel.controller.http.stores import store_routes
+from whimbrel.controller.parts import Controller
+
+
+def create_app(controller: Controller) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await controller.start()
+        try:
+            yield
+        finally:
+            await controller.stop()
+
+    app = FastAPI(title="Whimbrel controller", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    for router in (
+        node_routes(controller.region),
+        service_routes(controller.services, controller.migrations),
+        migration_routes(controller.migrations),
+        store_routes(controller.stores),
+        *planning_routes(controller.planning),
+        live_routes(controller.watch),
+        session_routes(controller.access),
+    ):
+        _check_paths(router)
+        app.include_router(router)
+    add_reference(app)
+    add_error_handlers(app)
+    mount_pages(app)
+    app.add_middleware(Guard, access=controller.access, api=controller.config.api, listen=controller.config.listen)
+    _describe(app)
+    return app
+
+
+def _check_paths(router: APIRouter) -> None:
+    """What is under no known path would be taken for a page, which needs no token."""
+    for route in router.routes:
+        path = getattr(route, "path", "")
+        if not any(is_under(path, one) for one in API_PATHS):
+            raise RuntimeError(f"route {path} is under none of {', '.join(API_PATHS)}")
+
+
+def _describe(app: FastAPI) -> None:
+    """FastAPI's own description, with the schemas of what is answered."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = made()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for name in SCHEMAS.keys() & schemas.keys():
+                if set(SCHEMAS[name].get("enum", ())) != set(schemas[name].get("enum", (name,))):
+                    raise RuntimeError(f"a body and an answer are both named {name}: rename one")
+            schemas.update(sorted(SCHEMAS.items()))
+            document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{}, {"token": []}]
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]
