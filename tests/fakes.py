@@ -28,7 +28,8 @@ from whimbrel.model.node import (
     Role,
     ServiceUse,
 )
-from whimbrel.model.service import ExecResult, ServiceState, ServiceStatus
+from whimbrel.model.service import ExecResult, ImageInfo, ServiceState, ServiceStatus
+from whimbrel.model.volume import VolumeInfo
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, RpcServer
 
@@ -77,6 +78,12 @@ class FakeAgent:
                 calls.CancelMigration: self._cancel,
                 calls.ResolveMigration: self._resolve,
                 calls.GetMigration: self._get,
+                calls.AdoptService: self._adopt,
+                calls.ReleaseService: self._release,
+                calls.ListVolumes: self._volumes,
+                calls.RemoveVolume: self._remove_volume,
+                calls.ListImages: self._images,
+                calls.PushImage: self._push_image,
             }
         )
         await self._server.start(self.endpoint.host, self.endpoint.port)
@@ -141,12 +148,34 @@ class FakeAgent:
         self._known(call.name)
         del self.services[call.name]
 
+    async def _adopt(self, call: calls.AdoptService, emit: EmitEvent) -> ServiceStatus:
+        return await self._run(calls.RunService(spec=replace(call.spec, image="oci:/adopted")), emit)
+
+    async def _release(self, call: calls.ReleaseService, _: EmitEvent) -> None:
+        self._known(call.name)
+        del self.services[call.name]
+
+    async def _volumes(self, _: calls.ListVolumes, emit: EmitEvent) -> tuple[VolumeInfo, ...]:
+        return ()
+
+    async def _remove_volume(self, call: calls.RemoveVolume, _: EmitEvent) -> None:
+        raise BadInput(f"there is no volume {call.service}/{call.name} on {self.endpoint.name}")
+
+    async def _images(self, _: calls.ListImages, emit: EmitEvent) -> tuple[ImageInfo, ...]:
+        name = self.endpoint.name
+        return (ImageInfo(digest=f"sha256:{name}", node=name, reference=f"oci:/{name}", size_bytes=1),)
+
+    async def _push_image(self, call: calls.PushImage, _: EmitEvent) -> int:
+        return 1
+
     async def _logs(self, call: calls.ServiceLogs, _: EmitEvent) -> str:
         self._known(call.name)
         return "line one\nline two\n"[-call.tail_bytes :]
 
     async def _exec(self, call: calls.ExecInService, _: EmitEvent) -> ExecResult:
         """Runs the command here: there is no container to run it in."""
+        if self._region.harmless:
+            return ExecResult(exit_code=0, stdout="", stderr="")
         if self._known(call.name).state is ServiceState.MIGRATING:
             raise Conflict(f"service {call.name} is being migrated: wait until that is over")
         pipe = asyncio.subprocess.PIPE
@@ -235,6 +264,7 @@ class FakeRegion:
     """Agents on loopback, served from a thread of their own. Migrations wait while `go` is not set."""
 
     def __init__(self, gateways: tuple[str, ...] = ("gw-1",)) -> None:
+        self.harmless = False  # nothing is run that `exec` asks for
         self.go = threading.Event()
         self.go.set()
         self.agents: dict[str, FakeAgent] = {}

@@ -10,7 +10,7 @@ import msgspec
 import sqlalchemy as sa
 
 from whimbrel.controller.database import READS, cause, open_database, shown
-from whimbrel.model.errors import Unreachable
+from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.migration import MigrationRecord, Outcome
 
 # As the last step of `schema/versions` leaves it.
@@ -45,6 +45,8 @@ class Database:
         try:
             with engine.begin() as connection:
                 yield connection
+        except sa.exc.DataError as error:  # PostgreSQL has no NUL in its texts
+            raise BadInput(f"the database has no place for that: {cause(error)}") from error
         except sa.exc.SQLAlchemyError as error:
             raise Unreachable(f"the database {self._name} does not answer: {cause(error)}") from error
 
