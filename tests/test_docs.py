@@ -17,7 +17,16 @@ from whimbrel.cli.main import app
 REPO = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
 NAMED_TESTS = sorted(set(re.findall(r"`([\w/]+\.py::[^`]+)`", (REPO / "SPECIFICATION.md").read_text())))
-BENCHMARKS = {"bench downtime", "bench pages", "bench faults", "bench codecs", "bench link", "bench plan", "demo"}
+BENCHMARKS = {
+    "bench downtime",
+    "bench pages",
+    "bench faults",
+    "bench codecs",
+    "bench link",
+    "bench plan",
+    "bench dashboard",
+    "demo",
+}
 
 
 @cache

@@ -54,7 +54,9 @@ class Tab:
         self.page.set_default_timeout(20_000)
         self.errors: list[str] = []
         self.outside: list[str] = []
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None)
+        self.page.on(
+            "console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.outside.append(request.url))
 

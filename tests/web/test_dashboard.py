@@ -168,7 +168,9 @@ def test_the_page_is_used_by_keys_alone(tab: Tab) -> None:
     expect(dialog).to_be_visible()
     for _ in range(12):  # round and round, never out
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#dialog-run')")
+        assert page.evaluate(
+            "document.activeElement === document.body || !!document.activeElement.closest('#dialog-run')"
+        )
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(page.locator("#open-run")).to_be_focused()

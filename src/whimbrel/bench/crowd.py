@@ -21,8 +21,8 @@ import uvicorn
 from msgspec.structs import replace
 
 from whimbrel import __version__
-from whimbrel.controller.http.app import create_app
 from whimbrel.controller.config import parse
+from whimbrel.controller.http.app import create_app
 from whimbrel.controller.main import open_listener
 from whimbrel.controller.parts import Controller
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
@@ -135,7 +135,9 @@ class Crowd:
 
     def _add_service(self, number: int, node: str) -> None:
         name = f"service-{number + 1}"
-        spec = ServiceSpec(name=name, image="oci:/images/echo", address=f"10.77.{1 + number // 250}.{number % 250 + 1}/16")
+        spec = ServiceSpec(
+            name=name, image="oci:/images/echo", address=f"10.77.{1 + number // 250}.{number % 250 + 1}/16"
+        )
         self.agents[node].services[name] = ServiceStatus(
             spec=spec, node=node, state=ServiceState.RUNNING, pid=1, mac="02:77:0a:4d:01:01", image_digest="sha256:0"
         )
@@ -155,7 +157,9 @@ class Crowd:
         for site, (x_m, y_m) in enumerate(self.places):
             for name in (f"edge-{site + 1}", f"cell-{site + 1}"):
                 end = self.agents[name].endpoint
-                text += f'\n[[nodes]]\nname = "{name}"\nrole = "{end.role.value}"\nhost = "{end.host}"\nport = {end.port}\n'
+                text += (
+                    f'\n[[nodes]]\nname = "{name}"\nrole = "{end.role.value}"\nhost = "{end.host}"\nport = {end.port}\n'
+                )
                 text += f'overlay_host = "{end.overlay_host}"\nx_m = {x_m:.1f}\ny_m = {y_m:.1f}\n'
             text += f'\n[[base_stations]]\nname = "cell-{site + 1}"\nx_m = {x_m:.1f}\ny_m = {y_m:.1f}\n'
             text += f'reach_m = {REACH_M}\nzone = "zone-{site % 4 + 1}"\n'

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from whimbrel.cli.common import ControllerOption, address_of
-
-from whimbrel.cli.common import JsonOption, note, print_json
+from whimbrel.cli.common import ControllerOption, JsonOption, address_of, note, print_json
 
 OK = 0
 controllers = typer.Typer(help="The region's controller: runs until SIGTERM, if nothing else is asked for.")

@@ -7,6 +7,7 @@ request came from is checked by the controller.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import signal
 import sys
@@ -53,7 +54,7 @@ def relay(controller: Listen) -> Starlette:
         except httpx.HTTPError as error:
             return PlainTextResponse(f"the controller at {controller} does not answer: {error}\n", 502)
         handed = StreamingResponse(
-            answer.aiter_raw() if request.method != "HEAD" else _nothing(),
+            _as_long_as_it_comes(answer) if request.method != "HEAD" else _nothing(),
             answer.status_code,
             background=BackgroundTask(answer.aclose),
         )
@@ -68,6 +69,13 @@ def relay(controller: Listen) -> Starlette:
 def _body(request: Request) -> AsyncIterator[bytes] | None:
     has_one = "content-length" in request.headers or "transfer-encoding" in request.headers
     return request.stream() if has_one else None
+
+
+async def _as_long_as_it_comes(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """A controller that goes away ends its answers: the browser asks again."""
+    with contextlib.suppress(httpx.HTTPError):
+        async for part in answer.aiter_raw():
+            yield part
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -98,7 +106,7 @@ def serve(controller: Listen, port: int, ready: Callable[[str], None]) -> int:
         raise Unreachable(f"no controller answers at {controller}: start one, or name it with --controller") from error
     listener = open_listener(Listen(host="127.0.0.1", port=port))
     server = uvicorn.Server(
-        uvicorn.Config(relay(controller), log_level="error", access_log=False, timeout_graceful_shutdown=GRACE_S)
+        uvicorn.Config(relay(controller), log_level="critical", access_log=False, timeout_graceful_shutdown=GRACE_S)
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # the server ends in order, and raises its signal once more afterwards

@@ -63,7 +63,9 @@ def log_in(place: Place) -> str:
     """The session's cookie. Raises OSError when there is none."""
     user, _, password = place.settings.get("USERS", "viewer:whimbrel").split(",")[0].partition(":")
     with place.connect() as conn:
-        head, _, _ = exchange(conn, request("POST", "/login", place.host, body=f"user={user}&password={password}".encode()))
+        head, _, _ = exchange(
+            conn, request("POST", "/login", place.host, body=f"user={user}&password={password}".encode())
+        )
     cookie = header(head, "set-cookie").partition(";")[0]
     if "303" not in head.split("\r\n")[0] or not cookie:
         raise ConnectionRefusedError(f"the log-in was answered with {head.splitlines()[0]!r}")

@@ -1,6 +1,6 @@
 """Makes the film; see `whimbrel.workloads.layers` for how scripts are run.
 
-Slow colours with a clock of moving bars, in a piece of some seconds that is repeated by copying the encoded stream.
+Slow colours, in a piece of some seconds that is repeated by copying the encoded stream.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ SIZE = "1280x720"
 # Neither the encoder's version nor the time of encoding goes into the file.
 EXACT = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-flags:a", "+bitexact", "-map_metadata", "-1")
 PICTURE = (
-    f"gradients=size={SIZE}:rate={FRAMES_PER_S}:c0=0x0b3b36:c1=0x1f7a6d:c2=0xe2a24a:c3=0x24446b:n=4:seed=4:speed=0.02,"
-    # a bar that crosses the picture once a piece, and a grain that keeps the encoder busy
-    f"drawbox=x=0:y=ih-14:w=iw:h=14:color=0x081412@0.7:t=fill,noise=alls=4:allf=t:all_seed=1,"
-    f"format=yuv420p"
+    f"gradients=size={SIZE}:rate={FRAMES_PER_S}:c0=0x0b3b36:c1=0x1f7a6d:c2=0xe2a24a:c3=0x24446b:n=4:seed=4:speed=0.02"
 )
 
 

@@ -141,7 +141,9 @@ class Handler(BaseHTTPRequestHandler):
             length = -1
         if not 0 <= length <= MOST_BODY_BYTES:
             self.close_connection = True
-            return self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MOST_BODY_BYTES} bytes, and say how many")
+            return self.refuse(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MOST_BODY_BYTES} bytes, and say how many"
+            )
         body = self.rfile.read(length)
         session = self.session()
         if self.path == "/login":
@@ -192,7 +194,9 @@ class Handler(BaseHTTPRequestHandler):
         size = self.service.film_bytes
         span = byte_range(self.headers.get("Range", ""), size)
         if span is None:
-            self.answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", "video/mp4", {"Content-Range": f"bytes */{size}"})
+            self.answer(
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", "video/mp4", {"Content-Range": f"bytes */{size}"}
+            )
             return
         first, last, partial = span
         self.send_response(HTTPStatus.PARTIAL_CONTENT if partial else HTTPStatus.OK)

@@ -16,6 +16,10 @@ export function header(store) {
     say(byId("fact-users"), store.known ? whole(store.users.size) : DASH);
     say(byId("fact-services"), store.known ? whole(store.services.length) : DASH);
     say(byId("fact-moving"), store.known ? whole(store.running().length) : DASH);
+    for (const [what, count] of [["nodes", servers.length], ["users", store.users.size], ["services", store.services.length]]) {
+      const word = what === "nodes" ? "server" : what.slice(0, -1);
+      say(byId(`fact-${what}`).previousElementSibling, count === 1 ? word : `${word}s`);
+    }
     say(byId("fact-planner"), store.settings.planner || DASH);
   });
 }

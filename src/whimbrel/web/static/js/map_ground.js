@@ -102,13 +102,14 @@ function drawNode(ctx, view, name, place, services, named, { colors, font }) {
   label(ctx, short(name, 24), x, y - 19, `600 12.5px ${font}`, up ? colors.ink : colors.bad, colors.sunken);
   const lines = services.slice(0, MOST_SERVICES).map((one) => short(one.name, 20));
   if (services.length > MOST_SERVICES) lines[MOST_SERVICES - 1] = `+ ${services.length - MOST_SERVICES + 1} more`;
-  lines.forEach((text, i) => tag(ctx, text, x + 17, y - 9 + i * 19, { colors, font }));
+  lines.forEach((text, i) => tag(ctx, text, x, y - 9 + i * 19, view.width, { colors, font }));
 }
 
-/** A service's name in a little box, to the right of its server. */
-function tag(ctx, text, x, y, { colors, font }) {
+/** A service's name in a little box, to the right of its server at `middle`, or to the left where there is no room. */
+function tag(ctx, text, middle, y, room, { colors, font }) {
   ctx.font = `500 11.5px ${font}`;
   const width = ctx.measureText(text).width + 12;
+  const x = middle + 17 + width > room - 4 ? middle - 17 - width : middle + 17;
   ctx.fillStyle = colors.surface;
   ctx.strokeStyle = colors["line-strong"];
   ctx.lineWidth = 1;

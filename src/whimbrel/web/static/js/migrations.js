@@ -44,15 +44,16 @@ export class Migrations {
 
   row(id) {
     const name = el("span", { className: "name" });
+    const strategy = el("span", { className: "strategy" });
     const figure = el("span", { className: "figure" });
     const way = el("span", { className: "way" });
     const chip = el("span", { className: "chip" });
     const head = el("button", { type: "button", className: "move-head", "aria-expanded": "false", "aria-controls": `move-${id}`, onclick: () => this.toggle(id) },
-      name, el("span", { className: "right" }, chip), way, figure);
+      el("span", {}, name, " ", strategy), el("span", { className: "right" }, chip), way, figure);
     const fill = el("span");
     const progress = el("div", { className: "progress", hidden: true }, fill);
     const more = el("div", { className: "move-more", id: `move-${id}`, hidden: true });
-    return { line: el("li", { className: "move", "data-id": id }, head, progress, more), head, name, figure, way, chip, progress, fill, more, drawn: null };
+    return { line: el("li", { className: "move", "data-id": id }, head, progress, more), head, name, strategy, figure, way, chip, progress, fill, more, drawn: null };
   }
 
   toggle(id) {
@@ -64,7 +65,8 @@ export class Migrations {
 
   fill(row, { record }, open) {
     say(row.name, text(record.service));
-    say(row.way, `${text(record.source)} → ${text(record.destination)} · ${text(record.strategy) || "auto"}`);
+    say(row.strategy, text(record.strategy) || "auto");
+    say(row.way, `${text(record.source)} → ${text(record.destination)}`);
     const over = record.outcome !== "running";
     if (row.drawn !== record) {
       row.chip.dataset.tone = TONES[record.outcome] ?? "";

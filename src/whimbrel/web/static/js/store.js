@@ -164,6 +164,7 @@ export class Store {
     const known = this.migrations.get(id);
     const begun_s = num(record.started_unix_s) || known?.begun_s || Date.now() / 1000;
     const ended_now = over && known?.record.outcome === "running";
+    if (ended_now && record.outcome === "done") this.moved(text(record.service), text(record.destination));
     this.migrations.set(id, {
       record,
       progress: over ? null : (known?.progress ?? null),
@@ -175,6 +176,13 @@ export class Store {
       this.migrations.delete(text(oldest.record.id));
     }
     this.touch("migrations");
+  }
+
+  /** The list of services comes every two seconds; where this one is now is known. */
+  moved(name, node) {
+    const service = this.services.find((one) => one.name === name);
+    if (service) service.node = node;
+    this.touch("services");
   }
 
   takeProgress(id, progress) {
