@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes the pictures of the pages that the documents show: `.venv/bin/python scripts/pictures.py`.
 
-All that they show takes place: a lab with three sites, a user who walks between them and watches a film, the planner that
-moves its service after it. Needs root, Chromium, and a minute.
+All that they show takes place: a lab with three sites, a user who walks between them and watches a film, the planner
+that moves its service after it. Needs root, Chromium, and a minute.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def topology() -> str:
     )
     for name, _, _ in SITES:
         text += f'[[routers]]\nname = "site-{name}"\n'
-    for (a, _, _), (b, _, _) in zip(SITES, SITES[1:], strict=False):
+    for (a, _, _), (b, _, _) in pairwise(SITES):
         text += f'[[links]]\nbetween = ["site-{a}", "site-{b}"]\ndelay = "2ms"\n'
     for number, (name, _, _) in enumerate(SITES, 1):
         text += f'[[edges]]\nname = "edge-{name}"\nsubnet = "192.168.10{number}.0/24"\nat = "site-{name}"\n'
@@ -124,7 +125,8 @@ def take(lab_dir: Path, folder: Path) -> None:
             controller.run_service(
                 f"beside-{name}", build_workload("simple").reference, f"edge-{name}", ports=["7000/tcp"]
             )
-        walk = ("ue", "--topology", str(file), "--user", USER, "--application", "film", "--report-to", status.controller,
+        walk = ("ue", "--topology", str(file), "--user", USER, "--application", "film",
+                "--report-to", status.controller,
                 "--decide", "network", "--out", "/dev/null")  # fmt: skip
         with (
             program("dashboard", "--controller", status.controller, "--port", "0") as shown,

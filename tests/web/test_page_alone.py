@@ -44,30 +44,74 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveControl
 
 
 def hostile_region() -> dict[str, object]:
-    record = {"id": SCRIPT, "service": IMAGE, "source": SCRIPT, "destination": IMAGE, "strategy": SCRIPT, "outcome": "failed",
-              "error": IMAGE, "reason": SCRIPT, "started_unix_s": 1.7e9, "total_ms": "no number", "freeze_ms": None,
-              "phases": [{"name": IMAGE, "start_ms": "x", "duration_ms": 1e308}], "rounds": [{"bytes_sent": SCRIPT}]}  # fmt: skip
+    record = {
+        "id": SCRIPT,
+        "service": IMAGE,
+        "source": SCRIPT,
+        "destination": IMAGE,
+        "strategy": SCRIPT,
+        "outcome": "failed",
+        "error": IMAGE,
+        "reason": SCRIPT,
+        "started_unix_s": 1.7e9,
+        "total_ms": "no number",
+        "freeze_ms": None,
+        "phases": [{"name": IMAGE, "start_ms": "x", "duration_ms": 1e308}],
+        "rounds": [{"bytes_sent": SCRIPT}],
+    }
     return {
         "unix_s": 1.7e9,
-        "nodes": [{"name": SCRIPT, "role": "edge", "tier": IMAGE, "up": False, "error": IMAGE, "services": [SCRIPT], "x_m": "1"},
-                  {"name": IMAGE, "role": "edge", "up": True, "services": None, "cpu_percent": "90"}, None, 7],
+        "nodes": [
+            {
+                "name": SCRIPT,
+                "role": "edge",
+                "tier": IMAGE,
+                "up": False,
+                "error": IMAGE,
+                "services": [SCRIPT],
+                "x_m": "1",
+            },
+            {"name": IMAGE, "role": "edge", "up": True, "services": None, "cpu_percent": "90"},
+            None,
+            7,
+        ],
         "base_stations": [{"name": IMAGE, "gateway": SCRIPT, "zone": SCRIPT, "x_m": None, "y_m": {}, "reach_m": -5}],
-        "users": [{"name": SCRIPT, "x_m": 1.0, "y_m": 2.0, "serving": IMAGE, "state": SCRIPT, "service": IMAGE},
-                  {"name": "__proto__", "x_m": "NaN", "serving": "constructor"}],
-        "services": [{"name": SCRIPT, "node": SCRIPT, "address": IMAGE, "workload": IMAGE, "state": SCRIPT, "image": SCRIPT}],
+        "users": [
+            {"name": SCRIPT, "x_m": 1.0, "y_m": 2.0, "serving": IMAGE, "state": SCRIPT, "service": IMAGE},
+            {"name": "__proto__", "x_m": "NaN", "serving": "constructor"},
+        ],
+        "services": [
+            {"name": SCRIPT, "node": SCRIPT, "address": IMAGE, "workload": IMAGE, "state": SCRIPT, "image": SCRIPT}
+        ],
         "migrations": [record],
-        "decisions": [{"id": "1", "user": SCRIPT, "reason": IMAGE, "made_unix_s": "never", "state": IMAGE, "server": SCRIPT}],
+        "decisions": [
+            {"id": "1", "user": SCRIPT, "reason": IMAGE, "made_unix_s": "never", "state": IMAGE, "server": SCRIPT}
+        ],
         "settings": {"planner": IMAGE, "strategies": [SCRIPT], "version": SCRIPT},
-    }  # fmt: skip
+    }
 
 
 def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromium: Browser) -> None:
     events = [
         ("region", hostile_region()),
-        ("log", {"unix_s": 1.7e9, "level": SCRIPT, "kind": IMAGE, "text": IMAGE, "cell": SCRIPT, "zone": IMAGE, "x_m": "far"}),
-        ("users", [None, "text", {"name": {"an": "object"}}]), ("gone", "not a list"), ("nonsense", 1),
-        ("migration", {"id": IMAGE, "progress": {"phase": SCRIPT}}), ("decision", {"id": 1, "user": None}),
-    ]  # fmt: skip
+        (
+            "log",
+            {
+                "unix_s": 1.7e9,
+                "level": SCRIPT,
+                "kind": IMAGE,
+                "text": IMAGE,
+                "cell": SCRIPT,
+                "zone": IMAGE,
+                "x_m": "far",
+            },
+        ),
+        ("users", [None, "text", {"name": {"an": "object"}}]),
+        ("gone", "not a list"),
+        ("nonsense", 1),
+        ("migration", {"id": IMAGE, "progress": {"phase": SCRIPT}}),
+        ("decision", {"id": 1, "user": None}),
+    ]
     stream = "".join(f"event: {event}\ndata: {json.dumps(data)}\n\n" for event, data in events)
 
     def events_of(route: Route) -> None:
@@ -77,8 +121,12 @@ def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromiu
         tab = Tab(chromium)
         try:
             tab.page.route("**/v1/events", events_of)
-            tab.page.route("**/v1/experiments", lambda route: route.fulfill(
-                json=[{"name": SCRIPT, "figure": IMAGE, "pictures": [], "files": ["../../etc/passwd", SCRIPT]}]))  # fmt: skip
+            tab.page.route(
+                "**/v1/experiments",
+                lambda route: route.fulfill(
+                    json=[{"name": SCRIPT, "figure": IMAGE, "pictures": [], "files": ["../../etc/passwd", SCRIPT]}]
+                ),
+            )
             tab.page.goto(address)
             expect(tab.page.locator("#log .text")).to_have_text(IMAGE)
             for name in ("services", "nodes", "decisions", "experiments"):

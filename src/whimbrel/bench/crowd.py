@@ -1,7 +1,8 @@
 """A region of many made-up users and nodes behind a real controller: what `bench dashboard` looks at.
 
 Controller, API, event stream and pages are the real ones. Users' reports come from here, into the controller's own
-process (a network between would only cost processor time), and so do agents, which answer with figures and move nothing.
+process (a network between would only cost processor time), and so do agents, which answer with figures and move
+nothing.
 `python -m whimbrel.bench.crowd --directory DIR` prints the address, and serves until it is ended.
 """
 
@@ -59,7 +60,7 @@ class Agent:
         used = 0.2 + 0.6 * self.chance.random()
         return NodeStatus(
             endpoint=self.endpoint,
-            capabilities=Capabilities(whimbrel=__version__, machine="x86_64", kernel="6.18", criu="4.2.1", runc="1.1.5"),
+            capabilities=Capabilities(whimbrel=__version__, machine="x86_64", kernel="6.18", criu="4.2", runc="1.1"),
             resources=Resources(
                 cpus=8, load_1min=used, memory_total_bytes=64 << 30, memory_available_bytes=32 << 30,
                 disk_available_bytes=300 << 30, disk_total_bytes=500 << 30, stage_available_bytes=8 << 30,

@@ -1,8 +1,8 @@
 """`whimbrel bench dashboard`: what the page costs a browser while a thousand users walk.
 
 Real: the controller, its event stream, the page, and Chromium, whose own counters are read (DevTools protocol,
-`Performance.getMetrics`). Made up: users and agents (`bench.crowd`). Main-thread work is what all tasks of the page's main
-thread took, script, style, layout and painting together.
+`Performance.getMetrics`). Made up: users and agents (`bench.crowd`). Main-thread work is what all tasks of the page's
+main thread took, script, style, layout and painting together.
 """
 
 from __future__ import annotations

@@ -202,7 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.PARTIAL_CONTENT if partial else HTTPStatus.OK)
         if partial:
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        for name, value in {"Content-Type": "video/mp4", "Content-Length": str(last - first + 1), "Accept-Ranges": "bytes",
+        for name, value in {"Content-Type": "video/mp4", "Content-Length": str(last - first + 1),
+                            "Accept-Ranges": "bytes",
                             "Cache-Control": "no-store", **HEADERS}.items():  # fmt: skip
             self.send_header(name, value)
         self.end_headers()
