@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from whimbrel.logs import Format
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint, Role, Tier
 from whimbrel.model.units import parse_rate_bps, parse_size_bytes
@@ -44,6 +45,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     not said. `network` (like ``1gbit``) and `paths` tell planners what the links can carry. `overlay_gateways`: all
     gateways' addresses on the overlay, whom services answer directly; `nat`: subnets of users whose addresses this
     gateway translates. `computing_power_file`: where the benchmark's result is kept, for all agents of the machine.
+    `metrics` (``HOST:PORT``): where Prometheus may ask for the node's figures; empty: nowhere. `log`: how to write it.
     """
 
     name: str
@@ -66,10 +68,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     overlay_gateways: tuple[str, ...] = ()
     nat: tuple[str, ...] = ()
     computing_power_file: str = DEFAULT_POWER_FILE
+    metrics: str = ""
+    log: Format = "text"
 
     def __post_init__(self) -> None:
         if self.cpus is not None and not 0 < self.cpus < math.inf:
             raise ValueError(f"cpus {self.cpus:g} is no capacity: write a number of processors, like 0.5")
+        if self.metrics:
+            metrics_place(self.metrics)
         _checked("memory", parse_size_bytes, self.memory or "0")
         _checked("network", parse_rate_bps, self.network or "0bit")
         if self.nat and self.role is not Role.GATEWAY:
@@ -100,6 +106,15 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def directory(self) -> Path:
         return Path(self.state_dir or f"/var/lib/whimbrel/{self.name}")
+
+
+def metrics_place(text: str) -> tuple[str, int]:
+    """``HOST:PORT``, an IPv6 host in brackets. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"metrics {text!r} is no place to listen: write HOST:PORT, like 127.0.0.1:9177")
+    return host, int(port)
 
 
 def _checked(what: str, parse: Callable[[str], float], text: str) -> None:

@@ -15,6 +15,7 @@ from whimbrel.agent.config import AgentConfig, load_config
 from whimbrel.agent.images import Images
 from whimbrel.agent.incoming import Incoming
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
+from whimbrel.agent.metrics import serve_metrics
 from whimbrel.agent.monitor import Monitor
 from whimbrel.agent.outgoing import Outgoing
 from whimbrel.agent.service_calls import ServiceCalls
@@ -22,6 +23,7 @@ from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.shared import SharedWatch
 from whimbrel.checkpoint.kerndat import ensure_cache
 from whimbrel.checkpoint.swrk import criu_path
+from whimbrel.logs import configure
 from whimbrel.migrate.nursery import Nursery
 from whimbrel.model.errors import BadInput, Refused
 from whimbrel.model.node import ComputingPower, NodeStatus, Role
@@ -188,8 +190,11 @@ async def serve(config: AgentConfig, nursery: Nursery) -> int:
         raise Refused(
             f"cannot listen on {config.host}:{config.port}: {error.strerror}; is an agent running already?"
         ) from None
+    metrics = serve_metrics(config, agent.monitor) if config.metrics else None
     log.info("agent ready", node=config.name, role=config.role, host=config.host, port=config.port)
     await stopped.wait()
+    if metrics is not None:
+        await asyncio.to_thread(metrics.close)
     await server.close()
     await agent.stop()
     return 0
@@ -200,6 +205,8 @@ def run(config_path: Path) -> int:
     if os.geteuid() != 0:
         raise Refused("the agent must run as root: it freezes and restores other processes")
     config, nursery = load_config(config_path), Nursery()
+    if config.log == "json":
+        configure(config.log)
     if config.role is Role.EDGE and (code := nursery.start()) is not None:
         return code  # not the agent: a process that was forked from it, at its end
     with contextlib.suppress(KeyboardInterrupt):

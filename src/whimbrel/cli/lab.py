@@ -174,7 +174,7 @@ def demo(
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan or dashboard.")
+        str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan, api or dashboard.")
     ],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
@@ -228,13 +228,17 @@ def bench(
         from whimbrel.bench import plan
 
         result = plan.run(console(), seeds=seeds, exact_s=exact)
+    elif name == "api":
+        from whimbrel.bench import api
+
+        result = api.run(console())
     elif name == "dashboard":
         from whimbrel.bench import dashboard
 
         result = dashboard.run(console(), users=users)
     else:
         raise BadInput(
-            f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan or dashboard"
+            f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan, api or dashboard"
         )
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")

@@ -4,6 +4,9 @@ listen = "unix:/run/whimbrel/controller.sock"     # or "tcp:127.0.0.1:8077"
 state_dir = "/var/lib/whimbrel/controller"
 database = "postgresql://whimbrel@db.example/whimbrel"  # default: SQLite, in state_dir
 address_pool = "10.77.1.0/16"                     # services without an address get one from here upwards
+experiments_dir = "/srv/whimbrel/out"             # results of experiments that the dashboard shows; default: none
+log = "json"                                      # or "text", the default
+traces = "http://127.0.0.1:4318/v1/traces"        # an OpenTelemetry collector (OTLP over HTTP); default: none
 
 [[nodes]]
 name = "edge-1"
@@ -31,6 +34,8 @@ from whimbrel.controller.database import parse_database
 from whimbrel.controller.listen import DEFAULT_LISTEN, Listen, parse_listen
 from whimbrel.controller.places import Cell, Place, place_of, with_cells
 from whimbrel.controller.planning.settings import PlannerEntry, PlanningConfig, StationEntry, cells_of, planning_of
+from whimbrel.controller.traces import check_endpoint
+from whimbrel.logs import Format
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import NAME_PATTERN
@@ -48,6 +53,9 @@ class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True):
     planning: PlanningConfig = PlanningConfig()
     api: ApiConfig = ApiConfig()
     places: dict[str, Place] = {}
+    experiments_dir: Path | None = None
+    log: Format = "text"
+    traces: str = ""
     cells: tuple[Cell, ...] = ()
 
     def gateways(self) -> tuple[Endpoint, ...]:
@@ -68,6 +76,9 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     planner: PlannerEntry = PlannerEntry()
     base_stations: tuple[StationEntry, ...] = ()
     api: ApiEntry = ApiEntry()
+    experiments_dir: str = ""
+    log: Format = "text"
+    traces: str = ""
 
 
 def load(path: Path) -> ControllerConfig:
@@ -117,9 +128,18 @@ def parse(text: str) -> ControllerConfig:
             entries.planner, entries.base_stations, {node.name for node in nodes if node.role == "gateway"}
         ),
         api=api_of(entries.api, listen),
+        experiments_dir=_experiments_dir(entries.experiments_dir),
+        log=entries.log,
+        traces=check_endpoint(entries.traces),
         places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
         cells=cells,
     )
+
+
+def _experiments_dir(text: str) -> Path | None:
+    if text and not Path(text).is_absolute():
+        raise BadInput(f"experiments_dir {text!r} is not an absolute path")
+    return Path(text) if text else None
 
 
 def _check_nodes(nodes: tuple[Endpoint, ...]) -> None:

@@ -7,16 +7,17 @@ import errno
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import structlog
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from whimbrel.controller.config import DEFAULT_CONFIG, load
 from whimbrel.controller.http.app import create_app
 from whimbrel.controller.listen import Listen
 from whimbrel.controller.parts import Controller
+from whimbrel.logs import configure
 from whimbrel.model.errors import BadInput, Conflict
 
 GRACE_S = 5
@@ -38,9 +39,8 @@ class _Server(uvicorn.Server):
 
 def run(config_file: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises BadInput or Conflict before it serves."""
-    # Standard output is often a file here: standard error is never buffered.
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     config = load(config_file or DEFAULT_CONFIG)
+    configure(config.log)
     listener = open_listener(config.listen)
     try:
         if not config.listen.is_local:
@@ -52,6 +52,7 @@ def run(config_file: Path | None = None) -> int:
             uvicorn.Config(
                 create_app(controller),
                 log_level="warning",
+                log_config=None if config.log == "json" else LOGGING_CONFIG,
                 access_log=False,
                 timeout_graceful_shutdown=GRACE_S,
                 lifespan="on",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from whimbrel.controller.problems import Unknown
+from whimbrel.controller.together import Together
 from whimbrel.controller.views import NodeView
 from whimbrel.model.errors import BadInput, Unreachable, WhimbrelError
 from whimbrel.model.node import ComputingPower, Endpoint, NodeStatus, Role, Tier
@@ -29,6 +30,7 @@ class Region:
         self.nodes = {node.name: node for node in nodes}
         self._peers = {node.name: Peer(node.name, node.host, node.port) for node in self.nodes.values()}
         self._retry_s = retry_s
+        self._views = Together(self._ask_all)
         self._keepers: list[asyncio.Task[None]] = []
         self.listeners: list[Callable[[str, str], None]] = []
         """Told of a node's name when its agent connects ("") or is lost (why)."""
@@ -89,6 +91,9 @@ class Region:
 
     async def views(self) -> list[NodeView]:
         """All nodes, live, in the order of the configuration."""
+        return await self._views()
+
+    async def _ask_all(self) -> list[NodeView]:
         return list(await asyncio.gather(*(self._view(node) for node in self.nodes.values())))
 
     async def _view(self, node: Endpoint) -> NodeView:

@@ -12,6 +12,7 @@ import msgspec
 
 from whimbrel.controller.problems import Unknown
 from whimbrel.controller.region import Region
+from whimbrel.controller.together import Together
 from whimbrel.controller.views import ServiceList
 from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
@@ -42,6 +43,7 @@ class Services:
         self._region = region
         self._pool = pool
         self._checking = asyncio.Lock()
+        self._listed = Together(self._list)
         self._starting: dict[str, ServiceSpec] = {}
         # What each node last said: a node that is down keeps its claim on names and addresses.
         self._last_seen: dict[str, tuple[ServiceStatus, ...]] = {}
@@ -50,6 +52,9 @@ class Services:
 
     async def list(self) -> ServiceList:
         """All services, by name; nodes that do not answer are named, not hidden."""
+        return await self._listed()
+
+    async def _list(self) -> ServiceList:
         edges = [node.name for node in self._region.edges()]
         answers = await asyncio.gather(*(self._ask(name) for name in edges))
         found: dict[str, ServiceStatus] = {}

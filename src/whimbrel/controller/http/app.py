@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,10 +12,12 @@ from fastapi import APIRouter, FastAPI
 from whimbrel import __version__
 from whimbrel.controller.http.answers import SCHEMAS
 from whimbrel.controller.http.errors import add_error_handlers
+from whimbrel.controller.http.experiments import experiment_routes
 from whimbrel.controller.http.guard import Guard
 from whimbrel.controller.http.live import live_routes
 from whimbrel.controller.http.migrations import migration_routes
 from whimbrel.controller.http.nodes import node_routes
+from whimbrel.controller.http.observe import Observe, metrics_routes
 from whimbrel.controller.http.pages import API_PATHS, is_under, mount_pages
 from whimbrel.controller.http.planning import planning_routes
 from whimbrel.controller.http.reference import add_reference
@@ -28,6 +31,8 @@ def create_app(controller: Controller) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await controller.start()
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through it again and again would hold answers up
         try:
             yield
         finally:
@@ -35,13 +40,15 @@ def create_app(controller: Controller) -> FastAPI:
 
     app = FastAPI(title="Whimbrel controller", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     for router in (
+        *planning_routes(controller.planning),  # first: most requests are users' reports
         node_routes(controller.region),
         service_routes(controller.services, controller.migrations),
         migration_routes(controller.migrations),
         store_routes(controller.stores),
-        *planning_routes(controller.planning),
         live_routes(controller.watch),
         session_routes(controller.access),
+        experiment_routes(controller.experiments),
+        metrics_routes(controller.metrics),
     ):
         _check_paths(router)
         app.include_router(router)
@@ -49,6 +56,7 @@ def create_app(controller: Controller) -> FastAPI:
     add_error_handlers(app)
     mount_pages(app)
     app.add_middleware(Guard, access=controller.access, api=controller.config.api, listen=controller.config.listen)
+    app.add_middleware(Observe, metrics=controller.metrics)  # the last one is the outermost
     _describe(app)
     return app
 

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import structlog
@@ -28,6 +29,7 @@ from whimbrel.controller.live.views import (
 )
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.planning.loop import Planning
+from whimbrel.controller.planning.users import UserState
 from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
 from whimbrel.model.decision import Decision, DecisionState
@@ -66,6 +68,7 @@ class Watch:
         self._looking = asyncio.Lock()
         self._changed: set[str] = set()  # users with something new since they were last told
         self._there: dict[str, str] = {}  # users that are shown, and where each is served
+        self._marks: dict[str, tuple[float, UserMark]] = {}  # with when its user was heard
         self._phases: dict[str, str] = {}  # of migrations that run
         self._tasks: list[asyncio.Task[None]] = []
         region.listeners.append(self._on_node)
@@ -106,12 +109,19 @@ class Watch:
         )
 
     def _users(self) -> list[UserMark]:
-        now_s, now_unix_s = time.monotonic(), time.time()
-        sessions = self._planning.deployment.sessions
-        return [
-            marks.user_mark(state, sessions.get(name), now_s, now_unix_s)
-            for name, state in sorted(self._planning.users.present(now_s).items())
-        ]
+        """Of each user what was made of its last report, if it has reported since: of a thousand few have."""
+        present = self._planning.users.present()
+        return [self._mark(name, state) for name, state in sorted(present.items(), key=itemgetter(0))]
+
+    def _mark(self, name: str, state: UserState) -> UserMark:
+        session = self._planning.deployment.sessions.get(name)
+        known = self._marks.get(name)
+        service = session.service if session is not None else ""
+        if known is None or known[0] != state.heard_s or known[1].service != service:
+            known = self._marks[name] = (
+                state.heard_s, marks.user_mark(state, session, time.monotonic(), time.time())
+            )  # fmt: skip
+        return known[1]
 
     async def _look(self, most_age_s: float) -> _Seen:
         """What nodes and services say; of several who ask at the same time one does it for all."""
@@ -137,22 +147,17 @@ class Watch:
             await asyncio.sleep(every_s)
 
     async def _tell_users(self) -> None:
-        now_s, now_unix_s = time.monotonic(), time.time()
-        present = self._planning.users.present(now_s)
+        present = self._planning.users.present()
         gone = [name for name in self._there if name not in present]
         for name in gone:
             cell = self._there.pop(name)
+            self._marks.pop(name, None)
             self._log(Kind.USER, f"user {name} reports no more", Level.WARNING, user=name, cell=cell)
         if gone:
             self.news.publish("gone", gone)
         changed, self._changed = self._changed, set()
         if changed and self.news.listeners:
-            sessions = self._planning.deployment.sessions
-            told = [
-                marks.user_mark(present[name], sessions.get(name), now_s, now_unix_s)
-                for name in sorted(changed)
-                if name in present
-            ]
+            told = [self._mark(name, present[name]) for name in sorted(changed) if name in present]
             if told:
                 self.news.publish("users", told)
 

@@ -28,6 +28,7 @@ RATE_OVER_S = 10.0
 CLOCK_TOLERANCE_S = 2.0
 """Clocks that differ less are taken as one."""
 USUAL_HANDOVER_MS = 500.0
+LAST_DELAYS = 10
 
 log = structlog.get_logger()
 
@@ -45,12 +46,12 @@ class UserState:
     processing_ms: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     requests: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=200))
     over_limit: int = 0
+    delay_ms: float | None = None
+    """Median of what the last reports said."""
 
-    @property
-    def delay_ms(self) -> float | None:
-        """Median of what the last reports said."""
-        last = list(self.delays_ms)[-10:]
-        return median(last) if last else None
+    def took(self, delay_ms: float) -> None:
+        self.delays_ms.append(delay_ms)
+        self.delay_ms = median(list(self.delays_ms)[-LAST_DELAYS:])
 
     @property
     def handover_ms(self) -> float:
@@ -81,6 +82,7 @@ class Users:
         self._waiting: dict[str, asyncio.Future[HandoverRecord]] = {}
         self._on_news = on_news
         self._complaints = Complaints(on_complaint)
+        self._vanished: set[str] = set()
         self.listeners: list[Callable[[UserEvent], None]] = []
 
     def take(self, user: str, event: UserEvent) -> None:
@@ -131,13 +133,17 @@ class Users:
             silent_s = now_s - state.heard_s
             if silent_s <= VANISHED_S:
                 found[name] = state
-                self._complaints.over(("vanished", name))
+                if name in self._vanished:  # asked for often, and of many: mostly there is nothing to be done
+                    self._vanished.discard(name)
+                    self._complaints.over(("vanished", name))
             else:
+                self._vanished.add(name)
                 self._complaints.tell(("vanished", name), "a user vanished: its service stays where it is", user=name)
         return found
 
     def remove(self, user: str) -> None:
         self._states.pop(user, None)
+        self._vanished.discard(user)
 
     def _take_report(self, state: UserState, report: UserReport) -> None:
         now_s, now_unix_s = time.monotonic(), time.time()
@@ -174,15 +180,16 @@ class Users:
         state.requests.append((now_s, count))
         if delay is None or report.state is not LinkState.CONNECTED:
             return
-        for value, kept in ((delay.p50_ms, state.delays_ms), (delay.processing_ms, state.processing_ms)):
+        for value, keep in ((delay.p50_ms, state.took), (delay.processing_ms, state.processing_ms.append)):
             if value is not None:
                 if problem := wrong(value, 0, 3.6e6):
                     self._complaints.tell(("delay", state.name), f"a delay is left out: {problem}", user=state.name)
                 else:
-                    kept.append(value)
+                    keep(value)
 
     def _forget_old(self) -> None:
         now_s = time.monotonic()
         for name, state in list(self._states.items()):
             if now_s - state.heard_s > FORGET_S:
                 del self._states[name]
+                self._vanished.discard(name)
