@@ -16,6 +16,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
@@ -50,8 +51,13 @@ class Agent:
     server: RpcServer | None = None
 
     async def start(self) -> None:
-        handlers = {calls.GetNode: self._node, calls.SetPeers: self._nothing, calls.ListServices: self._list,
-                    calls.InspectService: self._inspect, calls.Migrate: self._migrate}  # fmt: skip
+        handlers: dict[type[calls.Call], Any] = {
+            calls.GetNode: self._node,
+            calls.SetPeers: self._nothing,
+            calls.ListServices: self._list,
+            calls.InspectService: self._inspect,
+            calls.Migrate: self._migrate,
+        }
         self.server = RpcServer(handlers)
         port = await self.server.start(self.endpoint.host, 0)
         self.endpoint = replace(self.endpoint, port=port)
