@@ -4,7 +4,7 @@
 import { byId, el } from "./dom.js";
 import { clock, coordinates, text } from "./format.js";
 
-const SHOWN_AT_TOP = 40; // while new lines come; who scrolls down gets all, and no new ones until back at the top
+const SHOWN_AT_TOP = 24; // while new lines come; who scrolls down gets all, and no new ones until back at the top
 
 export class Log {
   constructor(store) {
