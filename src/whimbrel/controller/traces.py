@@ -11,6 +11,7 @@ from whimbrel import __version__
 from whimbrel.model.errors import BadInput
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 
+TIMEOUT_S = 2
 INSTALL = "install the extra: pip install 'whimbrel[traces]'"
 
 
@@ -28,7 +29,7 @@ def exporter_to(endpoint: str) -> Any:
         exporter = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     except ImportError as error:
         raise BadInput(f"traces are asked for, and {error.name or 'opentelemetry'} is not there: {INSTALL}") from error
-    return exporter.OTLPSpanExporter(endpoint=endpoint)
+    return exporter.OTLPSpanExporter(endpoint=endpoint, timeout=TIMEOUT_S)
 
 
 class Traces:
