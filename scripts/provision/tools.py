@@ -25,10 +25,11 @@ PACKAGE_OF_COMMAND = {
     "tar": "tar",
     "umoci": "umoci",
 }
-# Other engines, whose containers may be services too, and the solver of a paper. Nobody needs them who has none; their
-# tests do.
+# Other engines, whose containers may be services too, the solver of a paper, and the browser in which the pages are
+# tested. Nobody needs them who has none; their tests do.
 ENGINE_PACKAGE_OF_COMMAND = {
     "cbc": "coinor-cbc",
+    "chromium": "chromium",
     "conmon": "conmon",
     "containerd": "containerd",
     "docker": "docker.io",
@@ -39,6 +40,7 @@ ENGINE_PACKAGE_OF_COMMAND = {
 }
 # No PATH leads to this one; the lab's storage server runs it. (openssh-server, and with it a daemon, is not needed.)
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
+BROWSER_FONTS = "/usr/share/fonts/**/Inter*"  # the same on every machine, so that pictures of pages look the same
 POSTGRESQL_PROGRAMS = "/usr/lib/postgresql/*/bin/initdb"  # not on PATH either; the tests of the controller start one
 NO_CLUSTER = Path("/etc/postgresql-common/createcluster.conf")
 LOCK_WAIT_S = 300
@@ -59,6 +61,8 @@ def missing_packages(*, engines: bool = False) -> list[str]:
         missing.append("openssh-sftp-server")
     if engines and not glob.glob(POSTGRESQL_PROGRAMS):
         missing.append("postgresql")
+    if engines and not glob.glob(BROWSER_FONTS, recursive=True):
+        missing.append("fonts-inter")
     # Debian splits the part of `venv` that puts pip into the environment off into a package of its own.
     if importlib.util.find_spec("ensurepip") is None:
         missing.append("python3-venv")

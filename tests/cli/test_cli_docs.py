@@ -32,7 +32,7 @@ def test_there_are_the_commands_of_the_design() -> None:
         f"whimbrel {name}"
         for name in (
             "check", "lab up", "lab down", "lab status", "lab topologies",
-            "lab show", "demo", "controller", "controller token", "agent", "node ls",
+            "lab show", "demo", "controller", "controller token", "agent", "dashboard", "node ls",
             "node inspect", "node benchmark",
             "service run", "service ls", "service inspect", "service logs", "service exec", "service rm",
             "migrate",

@@ -27,7 +27,9 @@ SMALL = {
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["blank", "memory", "redis", "redis-aof", "simple", "video-short", "face", "objects"])
+@pytest.mark.parametrize(
+    "name", ["blank", "memory", "redis", "redis-aof", "simple", "video-short", "videoapp-short", "face", "objects"]
+)
 def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: str) -> None:
     folder = VARIANTS / name if (VARIANTS / name).is_dir() else CATALOGUE / name
     workload = Workload(load_recipe(folder, CATALOGUE), SMALL.get(name, {}))

@@ -40,16 +40,22 @@ ControllerOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
-def connect(address: str | None) -> ControllerClient:
-    """A client for the address, or for the lab's controller if there is one, else for this host's."""
-    from whimbrel.controller.client import ControllerClient
+def address_of(address: str | None) -> str:
+    """The address, or the lab's controller if there is one, else this host's."""
     from whimbrel.controller.listen import DEFAULT_LISTEN
     from whimbrel.lab.config import DEFAULT_LAB_DIR, controller_socket
 
-    if not address:
-        lab: Path = controller_socket(DEFAULT_LAB_DIR)
-        address = f"unix:{lab}" if lab.exists() else DEFAULT_LISTEN
-    return ControllerClient(address)
+    if address:
+        return address
+    lab: Path = controller_socket(DEFAULT_LAB_DIR)
+    return f"unix:{lab}" if lab.exists() else DEFAULT_LISTEN
+
+
+def connect(address: str | None) -> ControllerClient:
+    """A client for `address_of` that."""
+    from whimbrel.controller.client import ControllerClient
+
+    return ControllerClient(address_of(address))
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -173,7 +173,9 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan or api.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan, api or dashboard.")
+    ],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
         str, typer.Option("--workload", metavar="NAME,…", help="downtime: what to move (`whimbrel workload ls`).")
@@ -197,6 +199,7 @@ def bench(
         float,
         typer.Option("--exact", metavar="SECONDS", min=0, help="plan: how long HiGHS looks for the optimum of each."),
     ] = 30.0,
+    users: Annotated[int, typer.Option("--users", min=1, help="dashboard: how many users there are.")] = 1000,
 ) -> None:
     """Measure, side by side with the baseline in one run."""
     from whimbrel.model.errors import BadInput
@@ -229,8 +232,14 @@ def bench(
         from whimbrel.bench import api
 
         result = api.run(console())
+    elif name == "dashboard":
+        from whimbrel.bench import dashboard
+
+        result = dashboard.run(console(), users=users)
     else:
-        raise BadInput(f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan or api")
+        raise BadInput(
+            f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan, api or dashboard"
+        )
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""`controller` and `agent`: the two long-running processes."""
+"""`controller`, `agent` and `dashboard`: the long-running processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from whimbrel.cli.common import JsonOption, note, print_json
+from whimbrel.cli.common import ControllerOption, JsonOption, address_of, note, print_json
 
 OK = 0
 controllers = typer.Typer(help="The region's controller: runs until SIGTERM, if nothing else is asked for.")
@@ -17,6 +17,7 @@ controllers = typer.Typer(help="The region's controller: runs until SIGTERM, if 
 def register(app: typer.Typer) -> None:
     app.add_typer(controllers, name="controller")
     app.command()(agent)
+    app.command()(dashboard)
 
 
 @controllers.callback(invoke_without_command=True)
@@ -77,3 +78,16 @@ def agent(
     from whimbrel.agent.main import run
 
     return run(config)
+
+
+def dashboard(
+    controller: ControllerOption = None,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="On 127.0.0.1; 0: any that is free.")
+    ] = 8078,
+) -> int:
+    """Show the controller's dashboard to a browser on this machine, until Ctrl-C."""
+    from whimbrel.controller.listen import parse_listen
+    from whimbrel.web.relay import serve
+
+    return serve(parse_listen(address_of(controller)), port, lambda address: typer.echo(f"dashboard: {address}"))

@@ -1,0 +1,120 @@
+"""The dashboard of a controller that listens on a UNIX socket, for a browser on the same machine: `whimbrel dashboard`.
+
+Requests go through as they are, for as long as it runs. A browser is no careful caller: pages of other sites reach
+127.0.0.1 too, by names of their own (DNS rebinding), so the name that a request was sent to is checked here; where a
+request came from is checked by the controller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from whimbrel.controller.listen import Listen
+from whimbrel.controller.main import open_listener
+from whimbrel.model.errors import Unreachable
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+# Of one connection (RFC 9110, 7.6.1), not of the message.
+HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection"}
+CONNECT_S = 3.0
+GRACE_S = 2
+
+
+def relay(controller: Listen) -> Starlette:
+    """An application that hands everything on to the controller."""
+    http = httpx.AsyncClient(
+        base_url="http://controller" if controller.path else f"http://{controller.host}:{controller.port}",
+        transport=httpx.AsyncHTTPTransport(uds=controller.path or None, limits=httpx.Limits(max_connections=256)),
+        timeout=httpx.Timeout(None, connect=CONNECT_S),
+        trust_env=False,
+    )
+
+    async def hand_on(request: Request) -> Response:
+        if not is_local(request.headers.get("host", "")):
+            return PlainTextResponse("this is for callers of 127.0.0.1 only\n", 421)
+        target = request.scope["raw_path"].decode("latin-1")
+        if request.scope["query_string"]:
+            target += "?" + request.scope["query_string"].decode("latin-1")
+        headers = [(name, value) for name, value in request.headers.items() if name not in HOP]
+        asked = http.build_request(request.method, target, headers=headers, content=_body(request))
+        try:
+            answer = await http.send(asked, stream=True)
+        except httpx.HTTPError as error:
+            return PlainTextResponse(f"the controller at {controller} does not answer: {error}\n", 502)
+        handed = StreamingResponse(
+            _as_long_as_it_comes(answer) if request.method != "HEAD" else _nothing(),
+            answer.status_code,
+            background=BackgroundTask(answer.aclose),
+        )
+        handed.raw_headers = [
+            (name.lower(), value) for name, value in answer.headers.raw if name.lower().decode("latin-1") not in HOP
+        ]
+        return handed
+
+    return Starlette(routes=[Route("/{path:path}", hand_on, methods=METHODS)])
+
+
+def _body(request: Request) -> AsyncIterator[bytes] | None:
+    has_one = "content-length" in request.headers or "transfer-encoding" in request.headers
+    return request.stream() if has_one else None
+
+
+async def _as_long_as_it_comes(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """A controller that goes away ends its answers: the browser asks again."""
+    with contextlib.suppress(httpx.HTTPError):
+        async for part in answer.aiter_raw():
+            yield part
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+def is_local(host: str) -> bool:
+    """Is the `Host` of a request a name or an address of this machine's loopback?"""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(controller: Listen, port: int, ready: Callable[[str], None]) -> int:
+    """Until SIGTERM or Ctrl-C. `ready` is told the address, once connections are taken. Raises Conflict and
+    Unreachable."""
+    transport = httpx.HTTPTransport(uds=controller.path or None)
+    base = "http://controller" if controller.path else f"http://{controller.host}:{controller.port}"
+    try:
+        with httpx.Client(transport=transport, base_url=base, timeout=CONNECT_S, trust_env=False) as probe:
+            probe.get("/v1/health")
+    except httpx.HTTPError as error:
+        raise Unreachable(f"no controller answers at {controller}: start one, or name it with --controller") from error
+    listener = open_listener(Listen(host="127.0.0.1", port=port))
+    server = uvicorn.Server(
+        uvicorn.Config(relay(controller), log_level="critical", access_log=False, timeout_graceful_shutdown=GRACE_S)
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # the server ends in order, and raises its signal once more afterwards
+    try:
+        listener.listen(128)
+        ready(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        sys.stdout.flush()
+        server.run(sockets=[listener])
+    finally:
+        listener.close()
+    return 0

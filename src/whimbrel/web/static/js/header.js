@@ -1,0 +1,25 @@
+// The line at the top: are we connected, and how much is there.
+
+import { byId, say } from "./dom.js";
+import { DASH, whole } from "./format.js";
+
+export function header(store) {
+  const state = byId("link-state");
+  store.frames.on(["link"], () => {
+    state.dataset.state = store.link.state;
+    say(byId("link-text"), store.link.text);
+  });
+  store.frames.on(["region", "nodes", "who", "services", "migrations"], () => {
+    const servers = store.nodes.filter((one) => one.role !== "gateway");
+    const down = store.nodes.filter((one) => !one.up).length;
+    say(byId("fact-nodes"), store.known ? `${whole(servers.length)}${down ? ` (${down} down)` : ""}` : DASH);
+    say(byId("fact-users"), store.known ? whole(store.users.size) : DASH);
+    say(byId("fact-services"), store.known ? whole(store.services.length) : DASH);
+    say(byId("fact-moving"), store.known ? whole(store.running().length) : DASH);
+    for (const [what, count] of [["nodes", servers.length], ["users", store.users.size], ["services", store.services.length]]) {
+      const word = what === "nodes" ? "server" : what.slice(0, -1);
+      say(byId(`fact-${what}`).previousElementSibling, count === 1 ? word : `${word}s`);
+    }
+    say(byId("fact-planner"), store.settings.planner || DASH);
+  });
+}
