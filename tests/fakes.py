@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from whimbrel import __version__
-from whimbrel.model.errors import BadInput, Cancelled, Conflict, WhimbrelError
+from whimbrel.model.errors import BadInput, Cancelled, Conflict, Refused, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Progress, Round
 from whimbrel.model.node import (
     Capabilities,
@@ -28,10 +28,12 @@ from whimbrel.model.node import (
     Role,
     ServiceUse,
 )
-from whimbrel.model.service import ExecResult, ImageInfo, ServiceState, ServiceStatus
+from whimbrel.model.service import ExecResult, ImageInfo, ServiceProbe, ServiceState, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, RpcServer
+
+PROBED_DELTA_BYTES = 333 << 12
 
 
 def free_port() -> int:
@@ -74,6 +76,7 @@ class FakeAgent:
                 calls.RemoveService: self._remove,
                 calls.ServiceLogs: self._logs,
                 calls.ExecInService: self._exec,
+                calls.ProbeService: self._probe,
                 calls.Migrate: self._migrate,
                 calls.CancelMigration: self._cancel,
                 calls.ResolveMigration: self._resolve,
@@ -182,6 +185,14 @@ class FakeAgent:
         process = await asyncio.create_subprocess_exec(*call.argv, stdout=pipe, stderr=pipe)
         out, err = await process.communicate()
         return ExecResult(exit_code=process.returncode or 0, stdout=out.decode(), stderr=err.decode())
+
+    async def _probe(self, call: calls.ProbeService, _: EmitEvent) -> ServiceProbe:
+        if self._known(call.name).state is not ServiceState.RUNNING:
+            raise Refused(f"{call.name} is not running: only a running service can be probed")
+        return ServiceProbe(
+            service=call.name, node=self.endpoint.name, interval_s=call.interval_s,
+            checkpoint_bytes=64 << 20, delta_bytes=PROBED_DELTA_BYTES,
+        )  # fmt: skip
 
     async def _get(self, call: calls.GetMigration, _: EmitEvent) -> MigrationRecord | None:
         return self.records.get(call.id)

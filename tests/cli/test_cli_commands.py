@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fakes import FakeRegion
+from fakes import PROBED_DELTA_BYTES, FakeRegion
 from live_controller import LiveController, wait_until
 from whimbrel.cli.main import run
 from whimbrel.controller.client import ControllerClient
@@ -87,6 +87,9 @@ def test_a_service_from_run_to_rm(whimbrel: Call) -> None:
     assert json.loads(out) == [status]
     assert whimbrel("service", "logs", "web") == (0, "line one\nline two\n", "")
     assert whimbrel("service", "exec", "web", "echo", "a", "--json") == (0, "a --json\n", "")
+    said = "web on edge-2: 67.1 MB of memory, of which 1.36 MB were written in 250 ms\n"
+    assert whimbrel("service", "probe", "web", "--interval", "250ms") == (0, said, "")
+    assert json.loads(whimbrel("service", "probe", "web", "--json")[1])["delta_bytes"] == PROBED_DELTA_BYTES
     assert whimbrel("service", "rm", "web") == (0, "removed web\n", "")
     assert json.loads(whimbrel("service", "ls", "--json")[1]) == []
 
@@ -163,6 +166,8 @@ BAD = {
     "logs": (["service", "logs", "nope"], "there is no service 'nope'"),
     "rm": (["service", "rm", "nope"], "there is no service 'nope'"),
     "exec": (["service", "exec", "nope", "ls"], "there is no service 'nope'"),
+    "probe": (["service", "probe", "nope"], "there is no service 'nope'"),
+    "probe for long": (["service", "probe", "demo", "--interval", "1min"], "interval_s"),
     "name used": (
         ["service", "run", "demo", "--image", "oci:/x", "--node", "edge-2"],
         "already used on edge-1",

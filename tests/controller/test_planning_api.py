@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 from planning_people import application, forecast, report
 
-from fakes import FakeRegion
+from fakes import PROBED_DELTA_BYTES, FakeRegion
 from live_controller import LiveController, wait_until
 from whimbrel.controller.client import ControllerClient
 from whimbrel.model.application import SessionState
@@ -242,10 +242,15 @@ def test_absurd_measurements_move_nobody_and_are_named_once(
     assert "Traceback" not in log
 
 
+def delta_bytes(client: ControllerClient) -> list[float]:
+    return [user.sizes.delta_bytes for user in client.observation().users]
+
+
 # --- the loop -------------------------------------------------------------------------------------------------
 def test_a_forecast_handover_takes_the_service_along(live: LiveController, client: ControllerClient, user: str) -> None:
     with Phone(live, user) as phone:
         client.discover(user, "app")
+        wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
         phone.forecast = forecast("gw-2", in_s=2.0)
         (decision,) = over(client, user=user)
         assert decision.state is DecisionState.DONE, decision.error

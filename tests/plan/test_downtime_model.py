@@ -18,7 +18,6 @@ from whimbrel.plan.downtime import (
     predict,
     prediction_error,
     sift,
-    sizes_of_probe,
 )
 
 POWERS = {"a": 1000.0, "b": 2000.0, "c": 1500.0}
@@ -156,12 +155,6 @@ def test_round_trips_count_while_nothing_was_learnt() -> None:
     known = msgspec.structs.replace(UNKNOWN, server="a", restore_fixed_ms=400.0, samples=3)
     assert migration_ms(100.0, UNKNOWN) == migration_ms(0.0, UNKNOWN) + 300
     assert migration_ms(100.0, known) == migration_ms(0.0, known)
-
-
-def test_two_probing_rounds_tell_the_delta() -> None:
-    first = Round(n=1, dirty_pages=1000, bytes_sent=4_000_000, duration_ms=10, file_bytes=500_000)
-    second = Round(n=2, dirty_pages=20, bytes_sent=80_000, duration_ms=1)
-    assert sizes_of_probe(first, second, image_bytes=7) == Sizes(image_bytes=7, checkpoint_bytes=3.5e6, delta_bytes=8e4)
 
 
 def test_our_own_records_are_learnt_from() -> None:

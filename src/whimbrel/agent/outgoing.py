@@ -81,6 +81,7 @@ class Outgoing:
             )
         if status.state is not ServiceState.RUNNING:
             raise Refused(f"{request.service} is {status.state}, not running: only a running service can migrate")
+        await self._host.until_probed(request.service)
         with self._host.migrating(request.service):
             problem = await asyncio.to_thread(unsupported, status.pid)
             if status.spec.engine is EngineKind.RUNC:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.threads import in_thread
 from whimbrel.model.errors import Conflict
-from whimbrel.model.service import ExecResult, ServiceStatus
+from whimbrel.model.service import ExecResult, ServiceProbe, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, Handler
@@ -26,6 +26,7 @@ class ServiceCalls:
             calls.ServiceLogs: self._logs,
             calls.AddLogs: self._add_logs,
             calls.ExecInService: self._exec,
+            calls.ProbeService: self._probe,
             calls.ListVolumes: self._volumes,
             calls.RemoveVolume: self._remove_volume,
         }
@@ -56,6 +57,9 @@ class ServiceCalls:
 
     async def _exec(self, call: calls.ExecInService, _: EmitEvent) -> ExecResult:
         return await self._host.exec(call.name, call.argv)
+
+    async def _probe(self, call: calls.ProbeService, _: EmitEvent) -> ServiceProbe:
+        return await self._host.probe(call.name, call.interval_s)
 
     async def _volumes(self, _: calls.ListVolumes, emit: EmitEvent) -> tuple[VolumeInfo, ...]:
         return await in_thread(self._look_at_volumes)

@@ -20,8 +20,18 @@ from whimbrel.agent.guests import Guests
 from whimbrel.agent.place import Place, Record
 from whimbrel.agent.shared import SharedWatch
 from whimbrel.agent.threads import in_thread
+from whimbrel.migrate.probe import probed
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
-from whimbrel.model.service import EngineKind, ExecResult, ServiceSpec, ServiceState, ServiceStatus
+from whimbrel.model.service import (
+    LEAST_PROBE_S,
+    MOST_PROBE_S,
+    EngineKind,
+    ExecResult,
+    ServiceProbe,
+    ServiceSpec,
+    ServiceState,
+    ServiceStatus,
+)
 from whimbrel.model.volume import parse_volumes
 from whimbrel.network.names import interface
 from whimbrel.network.port import PortInfo, ServicePort
@@ -40,6 +50,7 @@ from whimbrel.wire.rpc import Peer
 log = structlog.get_logger()
 LAST_WORDS_S = 2.0
 TEND_EVERY_S = 1.0
+PROBE_STEP_S = 0.005
 
 
 class ServiceHost:
@@ -453,3 +464,23 @@ class ServiceHost:
         if record.guest is not None:
             return await self._guests.exec(record, argv)
         return await self.runc.exec(name, argv)
+
+    async def probe(self, name: str, interval_s: float) -> ServiceProbe:
+        """See `migrate.probe`. Raises BadInput, Refused, Conflict."""
+        if not LEAST_PROBE_S <= interval_s <= MOST_PROBE_S:
+            raise BadInput(
+                f"an interval of {interval_s:g} s is not possible: use {LEAST_PROBE_S:g} to {MOST_PROBE_S:g}"
+            )
+        status = await self.inspect(name)
+        if status.state is not ServiceState.RUNNING:
+            raise Refused(f"{name} is {status.state}, not running: only a running service can be probed")
+        with self._doing(name, "probed"):
+            there, written = await in_thread(probed, status.pid, interval_s)
+        return ServiceProbe(
+            service=name, node=self.node, interval_s=interval_s, checkpoint_bytes=there, delta_bytes=written
+        )
+
+    async def until_probed(self, name: str) -> None:
+        """A migration need not be refused for a probe: it is over in a moment."""
+        while self._busy.get(name) == "probed":
+            await asyncio.sleep(PROBE_STEP_S)

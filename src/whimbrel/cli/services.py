@@ -190,6 +190,28 @@ def execute(
     return 0
 
 
+@services.command("probe")
+def probe(
+    name: Name,
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Time between the two rounds.")] = "100ms",
+    controller: ControllerOption = None,
+    json: JsonOption = False,
+) -> None:
+    """How much memory the service has, and how much of it it writes: what a migration would have to carry."""
+    from whimbrel.model.units import format_bytes, parse_duration_ms
+
+    interval_s = parse_duration_ms(interval) / 1e3
+    with connect(controller) as client:
+        found = client.probe(name, interval_s)
+    if json:
+        print_json(found)
+        return
+    print(
+        f"{name} on {found.node}: {format_bytes(found.checkpoint_bytes)} of memory, of which "
+        f"{format_bytes(found.delta_bytes)} were written in {interval_s * 1e3:g} ms"
+    )
+
+
 @services.command("release")
 def release(
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Services of other engines.")],

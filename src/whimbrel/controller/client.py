@@ -32,7 +32,7 @@ from whimbrel.model.errors import BadInput, Unreachable
 from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.node import ComputingPower
 from whimbrel.model.radio import Orders, UserEvent
-from whimbrel.model.service import ExecResult, ServiceStatus
+from whimbrel.model.service import ExecResult, ServiceProbe, ServiceStatus
 from whimbrel.plan.strategies import DEFAULT
 
 QUICK_S = 30.0
@@ -161,6 +161,11 @@ class ControllerClient:
     def exec(self, name: str, argv: Sequence[str]) -> ExecResult:
         body = {"argv": list(argv)}
         return self._call("POST", f"/v1/services/{_part(name)}/exec", ExecResult, body, timeout_s=LONG_S)
+
+    def probe(self, name: str, interval_s: float) -> ServiceProbe:
+        """Two rounds of the tracker over a running service."""
+        path = f"/v1/services/{_part(name)}/probe?interval_s={interval_s!r}"
+        return self._call("POST", path, ServiceProbe, {}, timeout_s=LONG_S)
 
     # --- volumes and images ---------------------------------------------------------------------------------
     def volumes(self) -> VolumeList:

@@ -15,13 +15,14 @@ from whimbrel.controller.region import Region
 from whimbrel.controller.together import Together
 from whimbrel.controller.views import ServiceList
 from whimbrel.model.errors import BadInput, Unreachable
-from whimbrel.model.service import ExecResult, ServiceSpec, ServiceState, ServiceStatus
+from whimbrel.model.service import ExecResult, ServiceProbe, ServiceSpec, ServiceState, ServiceStatus
 from whimbrel.wire.calls import (
     AdoptService,
     Call,
     ExecInService,
     InspectService,
     ListServices,
+    ProbeService,
     ReleaseService,
     RemoveService,
     RunService,
@@ -31,6 +32,7 @@ from whimbrel.wire.calls import (
 LIST_TIMEOUT_S = 5.0
 RUN_TIMEOUT_S = 600.0  # the image may have to be unpacked first
 EXEC_TIMEOUT_S = 600.0
+PROBE_TIMEOUT_S = 60.0
 
 # While a service moves, both its nodes may name it for a moment: the one where it runs is meant.
 _PREFERENCE = (ServiceState.RUNNING, ServiceState.MIGRATING, ServiceState.STARTING, ServiceState.STOPPED)
@@ -94,6 +96,12 @@ class Services:
             raise BadInput(f"no command to run in {name} is given: add one after --")
         result: ExecResult = await self._at_home(name, ExecInService(name=name, argv=argv), timeout_s=EXEC_TIMEOUT_S)
         return result
+
+    async def probe(self, name: str, interval_s: float) -> ServiceProbe:
+        """How much memory it has, and how much of it it writes in the interval."""
+        call = ProbeService(name=name, interval_s=interval_s)
+        found: ServiceProbe = await self._at_home(name, call, timeout_s=PROBE_TIMEOUT_S + interval_s)
+        return found
 
     async def remove(self, name: str, *, keep_volumes: bool = False) -> None:
         await self._forget(name, RemoveService(name=name, keep_volumes=keep_volumes))

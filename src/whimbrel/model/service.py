@@ -85,6 +85,22 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     stderr: str
 
 
+PROBE_S, LEAST_PROBE_S, MOST_PROBE_S = 0.1, 0.01, 10.0
+"""About as long as the last round before a freeze takes; and what may be asked for."""
+
+
+class ServiceProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """Two rounds of the tracker over a running service, nothing of it sent (`coordinated`, IV-B): `checkpoint_bytes`
+    is the memory that there is (S_lambda), `delta_bytes` what of it was written in the `interval_s` after
+    (S_delta-lambda)."""
+
+    service: str
+    node: str
+    interval_s: float
+    checkpoint_bytes: int
+    delta_bytes: int
+
+
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """An image unpacked on a node; `reference`: how it was asked for first, `size_bytes`: what it takes on disk."""
 

@@ -19,7 +19,7 @@ import msgspec
 
 from whimbrel.model.edge import MOST_BPS, MOST_BYTES, MOST_MS, Sizes, Speed
 from whimbrel.model.history import Form, Measured, Predicted, PredictionError
-from whimbrel.model.migration import MigrationRecord, Outcome, Round
+from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.numbers import wrong
 from whimbrel.plan.convergence import Limits
 
@@ -169,16 +169,6 @@ def prediction_error(
             later.append(error)
     return PredictionError(
         predictions=len(every), median=median(every) if every else None, after_five=median(later) if later else None
-    )
-
-
-def sizes_of_probe(first: Round, second: Round, *, image_bytes: float = 0.0) -> Sizes:
-    """IV-B's heuristic: two checkpoints one after the other (two rounds of the tracker) while the service works. The
-    first is S_lambda, what changed until the second S_delta-lambda, both as they cross."""
-    return Sizes(
-        image_bytes=image_bytes,
-        checkpoint_bytes=float(first.bytes_sent - first.file_bytes),
-        delta_bytes=float(second.bytes_sent - second.file_bytes),
     )
 
 

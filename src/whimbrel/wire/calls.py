@@ -9,7 +9,7 @@ import msgspec
 
 from whimbrel.model.migration import MigrationRecord, MigrationRequest
 from whimbrel.model.node import Capabilities, ComputingPower, Endpoint, NodeStatus, Resources
-from whimbrel.model.service import ExecResult, ImageInfo, ServiceSpec, ServiceStatus
+from whimbrel.model.service import ExecResult, ImageInfo, ServiceProbe, ServiceSpec, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 
 
@@ -86,6 +86,12 @@ class ExecInService(Call, tag="service.exec", frozen=True):
     name: str
     argv: tuple[str, ...]
     reply: ClassVar[Any] = ExecResult
+
+
+class ProbeService(Call, tag="service.probe", frozen=True):
+    name: str
+    interval_s: float
+    reply: ClassVar[Any] = ServiceProbe
 
 
 # --- migration, source side -------------------------------------------------------------------------------
@@ -281,6 +287,7 @@ AnyCall = (
     | ServiceLogs
     | AddLogs
     | ExecInService
+    | ProbeService
     | Migrate
     | CancelMigration
     | ResolveMigration

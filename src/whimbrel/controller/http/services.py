@@ -12,7 +12,16 @@ from whimbrel.controller.http.answers import MOST_INT, Body, answer_json, answer
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.services import Services
 from whimbrel.controller.views import Logs, ServiceList
-from whimbrel.model.service import EngineKind, ExecResult, ServiceSpec, ServiceStatus
+from whimbrel.model.service import (
+    LEAST_PROBE_S,
+    MOST_PROBE_S,
+    PROBE_S,
+    EngineKind,
+    ExecResult,
+    ServiceProbe,
+    ServiceSpec,
+    ServiceStatus,
+)
 
 MAX_LOG_BYTES = 16 << 20
 
@@ -99,5 +108,13 @@ def service_routes(services: Services, migrations: Migrations) -> APIRouter:
     async def exec_in_service(name: str, body: ExecBody) -> Response:
         """Run a command inside; answers when it ended. Its exit code is in the answer, not an error."""
         return answer_json(await services.exec(name, body.argv))
+
+    @router.post("/{name}/probe", **answers(ServiceProbe))
+    async def probe_service(
+        name: str, interval_s: Annotated[float, Query(ge=LEAST_PROBE_S, le=MOST_PROBE_S)] = PROBE_S
+    ) -> Response:
+        """How much memory it has, and how much of it it writes in `interval_s`: two rounds of the tracker, nothing of
+        which is sent. It stands still for some milliseconds."""
+        return answer_json(await services.probe(name, interval_s))
 
     return router

@@ -22,6 +22,7 @@ from whimbrel.controller.planning.due import due_of
 from whimbrel.controller.planning.monitor import SLA_REPORTS, Person, Region, observe, region_of, violates
 from whimbrel.controller.planning.moves import Moves, failed
 from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lag_s, start_lag_s
+from whimbrel.controller.planning.probes import Probes
 from whimbrel.controller.planning.settings import PlanningConfig, check_setting
 from whimbrel.controller.planning.users import Users, UserState
 from whimbrel.controller.problems import Unknown
@@ -87,6 +88,7 @@ class Planning:
         self._complaints = Complaints(self._complain)
         self._tasks: list[asyncio.Task[None]] = []
         self._looking = asyncio.Lock()
+        self._probes = Probes(services)
 
     async def start(self) -> None:
         await self.deployment.load()
@@ -103,6 +105,7 @@ class Planning:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._probes.close()
         await self.moves.close()
         await self.handovers.close()
 
@@ -327,7 +330,7 @@ class Planning:
             due=due,
             going=(going.base_station, going.server) if going is not None else None,
             memory_bytes=float(status.rss_bytes) if status is not None else 0.0,
-            delta_bytes=self._delta_bytes(session.service),
+            delta_bytes=self._delta_bytes(session.service, moving=going is not None),
             processing_ms=sum(processing) / len(processing) if processing else None,
             tasks_per_s=state.tasks_per_s(time.monotonic()),
             handover_ms=state.handover_ms,
@@ -393,11 +396,14 @@ class Planning:
         trips = [link.rtt_ms for link in seen.links if {link.a, link.b} == pair]
         return preparation_of(self._records, source, destination, trips[0] if trips else 0.0) + self._start_lag_s * 1e3
 
-    def _delta_bytes(self, service: str) -> float | None:
-        """What was left for the freeze the last times that this service moved."""
+    def _delta_bytes(self, service: str, *, moving: bool) -> float | None:
+        """What was left for the freeze the last times that this service moved; before that, what a probe found."""
         sizes = [one.sizes.delta_bytes for record in self._records[-20:]
                  if record.service == service and (one := measured_of(record)) is not None]  # fmt: skip
-        return sorted(sizes)[len(sizes) // 2] if sizes else None
+        if sizes:
+            self._probes.forget(service)
+            return sorted(sizes)[len(sizes) // 2]
+        return None if moving else self._probes.delta_bytes(service)
 
     def _check_sla(self, state: UserState, application: Application) -> None:
         late = violates(state.delay_ms, application.max_delay_ms)
