@@ -128,9 +128,10 @@ def told(*argv: str) -> list[str]:
     return [line.partition(" [")[0] for line in lines if not line.startswith("#")]
 
 
-def test_the_user_loses_nothing_and_nothing_is_left(lab: Path) -> None:
+@pytest.mark.parametrize(("scenario", "last"), [("round-trip", "1"), ("walk", "2")])
+def test_the_user_loses_nothing_and_nothing_is_left(lab: Path, scenario: str, last: str) -> None:
     traces = Traces(lab)
-    demo = start(lab)
+    demo = start(lab, scenario)
     out, err = demo.communicate(timeout=180)
     assert demo.returncode == 0, err.decode()
     result = msgspec.json.decode(out, type=Result)
@@ -139,7 +140,7 @@ def test_the_user_loses_nothing_and_nothing_is_left(lab: Path) -> None:
     assert [(run.source, run.destination) for run in runs] == [
         (f"{EDGE}-1", f"{EDGE}-2"),
         (f"{EDGE}-2", f"{EDGE}-3"),
-        (f"{EDGE}-3", f"{EDGE}-2"),
+        (f"{EDGE}-3", f"{EDGE}-{last}"),
     ]
     for run in runs:
         assert run.outcome is Outcome.DONE

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import platform
+import socket
 import struct
 import threading
 import time
@@ -270,6 +271,47 @@ def test_hot_pages_are_waited_for_also_those_that_come_late() -> None:
         server.filled()
         assert right(memory, count)
         server.stop()
+
+
+def test_who_waits_is_woken_when_only_pages_before_its_own_were_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first page is there already, then an event is to be read first: the fault must come again."""
+    count, store = 8, PageStore(0)
+    stored(store, count)
+    first = 64
+    supply = Supply(np.arange(first, first + count, dtype=np.uint64), np.arange(1, count + 1))
+    space = LazySpace(-1, supply, address_of(memoryview(store.map)))
+    space.laid_out = True
+    woken: list[int] = []
+    monkeypatch.setattr(space, "_wake", woken.append)
+    monkeypatch.setattr(space, "_copy", lambda page, slot, count: 1)
+    space.serve_fault((first + 2) * P)
+    assert woken == [first + 2]
+
+
+def test_what_is_kept_for_processes_that_are_gone_is_dropped() -> None:
+    count, store = 64, PageStore(0)
+    stored(store, count)
+    server = LazyServer()
+    server.laid_out()
+    server.begin_fill()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            with lacking(count) as (uffd, _, _):
+                socket.send_fds(theirs, [b"u"], [uffd])
+                theirs.recv(1)
+                os._exit(0)
+        _, (uffd,), _, _ = socket.recv_fds(ours, 1, 1)
+        pages = np.arange(10, 10 + count, dtype=np.uint64)
+        server.add(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
+        ours.send(b"x")
+        os.waitpid(child, 0)
+        ours.close()
+        theirs.close()
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)  # who died last is noticed with the next one
+    server.stop()
 
 
 def test_a_page_given_back_while_somebody_waits_for_it_reads_as_zeros() -> None:

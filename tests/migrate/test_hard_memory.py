@@ -82,9 +82,10 @@ wide = new(1 << 40, 0, 0x4022)
 part = wide + (1 << 39)
 assert libc.mprotect(part, 1 << 20, 3) == 0
 ctypes.memmove(part, filled, 1 << 20)
-guarded, secret, mine = new(64 * P, 3), new(8 * P, 3), new(8 * P, 3)
-for at in (guarded, secret, mine):
+guarded, secret, mine, wiped = new(64 * P, 3), new(8 * P, 3), new(8 * P, 3), new(8 * P, 3)
+for at in (guarded, secret, mine, wiped):
     ctypes.memset(at, 1, 8 * P)
+assert libc.madvise(wiped, 8 * P, 18) == 0
 knows_guards = libc.madvise(guarded + 2 * P, 2 * P, 102) == 0
 assert libc.madvise(secret, 8 * P, 16) == 0
 if ESSENTIAL:
@@ -105,6 +106,11 @@ def wrong():
     if not flags_of(wide) or not flags_of(wide + (1 << 40) - P): return "reservation"
     if "dd" not in flags_of(secret): return "core dumps"
     if ESSENTIAL and "dc" not in flags_of(mine): return "children"
+    if ctypes.string_at(wiped, 8 * P) != bytes([1]) * 8 * P: return "what is wiped in children only"
+    child = os.fork()
+    if child == 0:
+        os._exit(ctypes.string_at(wiped, 8 * P) != bytes(8 * P))
+    if os.waitpid(child, 0)[1] != 0: return "a child reads what should be wiped in it"
     if knows_guards and libc.write(sink, guarded + 2 * P, 1) >= 0: return "guard"
     if libc.write(sink, guarded + 4 * P, 1) != 1: return "beside the guard"
     return ""

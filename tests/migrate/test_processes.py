@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -63,9 +64,10 @@ while True:
 """
 
 
-@pytest.fixture
-def tree(lab: Lab) -> Iterator[list[socket.socket]]:
-    status = lab.controller.run_service("tree", lab.image, EDGES[0], args=["/usr/bin/python3", "-c", PROGRAM])
+@contextmanager
+def served(lab: Lab, name: str, program: str, users: int) -> Iterator[list[socket.socket]]:
+    """Connections of users to the service, which runs on the first edge."""
+    status = lab.controller.run_service(name, lab.image, EDGES[0], args=["/usr/bin/python3", "-c", program])
     where = commands.node_namespace("ue-1", lab_dir=lab.directory)
     address = status.spec.address.split("/")[0]
 
@@ -78,14 +80,21 @@ def tree(lab: Lab) -> Iterator[list[socket.socket]]:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
 
-    users = [connect(FIRST_PORT + number) for number in range(WORKERS)]
+    sockets: list[socket.socket] = []
     try:
-        yield users
+        sockets += [connect(FIRST_PORT + number) for number in range(users)]
+        yield sockets
     finally:
-        for user in users:
-            user.close()
-        print(lab.controller.logs("tree"))  # shown by pytest when the test has failed
-        lab.controller.remove_service("tree")
+        for sock in sockets:
+            sock.close()
+        print(lab.controller.logs(name))  # shown by pytest when the test has failed
+        lab.controller.remove_service(name)
+
+
+@pytest.fixture
+def tree(lab: Lab) -> Iterator[list[socket.socket]]:
+    with served(lab, "tree", PROGRAM, WORKERS) as users:
+        yield users
 
 
 def ask(user: socket.socket) -> tuple[bool, int]:
@@ -107,3 +116,44 @@ def test_all_processes_and_their_memory_arrive_whole(lab: Lab, tree: list[socket
         assert all(now[1] > then[1] for now, then in zip(after, before, strict=True)), "every worker runs on"
         before = after
         assert all(good for good, _ in (ask(user) for user in tree)), "also after more churn"
+
+
+FORKING = f"""
+import os, socket, threading
+filled = bytearray(os.urandom(1 << 20)) * 60
+copy, lock, turns = bytes(filled), threading.Lock(), [0]
+def fork():
+    while True:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with lock:
+            turns[0] += 1
+            filled[turns[0] * 4096 % len(filled)] = copy[turns[0] * 4096 % len(filled)]
+threading.Thread(target=fork, daemon=True).start()
+server = socket.create_server(("0.0.0.0", {FIRST_PORT}))
+while True:
+    conn, _ = server.accept()
+    while conn.recv(64):
+        with lock:
+            conn.sendall(b"%d %d\\n" % (filled == copy, turns[0]))
+"""
+
+
+@pytest.fixture
+def forking(lab: Lab) -> Iterator[socket.socket]:
+    with served(lab, "forking", FORKING, 1) as (user,):
+        yield user
+
+
+def test_a_service_that_forks_all_the_time(lab: Lab, forking: socket.socket) -> None:
+    """A child that comes into being when the dump has begun is dumped as no other process is."""
+    for target in (EDGES[1], EDGES[2], EDGES[0], EDGES[1]):
+        before = ask(forking)[1]
+        record = lab.controller.migrate("forking", target, "hybrid")
+        assert (record.outcome, record.error) == (Outcome.DONE, "")
+        good, now = ask(forking)
+        assert good
+        while ask(forking)[1] <= max(now, before):
+            time.sleep(0.01)

@@ -211,7 +211,7 @@ class PagemapEntry(_message.Message):
     def __init__(self, vaddr: _Optional[int] = ..., compat_nr_pages: _Optional[int] = ..., in_parent: _Optional[bool] = ..., flags: _Optional[int] = ..., nr_pages: _Optional[int] = ...) -> None: ...
 
 class VmaEntry(_message.Message):
-    __slots__ = ("start", "end", "pgoff", "shmid", "prot", "flags", "status", "fd")
+    __slots__ = ("start", "end", "pgoff", "shmid", "prot", "flags", "status", "fd", "madv")
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     PGOFF_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +220,7 @@ class VmaEntry(_message.Message):
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     FD_FIELD_NUMBER: _ClassVar[int]
+    MADV_FIELD_NUMBER: _ClassVar[int]
     start: int
     end: int
     pgoff: int
@@ -228,7 +229,8 @@ class VmaEntry(_message.Message):
     flags: int
     status: int
     fd: int
-    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., pgoff: _Optional[int] = ..., shmid: _Optional[int] = ..., prot: _Optional[int] = ..., flags: _Optional[int] = ..., status: _Optional[int] = ..., fd: _Optional[int] = ...) -> None: ...
+    madv: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., pgoff: _Optional[int] = ..., shmid: _Optional[int] = ..., prot: _Optional[int] = ..., flags: _Optional[int] = ..., status: _Optional[int] = ..., fd: _Optional[int] = ..., madv: _Optional[int] = ...) -> None: ...
 
 class MmEntry(_message.Message):
     __slots__ = ("vmas",)

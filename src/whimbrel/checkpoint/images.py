@@ -32,6 +32,8 @@ MOUNTS_MAGIC = 0x55563928
 PE_PARENT, PE_LAZY, PE_PRESENT = 1, 2, 4
 MAP_PRIVATE, MAP_ANONYMOUS, MAP_LOCKED, MAP_HUGETLB = 0x02, 0x20, 0x2000, 0x40000
 MAP_GROWSDOWN = 0x0100
+WIPE_ON_FORK = 1 << 18
+"""The image keeps advice as bits, numbered as madvise(2) does."""
 AREA_VSYSCALL, AREA_VDSO, AREA_VVAR = 1 << 2, 1 << 3, 1 << 12
 
 ADDRESS_SPACE_PAGES = (1 << 47) // PAGE_BYTES
@@ -104,6 +106,13 @@ def read_pagemap(images: Path, ns_pid: int) -> Pagemap:
     return Pagemap(ns_pid, head.pages_id, np.array(ranges, np.uint64).reshape(-1, 2), np.array(flags, np.uint32))
 
 
+def holes_of(pagemap: Pagemap) -> npt.NDArray[np.bool_]:
+    """Which entries have no contents in the pages file. Of a process without a parent's page map CRIU writes contents
+    also of the pages that it marks as to come later ("lazy")."""
+    holes: npt.NDArray[np.bool_] = (pagemap.flags & PE_PRESENT) == 0
+    return holes
+
+
 def present_pages(images: Path, ns_pid: int) -> int:
     """How many pages of a process a dump holds itself."""
     pages = read_pagemap(images, ns_pid)
@@ -126,8 +135,9 @@ def write_pagemap(images: Path, pagemap: Pagemap) -> None:
 def lazy_ranges(images: Path, ns_pid: int) -> Ranges:
     """Mappings whose pages may arrive after the restore: private, anonymous, not locked, no stack that grows.
 
-    The same condition as CRIU's own ``vma_entry_can_be_lazy``, so that it registers a userfaultfd on them; of
-    stacks it keeps the page at the stack pointer, we keep the whole.
+    CRIU's own condition, ``vma_entry_can_be_lazy``, so that it registers a userfaultfd on them; of stacks it keeps the
+    page at the stack pointer, we keep the whole. Memory that is wiped in children (MADV_WIPEONFORK) is left out, too:
+    what would be placed in a child is what the kernel has just wiped there.
     """
     mm = pb.MmEntry.FromString(next(_read(images / f"mm-{ns_pid}.img", MM_MAGIC)))
     chosen = [
@@ -136,6 +146,7 @@ def lazy_ranges(images: Path, ns_pid: int) -> Ranges:
         if vma.flags & MAP_ANONYMOUS
         and vma.flags & MAP_PRIVATE
         and not vma.flags & (MAP_LOCKED | MAP_HUGETLB | MAP_GROWSDOWN)
+        and not vma.madv & WIPE_ON_FORK
         and not vma.status & (AREA_VDSO | AREA_VVAR | AREA_VSYSCALL)
     ]
     return np.array(chosen, np.uint64).reshape(-1, 2)

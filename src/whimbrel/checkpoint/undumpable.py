@@ -35,8 +35,8 @@ _TUN = (10, 200)
 # As the kernel names a socket's protocol; sockets of families with one name per family have that.
 _SOCKET_ADVICE = {
     "MPTCP": "has a Multipath TCP socket: use plain TCP (GODEBUG=multipathtcp=0 for Go 1.24 and newer)",
-    "SCTP": "has an SCTP socket: whimbrel carries SCTP only through a handler, CRIU does not",
-    "SCTPv6": "has an SCTP socket: whimbrel carries SCTP only through a handler, CRIU does not",
+    "SCTP": "has an SCTP socket, which CRIU cannot save: close it before the migration, or use TCP",
+    "SCTPv6": "has an SCTP socket, which CRIU cannot save: close it before the migration, or use TCP",
 }
 _SAVABLE_SOCKETS = frozenset(
     ("TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITE", "UDPLITEv6", "UDPLITEV6", "RAW", "RAWv6",

@@ -60,6 +60,7 @@ class LazyServer:
         self._filling = self._laid_out = self._held = False
         self._began_s = self._fill_s = 0.0
         self._last_fault_s = 0.0
+        self._past_faults = self._past_pages = 0  # of processes that are gone
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="faults", daemon=True)
         self.fault_s = 0.0
@@ -87,11 +88,11 @@ class LazyServer:
 
     @property
     def faults(self) -> int:
-        return sum(space.faults for space in list(self._spaces.values()))
+        return self._past_faults + sum(space.faults for space in list(self._spaces.values()))
 
     @property
     def filled_pages(self) -> int:
-        return sum(space.filled_pages for space in list(self._spaces.values()))
+        return self._past_pages + sum(space.filled_pages for space in list(self._spaces.values()))
 
     def begin_fill(self) -> None:
         """Begin to fill, unless that has begun: as much as there are mappings for. The fill does not end before
@@ -152,11 +153,13 @@ class LazyServer:
         wait_s = IDLE_S
         while not self._stop.is_set():
             try:
-                for fd, events in self._poll.poll(wait_s):
-                    if fd == self._bell:
+                # Who is meant, before one of them retires another whose descriptor's number is used anew.
+                heard = [(self._spaces.get(fd), events) for fd, events in self._poll.poll(wait_s)]
+                for space, events in heard:
+                    if space is None:
                         self._hear()
-                    else:
-                        self._look(self._spaces[fd], events)
+                    elif self._spaces.get(space.uffd) is space:
+                        self._look(space, events)
                 wait_s = self._place_some() if self._filling and not self._held else IDLE_S
             except Exception as error:  # whoever waits for the fill must hear of it; faults are answered on
                 self._error = error
@@ -179,14 +182,15 @@ class LazyServer:
                     space.arrived(indices)
 
     def _take_in(self, space: LazySpace) -> None:
+        for dead in [old for old in self._spaces.values() if not old.alive()]:
+            self._retire(dead)
         space.catch_up()  # pages that came before it was known here were told to nobody
         self._spaces[space.uffd] = space
         self._poll.register(space.uffd, select.EPOLLIN)
 
     def _look(self, space: LazySpace, events: int) -> None:
         if events & ~select.EPOLLIN or space.gone:
-            self._poll.unregister(space.uffd)  # the process has exited
-            space.gone = True
+            self._retire(space)  # the process has exited
             return
         began_s = time.monotonic()
         try:
@@ -207,6 +211,15 @@ class LazyServer:
             self._last_fault_s = time.monotonic()
             self.fault_s += self._last_fault_s - began_s
 
+    def _retire(self, space: LazySpace) -> None:
+        """A service may fork all the time while it is filled: what is kept for each child would add up."""
+        space.gone = True
+        self._poll.unregister(space.uffd)
+        del self._spaces[space.uffd]
+        os.close(space.uffd)
+        self._past_faults += space.faults
+        self._past_pages += space.filled_pages
+
     def _change(self, space: LazySpace, message: bytes) -> None:
         event = message[0]
         if event == _REMAP:
@@ -222,7 +235,9 @@ class LazyServer:
     def _place_some(self) -> float:
         """One step of the fill. Returns for how many seconds there is nothing more to do."""
         limit = BURST_PAGES if time.monotonic() - self._last_fault_s < BURST_S else FILL_PAGES
-        spaces = [space for space in self._spaces.values() if not space.gone]
+        for space in [space for space in self._spaces.values() if space.gone]:
+            self._retire(space)
+        spaces = list(self._spaces.values())
         wait_s = IDLE_S
         for step in ORDER_OF_FILL:
             for space in spaces:

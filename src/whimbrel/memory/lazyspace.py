@@ -126,6 +126,15 @@ class LazySpace:
         self._settled[at : at + done] = b"\1" * done
         return done
 
+    def alive(self) -> bool:
+        """The kernel does not tell when the process has gone: a copy to where nothing can be finds out."""
+        _COPY_ARGUMENTS.pack_into(self._argument, 0, PAGE_BYTES, self._store, PAGE_BYTES, 0, 0)
+        try:
+            fcntl.ioctl(self.uffd, _COPY, self._argument)
+        except OSError as error:
+            self.gone |= error.errno == errno.ESRCH
+        return not self.gone
+
     def _wake(self, page: int) -> None:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.uffd, _WAKE, struct.pack("<QQ", page * PAGE_BYTES, PAGE_BYTES))
@@ -172,7 +181,7 @@ class LazySpace:
         if not self._settled[at] and low < at and self._run(low, at + 1) == at + 1 - low:
             first = low
         end = at + AROUND_PAGES - page % AROUND_PAGES
-        if not self._place(first, self._run(first, end) or 1):
+        if self._place(first, self._run(first, end) or 1) <= at - first:
             self._wake(page)  # after EAGAIN it faults anew, when the event has been read
         self._reads_on = self._follow <= at < self._follow + NEAR_PAGES
         self._follow, self._follow_end = max(0, at - BEFORE_PAGES), at + FOLLOW_PAGES

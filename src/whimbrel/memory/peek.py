@@ -22,7 +22,7 @@ from whimbrel.model.units import PAGE_BYTES
 IOV_MAX = 1024
 _PIECE_BYTES = 16 << 20
 _CALL_BYTES = 1 << 30  # the kernel moves less than 2 GiB in one call
-LONG_BYTES = 1 << 16
+LONG_BYTES = 1 << 14
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _readv = _libc.process_vm_readv

@@ -81,13 +81,14 @@ class Backlog:
             pages = process.take(first, limit)
             if len(pages):
                 ranges = ranges_of(pages)
-                channel.send_pages(ns_pid, self._encoder.plain(ranges, _read(process.pid, ranges)))
+                contents = _read(process.pid, ranges, keep_shared=len(self._processes) > 1)
+                channel.send_pages(ns_pid, self._encoder.plain(ranges, contents))
 
 
-def _read(pid: int, ranges: Ranges) -> memoryview:
+def _read(pid: int, ranges: Ranges, *, keep_shared: bool) -> memoryview:
     """A page that is not there any more reads as zeros, which is what the program would find."""
     buffer = bytearray(total_bytes(ranges))
-    read_pages_into(pid, ranges, buffer)
+    read_pages_into(pid, ranges, buffer, keep_shared=keep_shared)
     return memoryview(buffer)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.images import write_parent
 from whimbrel.checkpoint.swrk import CriuWorker
+from whimbrel.memory.processes import ns_pids_of
 from whimbrel.memory.softdirty import clear_soft_dirty, has_soft_dirty
 from whimbrel.migrate.preflight import NAMELESS_LIMIT_BYTES
 from whimbrel.migrate.retelling import Retelling
@@ -77,6 +78,7 @@ class Dump:
         self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
         self._conf = work_dir / "rpc.conf"
         with contextlib.ExitStack() as undo:  # of what was made, should the rest fail
+            undo.callback(shutil.rmtree, work_dir, ignore_errors=True)
             self._images_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
             undo.callback(os.close, self._images_fd)
             self._retelling = Retelling(source.run_dir, source.status.spec.name)
@@ -135,6 +137,8 @@ class Dump:
         """From here on no instruction of the service runs."""
         self.frozen = True
         self._criu.advance("query-ext-files")
+        if self._our_holes:  # who was forked in the last moments is to have a parent's page map as well
+            write_parent(self._parent, ns_pids_of(self._source.pid))
         told = self._retelling.tell(self._criu.pid, pages=self._our_holes)
         if self._our_holes:
             # or CRIU takes what was written for pages without a hole

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from whimbrel.migrate.job import Migration
 from whimbrel.model.node import Endpoint
 from whimbrel.network.port import ServicePort
+from whimbrel.network.softnet import frames_waiting
 from whimbrel.network.udp_buffers import widen
 from whimbrel.wire.calls import Hold, PrepareHold, Release, RenewHold
 from whimbrel.wire.rpc import Peer
@@ -95,7 +96,8 @@ def drain(port: ServicePort, service: str) -> None:
     least = math.inf
     while now < min(deadline, patience):
         time.sleep(0.0005)
-        waiting = port.receive_queue_bytes(service)
+        # a frame that is on its way through this host will be there in a moment
+        waiting = port.receive_queue_bytes(service) + frames_waiting()
         if waiting == 0:
             return
         now = time.monotonic()

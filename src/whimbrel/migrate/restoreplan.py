@@ -57,7 +57,7 @@ def settle(images: Path, store: PageStore, *, lazy: bool, behind: Mapping[int, R
     for ns_pid in img.pagemap_pids(images):
         old = img.read_pagemap(images, ns_pid)
         index = store.index.get(ns_pid, ProcessIndex())
-        holes = (old.flags & (img.PE_PARENT | img.PE_LAZY)) != 0  # CRIU wrote no contents of these
+        holes = img.holes_of(old)
         ours_behind = union(behind.get(ns_pid, EMPTY))
         _check_all_arrived(ns_pid, subtract(union(old.ranges[holes]), ours_behind), index)
         anonymous = img.lazy_ranges(images, ns_pid)
@@ -110,7 +110,7 @@ def _pieces(old: img.Pagemap, holes: npt.NDArray[np.bool_], now: Ranges, waiting
     at = 0
     for (start, end), flags, hole in zip(old.ranges.tolist(), old.flags.tolist(), holes.tolist(), strict=True):
         if not hole:
-            pieces.append(_Piece(start, end, flags, at))
+            pieces.append(_Piece(start, end, flags & ~img.PE_LAZY, at))
             at += (end - start) // PAGE_BYTES
     return sorted(pieces, key=lambda piece: piece.start)
 

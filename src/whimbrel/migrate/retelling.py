@@ -189,7 +189,7 @@ def forget_all(run_dir: Path) -> None:
 
 def with_holes(pagemap: img.Pagemap, rows: Ranges, exists: Ranges) -> img.Pagemap:
     """The page map with a hole for each page that `exists`, in place of the holes that it had within `rows`."""
-    holes = (pagemap.flags & (img.PE_PARENT | img.PE_LAZY)) != 0
+    holes = img.holes_of(pagemap)
     written = pagemap.ranges[~holes]
     ours = union(subtract(union(pagemap.ranges[holes]), rows), subtract(exists, union(written)))
     ranges = np.concatenate((written, ours))

@@ -164,7 +164,9 @@ async def _prepare(
     dump = Dump(source, stage)
     here.callback(job.thawed)
     here.callback(dump.undo)
+    here.push_async_callback(hands.settle, dump.interrupt)  # whatever fails beside it: not while it is warming up
     warm = asyncio.create_task(hands.do(dump.warm_up))
+    warm.add_done_callback(lambda task: task.cancelled() or task.exception())  # who fails first gives the reason
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
     here.callback(channel.close)
     outer.callback(channel.shutdown)  # wakes the thread that waits on it should this agent be stopped after GO
@@ -233,16 +235,24 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
 
 
 async def _last_pages_and_files(job: Migration, parts: Parts) -> tuple[Carried, int]:
-    """What of the two is still to cross when the dump is written, side by side where no limit forbids it."""
-    files = asyncio.ensure_future(parts.hands.do(parts.files.last)) if not job.request.bandwidth_bps else None
+    """What of the two is still to cross when the dump is written, side by side where no limit forbids it. As the time
+    of the files counts what the pages did not hide of it."""
+    files = None if job.request.bandwidth_bps else asyncio.ensure_future(_last_files(job, parts))
     try:
         async with job.step("freeze.pages"):
             late = await parts.hands.do(parts.carrier.last, parts.dump.images)
-        async with job.step("freeze.files"):  # what the pages did not hide of it
-            return late, await (files or parts.hands.do(parts.files.last))
+        start_ms = job.now_ms()
+        file_bytes = await (files or _last_files(job, parts))
+        job.add_phase("freeze.files", start_ms, job.now_ms() - start_ms)
+        return late, file_bytes
     finally:
         if files is not None and not files.cancel() and not files.cancelled():
             files.exception()  # it was the pages that failed: this one is nobody's to raise
+
+
+async def _last_files(job: Migration, parts: Parts) -> int:
+    await job.pause_at("freeze.files")
+    return await parts.hands.do(parts.files.last)
 
 
 async def _beside(job: Migration, parts: Parts) -> Carried:
