@@ -17,7 +17,6 @@ from mec_server import SPECS, MecServer
 
 from fakes import FakeRegion
 from whimbrel.controller.config import load
-from whimbrel.controller.http.app import create_app
 from whimbrel.controller.parts import Controller
 
 CHECKS = (
@@ -95,14 +94,15 @@ METHODS = ("get", "put", "post", "patch", "delete")
 
 
 def served(tmp_path: Path) -> set[tuple[str, str]]:
-    """What the controller's router knows: methods and paths, their parameters without names."""
+    """Methods and paths of the controller's routes, their parameters without names."""
     config = tmp_path / "controller.toml"
     with FakeRegion() as region:
         config.write_text(region.config_text("tcp:127.0.0.1:8077", str(tmp_path / "state")))
-    app = create_app(Controller(load(config)))
+    routers = Controller(load(config)).mec.routes()
     return {
         (method.lower(), nameless(route.path))
-        for route in app.routes
+        for router in routers
+        for route in router.routes
         if isinstance(route, APIRoute)
         for method in route.methods
     }
