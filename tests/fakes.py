@@ -60,6 +60,7 @@ class FakeAgent:
         self.records: dict[str, MigrationRecord] = {}
         self.refuse_migration: WhimbrelError | None = None
         self.paths = (PathStatus(to="elsewhere", round_trip_ms=12.5, measured_unix_s=1.0, rate_bps=75e6),)
+        self.silent = False  # it is connected, and does not answer
         self._region = region
         self._server: RpcServer | None = None
         self._cancelled: set[str] = set()
@@ -102,6 +103,8 @@ class FakeAgent:
         return self.services[name]
 
     async def _node(self, _: calls.GetNode, emit: EmitEvent) -> NodeStatus:
+        while self.silent:
+            await asyncio.sleep(0.02)
         return NodeStatus(
             endpoint=self.endpoint,
             capabilities=Capabilities(
@@ -314,6 +317,7 @@ class FakeRegion:
             agent.requests.clear()
             agent.records.clear()
             agent.refuse_migration = None
+            agent.silent = False
             if agent._server is None:
                 self.up(name)
 

@@ -67,7 +67,7 @@ def http_of(live: LiveController, role: TokenRole | None = None, **headers: str)
 # --- tokens -------------------------------------------------------------------------------------------------
 def test_without_a_token_nothing_is_told(guarded: LiveController) -> None:
     with http_of(guarded) as http:
-        for path in ("/v1/nodes", "/v1/region", "/v1/events", "/v1/nothing", "/metrics", "/amsi/v1/x"):
+        for path in ("/v1/nodes", "/v1/region", "/v1/events", "/v1/nothing", "/metrics", "/rni/v2/x"):
             answer = http.get(path)
             check_problem(answer, 401, "unauthorized")
             assert answer.headers["www-authenticate"].startswith("Bearer")
@@ -76,6 +76,17 @@ def test_without_a_token_nothing_is_told(guarded: LiveController) -> None:
         assert http.get("/openapi.json").status_code == 200
         for wrong in ("Bearer x", "Bearer", "Basic eDp4", "Bearer " + digest_of(TOKENS[TokenRole.OPERATE])):
             check_problem(http.get("/v1/nodes", headers={"Authorization": wrong}), 401, "unauthorized")
+
+
+def test_a_refusal_has_the_type_that_the_interfaces_file_says(guarded: LiveController) -> None:
+    with http_of(guarded) as http, http_of(guarded, TokenRole.READ) as reader:
+        answers = {path: http.get(f"{path}/subscriptions/x") for path in ("/amsi/v1", "/rni/v2", "/location/v2")}
+        answers["/amsi/v1/"] = reader.post("/amsi/v1/subscriptions", json={})
+        for path, answer in answers.items():
+            assert answer.status_code in (401, 403)
+            kind = "application/json" if "amsi" in path else "application/problem+json"
+            assert answer.headers["content-type"] == kind
+            assert answer.json()["status"] == answer.status_code
 
 
 def test_a_role_may_do_what_it_is_for(guarded: LiveController) -> None:
@@ -187,6 +198,22 @@ def test_a_page_of_another_site_changes_nothing(trusting: LiveController) -> Non
             check_problem(answer, 403, "forbidden")
         own = str(http.base_url).rstrip("/")
         check_problem(http.delete("/v1/services/nothing", headers={"Origin": own}), 404, "bad-input")
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[x]/", "http://]", "//["])
+def test_an_origin_that_is_none_changes_nothing(guarded: LiveController, trusting: LiveController, origin: str) -> None:
+    for live in (guarded, trusting):
+        with http_of(live) as http:
+            check_problem(http.delete("/v1/services/nothing", headers={"Origin": origin}), 403, "forbidden")
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "[x]:1", "a b", "a/b", "a:port", "a:99999", "a@b", "a?b", "]"])
+def test_a_host_that_is_none_is_refused(guarded: LiveController, host: str) -> None:
+    """Before anything makes a URL of it."""
+    with http_of(guarded, TokenRole.OPERATE) as http:
+        for path in ("/v1/decisions?limit=1", "/v1/session", "/rni/v2/subscriptions/x", "/v1/nothing", "/"):
+            check_problem(http.get(path, headers={"Host": host}), 400, "bad-input")
+        check_problem(http.post("/v1/session", json={"token": "x"}, headers={"Host": host}), 400, "bad-input")
 
 
 # --- how much -----------------------------------------------------------------------------------------------

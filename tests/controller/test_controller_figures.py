@@ -207,6 +207,21 @@ def results(watched: LiveController) -> Path:
     return out
 
 
+def test_a_result_that_vanishes_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kept.png", "gone.png"):
+        (tmp_path / name).write_bytes(b"\x89PNG")
+    walk = os.walk
+
+    def walked(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(root):
+            (tmp_path / "gone.png").unlink(missing_ok=True)
+            yield found
+
+    monkeypatch.setattr(os, "walk", walked)
+    (listed,) = Experiments(tmp_path).all()
+    assert listed.pictures == ("kept.png",)
+
+
 def test_results_are_listed_and_read(results: Path, http: httpx.Client) -> None:
     listed = {one["name"]: one for one in http.get("/v1/experiments").json()}
     assert set(listed) == {"fast", "fast/more"}

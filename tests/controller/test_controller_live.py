@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 import time
@@ -11,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from msgspec.structs import replace
 from planning_people import report
 
 from fakes import FakeRegion
-from live_controller import LiveController
+from live_controller import LiveController, wait_until
 from whimbrel.controller.client import ControllerClient
 from whimbrel.controller.http.pages import mount_pages
+from whimbrel.controller.live import marks
 from whimbrel.controller.live.news import QUEUE_EVENTS, News
-from whimbrel.controller.live.views import Kind, Level, LogEntry
+from whimbrel.controller.live.views import Kind, Level, LogEntry, UserMark
+from whimbrel.controller.live.watch import FRESH_S
+from whimbrel.controller.planning.users import UserState
 from whimbrel.model.radio import HandoverRecord, UserReport
 
 
@@ -105,6 +110,31 @@ def test_the_picture_shows_nodes_users_services_and_settings(
     assert seen["migrations"] == []
     assert seen["decisions"] == []
     assert "auto" in seen["settings"]["strategies"]
+
+
+def test_a_node_that_does_not_answer_keeps_no_picture_waiting(
+    live: LiveController, http: httpx.Client, region: FakeRegion
+) -> None:
+    """The last one is told; that the node is silent is seen once its time is over."""
+
+    def edge_3(seen: dict[str, Any]) -> bool:
+        return bool(next(one["up"] for one in seen["nodes"] if one["name"] == "edge-3"))
+
+    wait_until(lambda: edge_3(http.get("/v1/region").json()), "the node is up")
+    region.agents["edge-3"].silent = True
+    time.sleep(FRESH_S + 0.2)
+    assert edge_3(http.get("/v1/region").json()), "the node's time is not over when the picture is there"
+    wait_until(lambda: not edge_3(http.get("/v1/region").json()), "it is seen that the node is silent")
+    region.agents["edge-3"].silent = False
+    wait_until(lambda: edge_3(http.get("/v1/region").json()), "the node is up again")
+
+
+def test_a_user_of_whom_only_the_network_tells_is_nowhere() -> None:
+    """The radio network's service does not say where users are."""
+    state = UserState(name="u", report=user("u", x_m=math.nan, y_m=math.inf), heard_s=1.0)
+    shown = marks.user_mark(state, None, 2.0, 1000.0)
+    assert (shown.x_m, shown.y_m) == (None, None)
+    assert msgspec.json.decode(msgspec.json.encode(shown), type=UserMark) == shown
 
 
 def test_a_listener_is_told_of_a_migration_from_its_start_to_its_end(
@@ -263,7 +293,11 @@ async def test_pages_leave_the_api_its_paths(tmp_path: Path) -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
         index = await http.get("/")
         assert "<h1>map</h1>" in index.text
-        assert "default-src 'self'" in index.headers["content-security-policy"]
+        policy = index.headers["content-security-policy"].split("; ")
+        assert "default-src 'none'" in policy, "what is not named is not loaded"
+        assert {f"{what}-src 'self'" for what in ("script", "style", "img", "connect", "worker")} < set(policy)
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in " ".join(policy)
         assert (await http.get("/app.js")).status_code == 200
         assert (await http.get("/v1/thing")).status_code == 405
         assert (await http.get("/v1/nothing")).status_code == 404

@@ -177,6 +177,23 @@ def test_a_user_asks_for_an_application_and_is_told_where_it_is(
     assert user not in [one.user for one in client.users()]
 
 
+def test_the_log_tells_of_a_users_service_where_the_user_is(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    with Phone(live, user):
+        session = client.discover(user, "app")
+        client.migrate(session.service, "edge-2")
+        transport = httpx.HTTPTransport(uds=str(live.socket))
+        with httpx.Client(transport=transport, base_url="http://controller", timeout=30) as http:
+            told = [one for one in http.get("/v1/log").json() if one["kind"] == "migration"]
+        assert told
+        for line in told:
+            if line["service"] == session.service:
+                assert (line["user"], line["cell"], line["zone"]) == (user, "gw-1", "north")
+                assert line["x_m"] is not None
+    client.remove_user(user)
+
+
 def test_what_cannot_be_deployed_is_refused_in_one_line(
     live: LiveController, client: ControllerClient, user: str
 ) -> None:

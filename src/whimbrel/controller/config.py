@@ -128,6 +128,7 @@ def parse(text: str) -> ControllerConfig:
     if not 8 <= pool.network.prefixlen <= 30:
         raise BadInput(f"address_pool {entries.address_pool!r} needs a prefix from /8 to /30")
     listen = parse_listen(entries.listen)
+    api = api_of(entries.api, listen)
     return ControllerConfig(
         listen=listen,
         state_dir=state_dir,
@@ -137,13 +138,13 @@ def parse(text: str) -> ControllerConfig:
         planning=planning_of(
             entries.planner, entries.base_stations, {node.name for node in nodes if node.role == "gateway"}
         ),
-        api=api_of(entries.api, listen),
+        api=api,
         experiments_dir=_experiments_dir(entries.experiments_dir),
         log=entries.log,
         traces=check_endpoint(entries.traces),
         places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
         cells=cells,
-        mec=mec_of(entries.mec, listen, cells),
+        mec=mec_of(entries.mec, cells, local=listen.is_local and not api.tokens and not api.hosts),
     )
 
 

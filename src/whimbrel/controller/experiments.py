@@ -3,6 +3,7 @@ never written. Nothing outside of the folder is told, whatever links are in it."
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -57,8 +58,10 @@ class Experiments:
                     path = here / file
                     if path.is_symlink():
                         continue
-                    found.setdefault(here, []).append(path.stat())
-                    names.setdefault(here, []).append(path.relative_to(root).as_posix())
+                    with contextlib.suppress(FileNotFoundError):  # an experiment cleans up behind itself
+                        stat = path.stat()
+                        found.setdefault(here, []).append(stat)
+                        names.setdefault(here, []).append(path.relative_to(root).as_posix())
         listed = [self._experiment(root, folder, names[folder], stats) for folder, stats in found.items()]
         return sorted(listed, key=lambda one: (-one.unix_s, one.name))
 

@@ -11,8 +11,9 @@ import pytest
 from mec_server import Inbox
 
 from whimbrel.controller.mec import delivery
-from whimbrel.controller.mec.delivery import QUEUE, Deliverer
+from whimbrel.controller.mec.delivery import AT_ONCE, AT_ONCE_TO_HOST, AT_ONCE_TO_SLOW, Deliverer
 from whimbrel.controller.mec.reach import allowed_of, check_url, resolved
+from whimbrel.controller.mec.waiting import MOST, Budget, Waiting
 from whimbrel.model.errors import BadInput, Refused
 
 HERE = ("127.0.0.0/8",)
@@ -113,16 +114,83 @@ async def test_one_that_never_answers_keeps_nobody_else_waiting(inbox: Inbox, br
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         deliverer = Deliverer(allowed_of(HERE, local=False))
-        for number in range(3 * QUEUE):
+        for number in range(3 * MOST):
             deliverer.post("slow", url, b"%d" % number)
         waiting = deliverer._outboxes["slow"].waiting
-        assert len(waiting) == QUEUE
-        assert waiting[0][1] == b"%d" % (2 * QUEUE)
+        assert len(waiting) == MOST
+        assert waiting._items[0][1] == b"%d" % (2 * MOST)
         deliverer.post("quick", inbox.url, b"1")
         while not inbox.got:
             await asyncio.sleep(0.01)
         assert waiting, "the slow one is not done yet"
         await deliverer.close()
+
+
+async def test_one_host_that_never_answers_takes_few_connections(inbox: Inbox, brief: None) -> None:
+    """However many subscriptions lead there: who subscribed after them is served before any of them is given up."""
+    with socket.create_server(("127.0.0.2", 0), backlog=100) as silent:
+        silent.setblocking(False)
+        url = f"http://127.0.0.2:{silent.getsockname()[1]}/"
+        deliverer = Deliverer(allowed_of(HERE, local=False))
+        for number in range(3 * AT_ONCE):
+            deliverer.post(f"slow-{number}", url, b"{}")
+        deliverer.post("quick", inbox.url, b"1")
+        while not inbox.got:
+            await asyncio.sleep(0.01)
+        assert len(deliverer._outboxes) == 3 * AT_ONCE + 1
+        assert deliverer._hosts["127.0.0.2"].users == 3 * AT_ONCE, "none of the slow ones has had its time"
+        assert deliverer._hosts["127.0.0.2"].turn.locked()
+        await deliverer.close()
+
+
+async def test_hosts_that_never_answer_are_not_waited_for_again(
+    inbox: Inbox, brief: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More hosts than there are connections: once each has failed, they have a few for all of them together."""
+    hosts = [f"127.0.2.{number + 1}" for number in range(AT_ONCE + 10)]
+    monkeypatch.setattr(delivery, "ATTEMPTS", 1)
+    silent = [socket.create_server((host, 0), backlog=50) for host in hosts]
+    deliverer = Deliverer(allowed_of(HERE, local=False))
+    try:
+        urls = [f"http://{one.getsockname()[0]}:{one.getsockname()[1]}/" for one in silent]
+        for host, url in zip(hosts, urls, strict=True):
+            deliverer.post(host, url, b"{}")
+        await settle(deliverer)
+        assert all(deliverer._hosts[host].slow for host in hosts)
+        monkeypatch.setattr(delivery, "TIMEOUT_S", 3600.0)
+        for host, url in zip(hosts, urls, strict=True):
+            deliverer.post(host, url, b"{}")
+        deliverer.post("quick", inbox.url, b"1")
+        while not inbox.got:
+            await asyncio.sleep(0.01)
+        assert deliverer._slow.locked()
+        assert sum(one.turn._value < AT_ONCE_TO_HOST for one in deliverer._hosts.values()) >= AT_ONCE_TO_SLOW
+    finally:
+        await deliverer.close()
+        for one in silent:
+            one.close()
+
+
+async def test_what_waits_is_bounded_in_bytes_too() -> None:
+    big = b"x" * (300 << 10)
+    queue = Waiting(Budget())
+    assert [queue.put("", big) for _ in range(5)] == [True, True, True, False, False]
+    assert len(queue) == 3, "a MiB for each"
+
+    budget = Budget(2 << 20)
+    many = [Waiting(budget) for _ in range(20)]
+    for one in many:
+        one.put("", big)
+    assert sum(one.bytes for one in many) <= 2 << 20
+    small = Waiting(budget)
+    for number in range(10):
+        small.put("", b"%d" % number)
+    assert len(small) == 10, "who has little to be told is not left without by those who have much"
+    assert await small.get() == ("", b"0")
+    for one in (*many, small):
+        one.clear()
+    assert budget._left_bytes == 2 << 20
+    assert not budget._queues
 
 
 async def test_an_answer_without_end_is_not_read(brief: None) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from ipaddress import ip_network
 from pathlib import Path
 
+import httpx
 import pytest
-from mec_server import MEC, serving
+from mec_server import MEC, MecServer, serving
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from live_controller import wait_until
 from whimbrel.controller.access import TokenRole, config_line
 from whimbrel.controller.config import load, parse
+from whimbrel.controller.mec.subscriptions import MOST_SOCKETS
 from whimbrel.lab import config as lab_config
 from whimbrel.lab.radio import user_overlay_address
 from whimbrel.lab.topology import load as load_topology
@@ -51,6 +55,21 @@ def test_nothing_has_to_be_said() -> None:
     mec = parse(NODES).mec
     assert mec.callbacks.has_address("127.0.0.1"), "a controller that listens locally reaches its own host"
     assert not mec.callbacks.has_address("10.0.0.1")
+
+
+TOKENS = config_line("ops", TokenRole.OPERATE, "x")
+
+
+@pytest.mark.parametrize("api", [f"tokens = [{TOKENS}]", 'hosts = ["edge.example"]'])
+def test_behind_a_proxy_nothing_is_reached_that_is_not_said(api: str) -> None:
+    """A local listener that asks for tokens, or goes by another name, has callers that are not on this host."""
+    nodes = NODES.replace("unix:/x/c.sock", "tcp:127.0.0.1:8077")
+    assert parse(nodes).mec.callbacks.has_address("127.0.0.1")
+    mec = parse(f"{nodes}\n[api]\n{api}\n").mec
+    assert not mec.callbacks.has_address("127.0.0.1")
+    assert str(mec.callbacks) == "nothing"
+    said = parse(f"{nodes}\n[api]\n{api}\n[mec]\ncallbacks = ['127.0.0.0/8']\n").mec
+    assert said.callbacks.has_address("127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +121,89 @@ def test_a_consumers_token_is_for_these_interfaces_only(tmp_path: Path) -> None:
             http.put(made.json()["_links"]["self"]["href"], json=wanted | {"requestTestNotification": True})
             assert "TestNotification" in str(socket.recv(timeout=20))
         assert http.post("/rni/notifications/guess", json={}).status_code == 404, "no token, but a secret is needed"
+
+
+def as_(server: MecServer, token: str) -> httpx.Client:
+    http = server.http()
+    http.headers["Authorization"] = f"Bearer {token}"
+    return http
+
+
+def test_what_a_consumer_made_is_its_own(tmp_path: Path) -> None:
+    lines = [config_line(name, TokenRole.CONSUMER, f"secret-{name}") for name in ("one", "two")]
+    lines.append(config_line("ops", TokenRole.OPERATE, "other"))
+    api = f"\n[api]\ntokens = [{', '.join(lines)}]\n"
+    websocket = {"websockNotifConfig": {"requestWebsocketUri": True}}
+    circle = {
+        "callbackReference": {"notifyURL": "http://127.0.0.1:9/"}, "frequency": 1, "trackingAccuracy": 1,
+        "address": ["acr:ue-1"], "latitude": 0, "longitude": 0, "radius": 1, "checkImmediate": False,
+        "enteringLeavingCriteria": "Entering",
+    }  # fmt: skip
+    cases = {
+        "/amsi/v1/subscriptions": {"subscriptionType": "MobilityProcedureSubscription", "filterCriteria": {}}
+        | websocket,
+        "/rni/v2/subscriptions": {"subscriptionType": "CellChangeSubscription", "filterCriteriaAssocHo": {}}
+        | websocket,
+        "/location/v2/subscriptions/area/circle": {"circleNotificationSubscription": circle},
+        "/amsi/v1/app_mobility_services": {"serviceConsumerId": {"appInstanceId": "cam"}},
+    }
+    lists = {"/amsi/v1/subscriptions": "?subscriptionType=mobility_proc"}
+    with (
+        serving(tmp_path, extra=MEC + api, token="other") as server,
+        as_(server, "secret-one") as one,
+        as_(server, "secret-two") as two,
+        as_(server, "other") as operator,
+    ):
+        for path, body in cases.items():
+            made = one.post(path, json=body)
+            assert made.status_code == 201, made.text
+            place = made.headers["Location"]
+            name = place.rsplit("/", 1)[-1]
+            assert two.get(place).status_code == 404
+            assert two.put(place, json=body).status_code == 404
+            assert two.delete(place).status_code == 404
+            asked = path + lists.get(path, "")
+            assert name not in two.get(asked).text
+            assert name in one.get(asked).text
+            assert name in operator.get(asked).text
+            assert operator.put(place, json=body).status_code == 200
+            assert one.get(place).status_code == 200, "an operator's change leaves it whose it was"
+            if "websockNotifConfig" in body:
+                uri = made.json()["websockNotifConfig"]["websocketUri"]
+                with pytest.raises(InvalidStatus):
+                    connect(uri, proxy=None, additional_headers={"Authorization": "Bearer secret-two"})
+                mine = {"Authorization": "Bearer secret-one"}
+                with contextlib.ExitStack() as sockets:
+                    for _ in range(MOST_SOCKETS):
+                        sockets.enter_context(connect(uri, proxy=None, additional_headers=mine))
+                    with pytest.raises(InvalidStatus):
+                        connect(uri, proxy=None, additional_headers=mine)
+        server.kill()
+        server.start()
+        for path in cases:
+            asked = path + lists.get(path, "")
+            assert len(one.get(asked).text) > len(two.get(asked).text), "also after a restart"
+            assert len(two.get(asked).text) < 400
+
+
+def test_a_test_notification_waits_for_its_websocket(tmp_path: Path) -> None:
+    with serving(tmp_path) as server, server.http() as http:
+        for path, kind, criteria in (
+            ("/amsi/v1", "MobilityProcedureSubscription", "filterCriteria"),
+            ("/rni/v2", "CellChangeSubscription", "filterCriteriaAssocHo"),
+        ):
+            wanted = {
+                "subscriptionType": kind, criteria: {}, "requestTestNotification": True,
+                "websockNotifConfig": {"requestWebsocketUri": True},
+            }  # fmt: skip
+            made = http.post(f"{path}/subscriptions", json=wanted).json()
+            uri = made["websockNotifConfig"]["websocketUri"]
+            with connect(uri, proxy=None) as socket:
+                told = json.loads(socket.recv(timeout=20))
+            assert told["notificationType"] == "TestNotification"
+            assert told["_links"]["subscription"] == made["_links"]["self"]
+            with connect(uri, proxy=None) as socket, pytest.raises(TimeoutError):
+                socket.recv(timeout=0.5)  # it came once
 
 
 PORT = """

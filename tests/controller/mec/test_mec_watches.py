@@ -9,6 +9,7 @@ import pytest
 from mec_server import report_of
 
 from whimbrel.controller.mec.location import models as m
+from whimbrel.controller.mec.location import watches
 from whimbrel.controller.mec.location.watches import Sights, watch
 from whimbrel.controller.mec.people import People, degrees_of
 from whimbrel.controller.mec.settings import MecConfig
@@ -108,6 +109,30 @@ def test_distances_meet_their_criterion(criteria: str, near: bool, mixed: bool, 
         names = dict(zip(("ue_1", "ue_2", "ue_3"), places, strict=True))
         assert told(field.look(**names)) is expected
         assert told(field.look(**names)) is False, "it is told when it begins"
+
+
+def test_each_user_counts_once_by_whatever_names_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(watches, "distance_m", lambda a, b: asked.append((a, b)) or 10.0)
+    field = Field(
+        m.DistanceNotificationSubscription, distance=100.0, criteria="AllWithinDistance", checkImmediate=True,
+        monitoredAddress=["ue-1", "acr:ue-1"] * 500, referenceAddress=["ue-2", "acr:ue-2"] * 500,
+    )  # fmt: skip
+    message = field.look(ue_1=0, ue_2=10)
+    assert message is not None
+    assert len(asked) == 1
+    assert [one.address for one in message.terminal_location] == ["ue-1", "acr:ue-1"]
+
+
+@pytest.mark.parametrize(
+    ("monitored", "reference", "pairs"), [(3, 0, 3), (1000, 0, 499_500), (50, 50, 2500), (1000, 1000, 1_000_000)]
+)
+def test_what_a_look_costs_is_known_ahead(monitored: int, reference: int, pairs: int) -> None:
+    field = Field(
+        m.DistanceNotificationSubscription, distance=1.0, criteria="AnyWithinDistance", checkImmediate=True,
+        monitoredAddress=[f"m{n}" for n in range(monitored)], referenceAddress=[f"r{n}" for n in range(reference)],
+    )  # fmt: skip
+    assert watches.pairs_of(field.one.value) == pairs
 
 
 def test_regular_reports_come_at_their_interval() -> None:

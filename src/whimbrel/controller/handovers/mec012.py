@@ -205,7 +205,7 @@ class Mec012(Answers):
                 self._take_change(msgspec.json.decode(body, type=CellChangeNotification))
             elif kind == "MeasRepUeNotification":
                 self._take_measured(msgspec.json.decode(body, type=MeasRepUeNotification))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._complaints.tell("notification", f"a notification of the radio network is not valid: {error}")
         except WhimbrelError as error:
             self._complaints.tell("user", f"a notification of the radio network is not taken: {error}")

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from whimbrel.controller.http.observe import route_of
 from whimbrel.controller.problems import MEDIA_TYPE, problem, status_of
 from whimbrel.model.errors import WhimbrelError
 
@@ -42,7 +43,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
-        detail = f"{request.method} {request.url.path}: {error.detail}; the API is described at /docs"
+        detail = f"{request.method} {request.scope['path']}: {error.detail}; the API is described at /docs"
         headers = dict(error.headers or {})
         if error.status_code == 405:
             headers["Allow"] = ", ".join(sorted(_methods(app, request)))
@@ -50,7 +51,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("a request failed unexpectedly", path=request.url.path, exc_info=error)
+        # By its route: the path itself may hold a secret.
+        log.error("a request failed unexpectedly", method=request.method, route=route_of(request.scope), exc_info=error)
         return answer(500, f"internal error: {type(error).__name__}: {error}")
 
 

@@ -8,6 +8,7 @@ browser: neither by its own name for 127.0.0.1 (DNS rebinding: `Host` is checked
 from __future__ import annotations
 
 import ipaddress
+import re
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -33,6 +34,7 @@ NOTIFIED = "/rni/notifications"
 """Another's service posts here what the controller subscribed to: by a secret in the path, for it has no token."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 CALLER = "whimbrel.caller"
+HOST = re.compile(r"(\[[0-9A-Za-z:.%]+\]|[0-9A-Za-z._~-]+)(:[0-9]{0,5})?")
 
 
 class _Refused(Exception):
@@ -54,6 +56,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         try:
+            _check_written(headers)
             self._check_host(headers)
             self._check_origin(scope, headers)
             scope[CALLER] = self._caller(scope, headers)
@@ -76,7 +79,7 @@ class Guard:
         if scope["type"] == "http" and scope["method"] in SAFE:
             return
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is not None and _place_of(origin) != headers.get("host", "").lower():
             raise _Refused(
                 HTTPStatus.FORBIDDEN, "forbidden", f"pages of {origin!r} may change nothing here: use the API's own"
             )
@@ -152,6 +155,25 @@ def session_of(headers: Headers) -> str:
     return morsel.value if morsel is not None else ""
 
 
+def _check_written(headers: Headers) -> None:
+    """That `Host` is a host: what is made of it below are URLs, which raise where they are read if it is none."""
+    host = headers.get("host", "")
+    try:
+        is_one = not host or (HOST.fullmatch(host) is not None and bool(urlsplit(f"//{host}").port or True))
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise _Refused(HTTPStatus.BAD_REQUEST, "bad-input", f"the header Host is {host[:100]!r}, which names no host")
+
+
+def _place_of(origin: str) -> str | None:
+    """Host and port of an `Origin`; None where it has none that can be read."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
 def _host_name(host: str) -> str:
     """Without its port, and an IPv6 address without its brackets."""
     if host.startswith("["):
@@ -171,5 +193,7 @@ async def _refuse(error: _Refused, scope: Scope, receive: Receive, send: Send) -
         await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
         return
     document: dict[str, Any] = problem(error.status, str(error), error.code)
-    response = Response(msgspec.json.encode(document), error.status, error.headers, media_type=MEDIA_TYPE)
+    # MEC 021's file gives its problems this type, the others' give theirs RFC 9457's.
+    media_type = "application/json" if is_under(scope["path"], "/amsi") else MEDIA_TYPE
+    response = Response(msgspec.json.encode(document), error.status, error.headers, media_type=media_type)
     await response(scope, receive, send)

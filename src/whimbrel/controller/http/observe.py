@@ -14,6 +14,8 @@ from whimbrel.controller.http.guard import CALLER, SAFE
 from whimbrel.controller.metrics import CONTENT_TYPE, Metrics
 
 OTHER = "other"
+UNLOGGED = ("/v1/users/{user}/events", "/rni/notifications/{secret}")
+"""Of those there are many a second, and who posts to the last is known by a secret in its path."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 log = structlog.get_logger()
@@ -43,9 +45,10 @@ class Observe:
         method = scope["method"] if scope["method"] in METHODS else OTHER
         route = route_of(scope)
         self._metrics.request(method, route, status, seconds)
-        if method not in SAFE and route != "/v1/users/{user}/events":  # of those there are many a second
+        if method not in SAFE and route not in UNLOGGED:
             caller = scope.get(CALLER)
-            log.info("request", method=method, path=scope["path"], status=status, ms=round(seconds * 1e3, 1),
+            path = scope["path"] if "{secret}" not in route else route
+            log.info("request", method=method, path=path, status=status, ms=round(seconds * 1e3, 1),
                      caller=caller.name if caller is not None else "")  # fmt: skip
 
 

@@ -76,6 +76,8 @@ def _user_routes(planning: Planning) -> APIRouter:
             event: UserEvent = msgspec.json.decode(body, type=UserEvent)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadInput(f"that is no event of a user: {error} (docs/radio.md says what they are)") from error
+        except RecursionError:
+            raise BadInput("that is no event of a user: it has too many lists in each other (docs/radio.md)") from None
         return answer_json(planning.take(user, event))
 
     @router.post("/users/{user}/discovery", **answers(Session, 201, "Its service is ready"))

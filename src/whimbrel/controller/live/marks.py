@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from whimbrel.controller.live.views import NodeMark, ServiceMark, StationMark, UserMark
@@ -76,8 +77,8 @@ def user_mark(state: UserState, session: Session | None, now_s: float, now_unix_
     heard = next((one.rssi_dbm for one in report.hears if one.base_station == report.serving), None)
     return UserMark(
         name=state.name,
-        x_m=report.x_m,
-        y_m=report.y_m,
+        x_m=known(report.x_m),
+        y_m=known(report.y_m),
         serving=report.serving,
         state=report.state.value,
         rssi_dbm=heard,
@@ -86,6 +87,10 @@ def user_mark(state: UserState, session: Session | None, now_s: float, now_unix_
         service=session.service if session is not None else "",
         seen_unix_s=round(now_unix_s - (now_s - state.heard_s), 3),
     )
+
+
+def known(length_m: float) -> float | None:
+    return length_m if math.isfinite(length_m) else None
 
 
 def by_gateway(cells: Iterable[Cell]) -> Mapping[str, Cell]:

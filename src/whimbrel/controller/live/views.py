@@ -42,11 +42,12 @@ class StationMark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UserMark(msgspec.Struct, frozen=True, kw_only=True):
-    """A user that reported lately. `serving` "": out of coverage; `rssi_dbm`: of the serving base station."""
+    """A user that reported lately. `serving` "": out of coverage; `rssi_dbm`: of the serving base station. A
+    user of whom only the network tells is nowhere that is known: null."""
 
     name: str
-    x_m: float
-    y_m: float
+    x_m: float | None
+    y_m: float | None
     serving: str
     state: str
     rssi_dbm: float | None

@@ -42,6 +42,9 @@ USERS_EVERY_S = 0.25
 LOOK_EVERY_S = 2.0
 FRESH_S = 1.0
 """A picture that is asked for is no older."""
+PATIENCE_S = 0.5
+"""So long a picture waits for the nodes, if there is an older one."""
+LONG_AGO_S = -1e9
 DECISIONS = 20
 
 log = structlog.get_logger()
@@ -51,7 +54,7 @@ log = structlog.get_logger()
 class _Seen:
     nodes: tuple[NodeMark, ...] = ()
     services: tuple[ServiceMark, ...] = ()
-    at_s: float = -1e9
+    at_s: float = LONG_AGO_S
 
 
 class Watch:
@@ -65,7 +68,9 @@ class Watch:
         self._migrations, self._planning = migrations, planning
         self._cells = marks.by_gateway(config.cells)
         self._seen = _Seen()
-        self._looking = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
+        self._staled = 0
+        self._told = _Seen()
         self._changed: set[str] = set()  # users with something new since they were last told
         self._there: dict[str, str] = {}  # users that are shown, and where each is served
         self._marks: dict[str, tuple[float, UserMark]] = {}  # with when its user was heard
@@ -86,9 +91,10 @@ class Watch:
 
     async def close(self) -> None:
         self.news.hang_up()
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._looking] if self._looking is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- the picture ----------------------------------------------------------------------------------------
     async def picture(self) -> RegionView:
@@ -124,16 +130,24 @@ class Watch:
         return known[1]
 
     async def _look(self, most_age_s: float) -> _Seen:
-        """What nodes and services say; of several who ask at the same time one does it for all."""
-        async with self._looking:
-            if time.monotonic() - self._seen.at_s > most_age_s:
-                views, listed = await asyncio.gather(self._region.views(), self._services.list())
-                self._seen = _Seen(
-                    tuple(marks.node_mark(view, self._config.places.get(view.name)) for view in views),
-                    tuple(marks.service_mark(status) for status in listed.services),
-                    time.monotonic(),
-                )
-            return self._seen
+        """What nodes and services say; of several who ask at the same time one does it for all. A node that does not
+        answer keeps nobody waiting for long: what was seen last is told, and what it says is seen when it comes."""
+        if time.monotonic() - self._seen.at_s > most_age_s:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look_now(), name="a look at the region")
+            ended, _ = await asyncio.wait({self._looking}, timeout=PATIENCE_S if self._seen.nodes else None)
+            for task in ended:
+                task.result()
+        return self._seen
+
+    async def _look_now(self) -> None:
+        staled = self._staled
+        views, listed = await asyncio.gather(self._region.views(), self._services.list())
+        self._seen = _Seen(
+            tuple(marks.node_mark(view, self._config.places.get(view.name)) for view in views),
+            tuple(marks.service_mark(status) for status in listed.services),
+            time.monotonic() if staled == self._staled else LONG_AGO_S,
+        )
 
     # --- now and then ---------------------------------------------------------------------------------------
     async def _keep(self, every_s: float, work: Callable[[], Any]) -> None:
@@ -164,12 +178,12 @@ class Watch:
     async def _tell_nodes(self) -> None:
         if not self.news.listeners:
             return
-        before = self._seen
         seen = await self._look(FRESH_S)
-        if seen.nodes != before.nodes:
+        if seen.nodes != self._told.nodes:
             self.news.publish("nodes", seen.nodes)
-        if seen.services != before.services:
+        if seen.services != self._told.services:
             self.news.publish("services", seen.services)
+        self._told = seen
 
     # --- what the parts tell --------------------------------------------------------------------------------
     def _on_node(self, name: str, problem: str) -> None:
@@ -185,7 +199,10 @@ class Watch:
         what = f"migration of {record.service} from {record.source} to {record.destination}"
 
         def say(text: str, level: Level = Level.INFO) -> None:
-            self._log(Kind.MIGRATION, f"{what}{text}", level, service=record.service, node=record.destination)
+            self._log(
+                Kind.MIGRATION, f"{what}{text}", level, user=self._user_of(record.service), service=record.service,
+                node=record.destination,
+            )  # fmt: skip
 
         if progress is not None:
             self.news.publish("migration", MigrationNews(id=record.id, progress=progress))
@@ -249,6 +266,7 @@ class Watch:
     def _stale(self) -> None:
         """What was seen of nodes and services is not so any more."""
         self._seen = _Seen(self._seen.nodes, self._seen.services)
+        self._staled += 1
 
     def _log(
         self, kind: Kind, text: str, level: Level = Level.INFO, user: str = "", cell: str = "", service: str = "",
@@ -267,12 +285,17 @@ class Watch:
                 user=user,
                 cell=cell,
                 zone=self._cells[cell].zone if cell in self._cells else "",
-                x_m=report.x_m if report is not None else None,
-                y_m=report.y_m if report is not None else None,
+                x_m=marks.known(report.x_m) if report is not None else None,
+                y_m=marks.known(report.y_m) if report is not None else None,
                 service=service or self._service_of(user),
                 node=node,
             )
         )
+
+    def _user_of(self, service: str) -> str:
+        """Whom it was deployed for; "" for one that nobody asked the planner for."""
+        sessions = self._planning.deployment.sessions.values()
+        return next((session.user for session in sessions if session.service == service), "")
 
     def _service_of(self, user: str) -> str:
         session = self._planning.deployment.sessions.get(user) if user else None

@@ -1,23 +1,34 @@
 """Notifications on their way: posted to a subscriber's address, or sent on the websocket that it has open.
 
 A subscriber that is slow or gone costs a bounded queue and nobody else's time: each has a worker of its own that ends
-when it has nothing to do, and what a full queue cannot take is dropped, the oldest first.
+when it has nothing to do, what a full queue cannot take is dropped, the oldest first, and no host has more than a few
+connections at once. Hosts that were slow the last time share a lane of their own, so that however many of them there
+are, those that answer do not wait for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import httpcore
 import structlog
 
 from whimbrel.controller.mec.reach import Allowed, Guard
+from whimbrel.controller.mec.waiting import Budget, Waiting
 from whimbrel.controller.planning.complaints import Complaints
 
-QUEUE = 100
 AT_ONCE = 20
+AT_ONCE_TO_HOST = 4
+AT_ONCE_TO_SLOW = 4
+"""To all hosts together that were slow the last time."""
+SLOW_S = 1.0
+MOST_SLOW_HOSTS = 1000
+"""So many are remembered while nothing waits for them."""
 TIMEOUT_S = 5.0
 ATTEMPTS = 3
 AGAIN_AFTER_S = 0.5
@@ -28,9 +39,15 @@ log = structlog.get_logger()
 
 @dataclass
 class _Outbox:
-    waiting: deque[tuple[str, bytes]] = field(default_factory=lambda: deque(maxlen=QUEUE))
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: Waiting
     worker: asyncio.Task[None] | None = None
+
+
+@dataclass
+class _Host:
+    turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE_TO_HOST))
+    users: int = 0
+    slow: bool = False
 
 
 class Deliverer:
@@ -38,11 +55,16 @@ class Deliverer:
 
     def __init__(self, allowed: Allowed) -> None:
         self._pool = httpcore.AsyncConnectionPool(
-            network_backend=Guard(allowed), max_connections=AT_ONCE, max_keepalive_connections=0, retries=0
+            network_backend=Guard(allowed),
+            max_connections=AT_ONCE + AT_ONCE_TO_SLOW,
+            max_keepalive_connections=0,
+            retries=0,
         )
+        self._budget = Budget()
         self._outboxes: dict[str, _Outbox] = {}
-        self._sockets: dict[str, set[asyncio.Queue[bytes | None]]] = {}
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._sockets: dict[str, set[Waiting]] = {}
+        self._hosts: dict[str, _Host] = {}
+        self._quick, self._slow = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE_TO_SLOW)
         self._complaints = Complaints()
 
     async def close(self) -> None:
@@ -57,31 +79,52 @@ class Deliverer:
         """End all websockets: the controller stops."""
         for queues in self._sockets.values():
             for queue in queues:
-                _put(queue, None)
+                queue.end()
 
     # --- by HTTP --------------------------------------------------------------------------------------------
     def post(self, subscription: str, url: str, body: bytes) -> None:
         """In the order of the calls, for each subscription."""
-        outbox = self._outboxes.setdefault(subscription, _Outbox())
-        if len(outbox.waiting) == QUEUE:
-            self._complaints.tell(subscription, "a subscriber is too slow: its oldest notification is dropped")
-        outbox.waiting.append((url, body))
-        outbox.news.set()
+        outbox = self._outboxes.get(subscription)
+        if outbox is None:
+            outbox = self._outboxes[subscription] = _Outbox(Waiting(self._budget))
+        if not outbox.waiting.put(url, body):
+            self._complaints.tell(subscription, "subscribers are too slow: the oldest notifications are dropped")
         if outbox.worker is None:
             outbox.worker = asyncio.create_task(self._work(subscription, outbox), name=f"notify {subscription}")
 
     async def _work(self, subscription: str, outbox: _Outbox) -> None:
         while True:
-            while outbox.waiting:
-                await self._deliver(subscription, *outbox.waiting.popleft())
-            outbox.news.clear()
             try:
                 async with asyncio.timeout(IDLE_S):
-                    await outbox.news.wait()
+                    item = await outbox.waiting.get()
             except TimeoutError:
                 if not outbox.waiting:
                     break
+                continue
+            if item is not None:
+                await self._deliver(subscription, *item)
         del self._outboxes[subscription]
+
+    @asynccontextmanager
+    async def _turn(self, url: str) -> AsyncIterator[None]:
+        """A connection's share: of the host's, and of those that are as quick as it."""
+        name = (urlsplit(url).hostname or "").lower()
+        host = self._hosts.setdefault(name, _Host())
+        host.users += 1
+        try:
+            async with host.turn, self._slow if host.slow else self._quick:
+                began_s = time.monotonic()
+                try:
+                    async with asyncio.timeout(TIMEOUT_S):
+                        yield
+                    host.slow = time.monotonic() - began_s > SLOW_S
+                except TimeoutError:
+                    host.slow = True
+                    raise
+        finally:
+            host.users -= 1
+            if not host.users and (not host.slow or len(self._hosts) > MOST_SLOW_HOSTS):
+                del self._hosts[name]
 
     async def _deliver(self, subscription: str, url: str, body: bytes) -> None:
         why = ""
@@ -89,7 +132,7 @@ class Deliverer:
             if attempt:
                 await asyncio.sleep(AGAIN_AFTER_S * 2**attempt)
             try:
-                async with self._at_once, asyncio.timeout(TIMEOUT_S):
+                async with self._turn(url):
                     status = await self._post(url, body)
             except TimeoutError:
                 why = f"no answer within {TIMEOUT_S:g} s"
@@ -118,16 +161,21 @@ class Deliverer:
         """Whether anybody listens there."""
         queues = self._sockets.get(subscription, ())
         for queue in queues:
-            _put(queue, body)
+            queue.put("", body)
         return bool(queues)
 
-    def open(self, subscription: str) -> asyncio.Queue[bytes | None]:
-        """For one websocket; None in it: hang up."""
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE)
+    def open(self, subscription: str) -> Waiting:
+        """For one websocket; it hangs up when this ends."""
+        queue = Waiting(self._budget)
         self._sockets.setdefault(subscription, set()).add(queue)
         return queue
 
-    def closed(self, subscription: str, queue: asyncio.Queue[bytes | None]) -> None:
+    def opened(self, subscription: str) -> int:
+        """How many websockets it has."""
+        return len(self._sockets.get(subscription, ()))
+
+    def closed(self, subscription: str, queue: Waiting) -> None:
+        queue.clear()
         queues = self._sockets.get(subscription)
         if queues is not None:
             queues.discard(queue)
@@ -137,14 +185,7 @@ class Deliverer:
     def forget(self, subscription: str) -> None:
         """It is over: what was not sent yet is still sent, its websockets end."""
         for queue in self._sockets.get(subscription, ()):
-            _put(queue, None)
-
-
-def _put(queue: asyncio.Queue[bytes | None], body: bytes | None) -> None:
-    """In the place of the oldest where it is full."""
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(body)
+            queue.end()
 
 
 def _host_of(url: str) -> str:

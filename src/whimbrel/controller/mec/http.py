@@ -13,11 +13,16 @@ import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection
 
+from whimbrel.controller.access import Caller, TokenRole
+from whimbrel.controller.http.guard import CALLER
 from whimbrel.controller.problems import problem, status_of
 from whimbrel.model.errors import BadInput, WhimbrelError
 
 MOST_BODY_BYTES = 256 << 10
+MOST_DEPTH = 32
+"""Of lists and objects in each other; the specifications' own values have less than ten."""
 JSON = "application/json"
 PROBLEM = "application/problem+json"
 
@@ -94,9 +99,28 @@ async def read_json(request: Request) -> Any:
     """The body. Raises Problem 413 and 415, BadInput."""
     body = await read_bytes(request)
     try:
-        return msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"the body is no JSON: {error}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Whatever works its way down through the value afterwards may do so by recursion. Raises BadInput."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        parts = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [part for one in parts for part in one if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> BadInput:
+    return BadInput(f"the body has more than {MOST_DEPTH} lists and objects in each other: send a flatter one")
 
 
 def convert(value: Any, kind: type[T]) -> T:
@@ -109,6 +133,16 @@ def convert(value: Any, kind: type[T]) -> T:
 
 async def read(request: Request, kind: type[T]) -> T:
     return convert(await read_json(request), kind)
+
+
+def caller_of(request: HTTPConnection) -> Caller | None:
+    """Who asks, as the guard found out."""
+    return request.scope.get(CALLER)
+
+
+def may_see(caller: Caller | None, owner: str) -> bool:
+    """What a consumer made is its own: for other consumers it is not there. None: the controller itself."""
+    return caller is None or caller.role is not TokenRole.CONSUMER or caller.name == owner
 
 
 def answer(value: Any, status: int = 200, *, location: str = "", tagged: bool = False) -> Response:

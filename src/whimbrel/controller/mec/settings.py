@@ -23,7 +23,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from whimbrel.controller.listen import Listen
 from whimbrel.controller.mec.reach import Allowed, allowed_of
 from whimbrel.controller.places import Cell, Place
 from whimbrel.model.errors import BadInput
@@ -55,8 +54,9 @@ class MecConfig(msgspec.Struct, frozen=True, kw_only=True):
     places: dict[str, Place] = {}
 
 
-def mec_of(entry: MecEntry, listen: Listen, cells: Sequence[Cell]) -> MecConfig:
-    """`cells`: of all base stations, in the order of the configuration. Raises BadInput."""
+def mec_of(entry: MecEntry, cells: Sequence[Cell], *, local: bool) -> MecConfig:
+    """`cells`: of all base stations, in the order of the configuration. `local`: only users of this host can call; who
+    comes through a proxy is none of them. Raises BadInput."""
     if not re.fullmatch(r"[0-9]{5,6}", entry.plmn):
         raise BadInput(f"[mec] plmn {entry.plmn!r} is no network: write its MCC and MNC, five or six digits")
     url = entry.url.rstrip("/")
@@ -67,7 +67,7 @@ def mec_of(entry: MecEntry, listen: Listen, cells: Sequence[Cell]) -> MecConfig:
         if name not in stations:
             raise BadInput(f"[mec.cells] {name}: there is no gateway of that name among the nodes")
     return MecConfig(
-        callbacks=allowed_of(entry.callbacks, local=listen.is_local),
+        callbacks=allowed_of(entry.callbacks, local=local),
         url=url,
         mcc=entry.plmn[:3],
         mnc=entry.plmn[3:],

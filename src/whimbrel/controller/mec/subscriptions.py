@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
+from whimbrel.controller.access import Caller
 from whimbrel.controller.mec.book import MecBook
 from whimbrel.controller.mec.common import (
     ExpiryNotification,
@@ -26,11 +29,16 @@ from whimbrel.controller.mec.common import (
     Wire,
 )
 from whimbrel.controller.mec.delivery import Deliverer
-from whimbrel.controller.mec.http import Problem, convert, encode, forbidden, not_found
+from whimbrel.controller.mec.http import Problem, caller_of, convert, encode, forbidden, may_see, not_found
 from whimbrel.controller.mec.reach import Allowed, check_url
+from whimbrel.controller.mec.waiting import Waiting
 from whimbrel.model.errors import Refused, WhimbrelError
 
 MOST = 2000
+MOST_BYTES = 32 << 20
+"""Of all subscriptions of an interface together, as they are kept."""
+MOST_SOCKETS = 4
+"""Of one subscription."""
 NOTICE_S = 10.0
 """So long before its end a subscriber is told of it; at once where it is nearer."""
 LOOK_EVERY_S = 0.25
@@ -39,7 +47,8 @@ log = structlog.get_logger()
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a subscription comes to, whatever its kind. `expires_unix_s` 0: never. `notice`: its end is told ahead."""
+    """What a subscription comes to, whatever its kind. `expires_unix_s` 0: never. `notice`: its end is told ahead.
+    `owner`: the name of the token that made it."""
 
     id: str
     kind: str
@@ -48,17 +57,21 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     websocket: bool = False
     expires_unix_s: float = 0.0
     notice: bool = True
+    owner: str = ""
 
 
 @dataclass
 class Subscription:
     """`value` is the resource as the API shows it; `state` is for whoever evaluates it, and lives as long as the
-    controller."""
+    controller. `test_waits`: a test notification, for a websocket that is still to be opened. `over`: nothing will be
+    told any more, it is to be removed."""
 
     terms: Terms
     value: Any
     state: Any = None
     noticed: bool = False
+    test_waits: bool = False
+    over: bool = False
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +92,8 @@ class Subscriptions:
         self._api, self._kinds, self._book = api, kinds, book
         self._deliverer, self._allowed = deliverer, allowed
         self._all: dict[str, Subscription] = {}
+        self._sizes: dict[str, int] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.on_end: Callable[[Subscription], None] = lambda _: None
 
     async def load(self) -> None:
@@ -87,17 +102,19 @@ class Subscriptions:
             if row.terms.kind in self._kinds:
                 value = convert(row.value, self._kinds[row.terms.kind])
                 self._all[row.terms.id] = Subscription(row.terms, value)
+                self._sizes[row.terms.id] = len(text)
 
-    def of_kind(self, *kinds: str) -> list[Subscription]:
-        return [one for one in self._all.values() if one.terms.kind in kinds]
+    # `caller`: only what this one may see; None: all.
+    def of_kind(self, *kinds: str, caller: Caller | None = None) -> list[Subscription]:
+        return [one for one in self.all(caller) if one.terms.kind in kinds]
 
-    def all(self) -> list[Subscription]:
-        return list(self._all.values())
+    def all(self, caller: Caller | None = None) -> list[Subscription]:
+        return [one for one in self._all.values() if may_see(caller, one.terms.owner)]
 
-    def get(self, subscription_id: str, *kinds: str) -> Subscription:
+    def get(self, subscription_id: str, *kinds: str, caller: Caller | None = None) -> Subscription:
         """Raises Problem 404."""
         found = self._all.get(subscription_id)
-        if found is None or (kinds and found.terms.kind not in kinds):
+        if found is None or (kinds and found.terms.kind not in kinds) or not may_see(caller, found.terms.owner):
             raise not_found(f"there is no subscription {subscription_id!r}")
         return found
 
@@ -108,39 +125,75 @@ class Subscriptions:
         except Refused as error:
             raise forbidden(str(error)) from None
 
-    async def put(self, terms: Terms, value: Wire) -> Subscription:
-        """A new one, or another in the place of the one with this id. Raises BadInput, Problem 403 and 429."""
+    async def put(self, terms: Terms, value: Wire, caller: Caller | None, *, new: bool) -> Subscription:
+        """A new one, or another in the place of the one with this id. Raises BadInput, Problem 403, 404 and 429,
+        Unreachable (the database is away: nothing has changed)."""
         if terms.notify_url:
             self.check_callback(terms.notify_url)
         if terms.expires_unix_s and terms.expires_unix_s <= time.time():
             raise Problem(400, "the subscription would be over already: give a deadline that is still to come")
-        if terms.id not in self._all and len(self._all) >= MOST:
+        async with self._lock_of(terms.id):
+            owner = caller.name if caller is not None else ""
+            if not new:
+                owner = self.get(terms.id, caller=caller).terms.owner  # it may be gone meanwhile
+            terms = msgspec.structs.replace(terms, owner=owner)
+            row = encode(_Row(terms=terms, value=msgspec.to_builtins(value))).decode()
+            self._check_room(terms.id, len(row), new=new)
+            before = self._sizes.get(terms.id)
+            self._sizes[terms.id] = len(row)  # at once: nobody else has this room meanwhile
+            try:
+                await asyncio.to_thread(self._book.put, self._api, terms.id, row)
+            except BaseException:
+                self._sizes.pop(terms.id)
+                if before is not None:
+                    self._sizes[terms.id] = before
+                raise
+            subscription = self._all[terms.id] = Subscription(terms, value)
+            return subscription
+
+    def _check_room(self, subscription_id: str, size_bytes: int, *, new: bool) -> None:
+        """Raises Problem 429."""
+        if new and len(self._sizes) >= MOST:
             raise Problem(429, f"there are {MOST} subscriptions already: remove one first")
-        row = encode(_Row(terms=terms, value=msgspec.to_builtins(value))).decode()
-        await asyncio.to_thread(self._book.put, self._api, terms.id, row)
-        subscription = self._all[terms.id] = Subscription(terms, value)
-        return subscription
+        if sum(self._sizes.values()) - self._sizes.get(subscription_id, 0) + size_bytes > MOST_BYTES:
+            raise Problem(429, f"the subscriptions take {MOST_BYTES >> 20} MiB already: remove one first")
 
-    async def remove(self, subscription_id: str, *kinds: str) -> None:
-        """Raises Problem 404."""
-        subscription = self.get(subscription_id, *kinds)
-        del self._all[subscription_id]
-        self._deliverer.forget(subscription_id)
-        self.on_end(subscription)
-        await asyncio.to_thread(self._book.remove, self._api, subscription_id)
+    async def remove(self, subscription_id: str, *kinds: str, caller: Caller | None = None) -> None:
+        """Raises Problem 404, Unreachable (the database is away: it is still there)."""
+        async with self._lock_of(subscription_id):
+            subscription = self.get(subscription_id, *kinds, caller=caller)
+            await asyncio.to_thread(self._book.remove, self._api, subscription_id)
+            del self._all[subscription_id], self._sizes[subscription_id]
+            self._deliverer.forget(subscription_id)
+            self.on_end(subscription)
 
-    def notify(self, subscription: Subscription, message: Any) -> None:
-        """By websocket where it asked for one and has it open, else to its address."""
+    def _lock_of(self, subscription_id: str) -> asyncio.Lock:
+        """One change of a subscription after the other: what is kept is what is known here."""
+        lock = self._locks.get(subscription_id)
+        if lock is None:
+            lock = self._locks[subscription_id] = asyncio.Lock()
+        return lock
+
+    def notify(self, subscription: Subscription, message: Any) -> bool:
+        """By websocket where it asked for one and has it open, else to its address. Whether there was a way."""
         terms, body = subscription.terms, encode(message)
         if terms.websocket and self._deliverer.send(terms.id, body):
-            return
+            return True
         if terms.notify_url:
             self._deliverer.post(terms.id, terms.notify_url, body)
+        return bool(terms.notify_url)
 
     def test(self, subscription: Subscription) -> None:
-        """MEC 009, clause 6.12a."""
+        """MEC 009, clause 6.12a; where there is only a websocket, once it is open."""
         links = SubscriptionLink(subscription=LinkType(href=subscription.terms.href))
-        self.notify(subscription, TestNotification(links=links, notification_type="TestNotification"))
+        message = TestNotification(links=links, notification_type="TestNotification")
+        subscription.test_waits = not self.notify(subscription, message)
+
+    def opened(self, subscription_id: str) -> None:
+        """A websocket of it."""
+        subscription = self._all.get(subscription_id)
+        if subscription is not None and subscription.test_waits:
+            self.test(subscription)
 
     async def keep(self) -> None:
         """End what is due, for ever."""
@@ -148,13 +201,13 @@ class Subscriptions:
             await asyncio.sleep(LOOK_EVERY_S)
             now_s = time.time()
             for one in self.all():
-                left_s = one.terms.expires_unix_s - now_s
-                if not one.terms.expires_unix_s or left_s > NOTICE_S:
+                left_s = one.terms.expires_unix_s - now_s if one.terms.expires_unix_s else math.inf
+                if left_s > NOTICE_S and not one.over:
                     continue
-                if not one.noticed:
+                if not one.noticed and not one.over:
                     one.noticed = True
                     self._give_notice(one)
-                if left_s <= 0:
+                if left_s <= 0 or one.over:
                     with contextlib.suppress(WhimbrelError):  # the database is away: it ends at the next look
                         await self.remove(one.terms.id)
                         log.info("a subscription is over", id=one.terms.id, kind=one.terms.kind)
@@ -204,16 +257,17 @@ def websocket_routes(prefix: str, subscriptions: Subscriptions, deliverer: Deliv
 
     @routes.websocket("/subscriptions/{subscription_id}/websocket")
     async def notifications(socket: WebSocket, subscription_id: str) -> None:
-        """Who knows the id of a subscription that asked for a websocket has its notifications here."""
+        """A subscription that asked for a websocket has its notifications here."""
         try:
-            found = subscriptions.get(subscription_id)
+            found = subscriptions.get(subscription_id, caller=caller_of(socket))
         except Problem:
             found = None
-        if found is None or not found.terms.websocket:
+        if found is None or not found.terms.websocket or deliverer.opened(subscription_id) >= MOST_SOCKETS:
             await socket.close(code=1008)
             return
         await socket.accept()
         queue = deliverer.open(subscription_id)
+        subscriptions.opened(subscription_id)
         sending = asyncio.create_task(_send(socket, queue))
         try:
             while not sending.done():
@@ -231,8 +285,8 @@ def websocket_routes(prefix: str, subscriptions: Subscriptions, deliverer: Deliv
     return routes
 
 
-async def _send(socket: WebSocket, queue: asyncio.Queue[bytes | None]) -> None:
+async def _send(socket: WebSocket, queue: Waiting) -> None:
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # it closed meanwhile
-        while (body := await queue.get()) is not None:
-            await socket.send_text(body.decode())
+        while (item := await queue.get()) is not None:
+            await socket.send_text(item[1].decode())
         await socket.close()

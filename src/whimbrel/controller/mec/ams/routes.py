@@ -27,6 +27,7 @@ from whimbrel.controller.mec.http import (
     Problem,
     answer,
     base_url,
+    caller_of,
     check_match,
     convert,
     not_found,
@@ -74,7 +75,7 @@ def _registration_routes(mobility: Mobility) -> APIRouter:
 
     @routes.get("")
     async def find(request: Request) -> Response:
-        items = [msgspec.to_builtins(info) for info in registrations.all()]
+        items = [msgspec.to_builtins(info) for info in registrations.all(caller_of(request))]
         return answer(select(items, request.query_params, REGISTRATION))
 
     @routes.post("")
@@ -83,34 +84,34 @@ def _registration_routes(mobility: Mobility) -> APIRouter:
         wanted = info.app_mobility_service_id
         if wanted and not ID.fullmatch(wanted):
             raise BadInput(f"appMobilityServiceId {wanted!r} is not valid: use 1 to 128 of a-z, A-Z, 0-9 and ._~-")
-        info = await registrations.add(info)
+        info = await registrations.add(info, caller_of(request))
         location = f"{request.url.path}/{info.app_mobility_service_id}"
         return answer(info, 201, location=location, tagged=True)
 
     @routes.get("/{registration_id}")
-    async def show(registration_id: str) -> Response:
-        return answer(registrations.get(registration_id), tagged=True)
+    async def show(registration_id: str, request: Request) -> Response:
+        return answer(registrations.get(registration_id, caller_of(request)), tagged=True)
 
     @routes.put("/{registration_id}")
     async def change(registration_id: str, request: Request) -> Response:
-        before = registrations.get(registration_id)
+        before = registrations.get(registration_id, caller_of(request))
         info = await registration(request)
         check_match(request, before)
         if info.app_mobility_service_id not in ("", registration_id):
             raise Problem(422, f"the body is of {info.app_mobility_service_id!r}, the address of {registration_id!r}")
         info = msgspec.structs.replace(info, app_mobility_service_id=registration_id)
-        return answer(await registrations.put(info), tagged=True)
+        return answer(await registrations.change(info, caller_of(request)), tagged=True)
 
     @routes.delete("/{registration_id}")
-    async def remove(registration_id: str) -> Response:
-        await registrations.remove(registration_id)
+    async def remove(registration_id: str, request: Request) -> Response:
+        await registrations.remove(registration_id, caller_of(request))
         return nothing()
 
     @routes.post("/{registration_id}/deregister_task")
     @routes.post("/{registration_id}/deregisterTask")
-    async def deregister(registration_id: str) -> Response:
+    async def deregister(registration_id: str, request: Request) -> Response:
         """The standard's text and its test suites write the name differently."""
-        await registrations.remove(registration_id)
+        await registrations.remove(registration_id, caller_of(request))
         return nothing()
 
     return routes
@@ -120,7 +121,7 @@ def _subscription_routes(mobility: Mobility, url: str) -> APIRouter:
     routes = router(f"{PREFIX}/subscriptions", JSON)
     subscriptions = mobility.subscriptions
 
-    async def put(request: Request, subscription_id: str) -> AnySubscription:
+    async def put(request: Request, subscription_id: str, *, new: bool) -> AnySubscription:
         body = modern(await read_json(request))
         kind = body.get("subscriptionType") if isinstance(body, dict) else None
         if not isinstance(kind, str) or kind not in KINDS:
@@ -133,7 +134,7 @@ def _subscription_routes(mobility: Mobility, url: str) -> APIRouter:
         )  # fmt: skip
         links = SelfLink(this=LinkType(href=href))
         value = msgspec.structs.replace(value, links=links, websock_notif_config=websocket)
-        subscription = await subscriptions.put(terms, value)
+        subscription = await subscriptions.put(terms, value, caller_of(request), new=new)
         if kind == ADJACENT:
             await mobility.look_around([subscription])
         if value.request_test_notification is True:
@@ -146,26 +147,31 @@ def _subscription_routes(mobility: Mobility, url: str) -> APIRouter:
         kind = ASKED.get(asked, asked)
         if kind not in KINDS:
             raise BadInput(f"subscriptionType {asked!r} is none: use {' or '.join(ASKED)}")
-        return answer(listed(f"{base_url(request, url)}{PREFIX}/subscriptions", subscriptions.of_kind(kind)))
+        return answer(
+            listed(
+                f"{base_url(request, url)}{PREFIX}/subscriptions",
+                subscriptions.of_kind(kind, caller=caller_of(request)),
+            )
+        )
 
     @routes.post("")
     async def subscribe(request: Request) -> Response:
         subscription_id = new_id()
-        value = await put(request, subscription_id)
+        value = await put(request, subscription_id, new=True)
         return answer(value, 201, location=f"{request.url.path}/{subscription_id}", tagged=True)
 
     @routes.get("/{subscription_id}")
-    async def show(subscription_id: str) -> Response:
-        return answer(subscriptions.get(subscription_id).value, tagged=True)
+    async def show(subscription_id: str, request: Request) -> Response:
+        return answer(subscriptions.get(subscription_id, caller=caller_of(request)).value, tagged=True)
 
     @routes.put("/{subscription_id}")
     async def change(subscription_id: str, request: Request) -> Response:
-        check_match(request, subscriptions.get(subscription_id).value)
-        return answer(await put(request, subscription_id), tagged=True)
+        check_match(request, subscriptions.get(subscription_id, caller=caller_of(request)).value)
+        return answer(await put(request, subscription_id, new=False), tagged=True)
 
     @routes.delete("/{subscription_id}")
-    async def remove(subscription_id: str) -> Response:
-        await subscriptions.remove(subscription_id)
+    async def remove(subscription_id: str, request: Request) -> Response:
+        await subscriptions.remove(subscription_id, caller=caller_of(request))
         return nothing()
 
     return routes
@@ -176,7 +182,9 @@ def _other_routes(mobility: Mobility) -> APIRouter:
 
     @routes.get("/queries/adjacent_app_instances")
     async def adjacent(request: Request) -> Response:
-        items: list[dict[str, Any]] = [msgspec.to_builtins(info) for info in await mobility.adjacent()]
+        items: list[dict[str, Any]] = [
+            msgspec.to_builtins(info) for info in await mobility.adjacent(caller_of(request))
+        ]
         return answer(select(items, request.query_params, NEIGHBOUR))
 
     @routes.post("/uri_provided_by_subscriber")

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from whimbrel.controller.access import Caller
 from whimbrel.controller.mec.ams.models import (
     ADJACENT,
     KINDS,
@@ -37,7 +38,7 @@ from whimbrel.controller.mec.ams.models import (
 )
 from whimbrel.controller.mec.book import MecBook
 from whimbrel.controller.mec.common import TimeStamp
-from whimbrel.controller.mec.http import Problem, encode, forbidden, not_found
+from whimbrel.controller.mec.http import Problem, encode, forbidden, may_see, not_found
 from whimbrel.controller.mec.people import People
 from whimbrel.controller.mec.subscriptions import Subscription, Subscriptions
 from whimbrel.controller.planning.deploy import Deployment
@@ -48,8 +49,12 @@ from whimbrel.model.service import ServiceStatus
 
 REGISTRATIONS = "ams-registration"
 MOST_REGISTRATIONS = 10_000
+MOST_REGISTRATION_BYTES = 32 << 20
+"""Of all registrations together, as they are kept."""
 LOOK_EVERY_S = 0.5
 NEIGHBOURS_EVERY_S = 2.0
+FIND_S = 1.0
+"""A node that does not answer holds the news of a migration up no longer."""
 
 log = structlog.get_logger()
 
@@ -57,6 +62,7 @@ log = structlog.get_logger()
 class _Row(msgspec.Struct, frozen=True, kw_only=True):
     info: RegistrationInfo
     expires_unix_s: float = 0.0
+    owner: str = ""
 
 
 class Registrations:
@@ -65,50 +71,63 @@ class Registrations:
     def __init__(self, book: MecBook) -> None:
         self._book = book
         self._rows: dict[str, _Row] = {}
+        self._sizes: dict[str, int] = {}
 
     async def load(self) -> None:
         texts = await asyncio.to_thread(self._book.all, REGISTRATIONS)
         rows = [msgspec.json.decode(text, type=_Row) for text in texts]
         self._rows = {row.info.app_mobility_service_id: row for row in rows}
+        self._sizes = {row.info.app_mobility_service_id: len(text) for row, text in zip(rows, texts, strict=True)}
 
-    def all(self) -> list[RegistrationInfo]:
-        return [row.info for row in self._rows.values()]
+    # `caller`: only what this one may see; None: all.
+    def all(self, caller: Caller | None = None) -> list[RegistrationInfo]:
+        return [row.info for row in self._rows.values() if may_see(caller, row.owner)]
 
-    def get(self, registration_id: str) -> RegistrationInfo:
+    def get(self, registration_id: str, caller: Caller | None = None) -> RegistrationInfo:
         """Raises Problem 404."""
-        if registration_id not in self._rows:
+        row = self._rows.get(registration_id)
+        if row is None or not may_see(caller, row.owner):
             raise not_found(f"there is no application mobility service {registration_id!r}")
-        return self._rows[registration_id].info
+        return row.info
 
-    async def add(self, info: RegistrationInfo) -> RegistrationInfo:
+    async def add(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
         """An id that the client names is its own, if nobody has it. Raises Problem 403 and 429."""
         wanted = info.app_mobility_service_id or f"ams-{secrets.token_hex(8)}"
         if wanted in self._rows:
             raise forbidden(f"application mobility service {wanted!r} is registered already: change it with PUT")
         if len(self._rows) >= MOST_REGISTRATIONS:
             raise Problem(429, f"there are {MOST_REGISTRATIONS} registrations already: remove one first")
-        return await self.put(msgspec.structs.replace(info, app_mobility_service_id=wanted))
+        owner = caller.name if caller is not None else ""
+        return await self._put(msgspec.structs.replace(info, app_mobility_service_id=wanted), owner)
 
-    async def put(self, info: RegistrationInfo) -> RegistrationInfo:
+    async def change(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
+        """Raises Problem 404 and 429."""
+        self.get(info.app_mobility_service_id, caller)
+        return await self._put(info, self._rows[info.app_mobility_service_id].owner)
+
+    async def _put(self, info: RegistrationInfo, owner: str) -> RegistrationInfo:
         seconds = info.expiry_time if info.expiry_time is not msgspec.UNSET else 0
-        row = _Row(info=info, expires_unix_s=time.time() + seconds if seconds else 0.0)
-        name = info.app_mobility_service_id
-        before = self._rows.get(name)
-        self._rows[name] = row  # at once: nobody else can take the name meanwhile
+        row = _Row(info=info, expires_unix_s=time.time() + seconds if seconds else 0.0, owner=owner)
+        name, text = info.app_mobility_service_id, encode(row).decode()
+        before, size = self._rows.get(name), self._sizes.get(name, 0)
+        if sum(self._sizes.values()) - size + len(text) > MOST_REGISTRATION_BYTES:
+            raise Problem(429, f"the registrations take {MOST_REGISTRATION_BYTES >> 20} MiB already: remove one first")
+        self._rows[name], self._sizes[name] = row, len(text)  # at once: nobody else takes name and room meanwhile
         try:
-            await asyncio.to_thread(self._book.put, REGISTRATIONS, name, encode(row).decode())
+            await asyncio.to_thread(self._book.put, REGISTRATIONS, name, text)
         except BaseException:
-            self._rows.pop(name)
+            del self._rows[name], self._sizes[name]
             if before is not None:
-                self._rows[name] = before
+                self._rows[name], self._sizes[name] = before, size
             raise
         return info
 
-    async def remove(self, registration_id: str) -> None:
+    async def remove(self, registration_id: str, caller: Caller | None = None) -> None:
         """Raises Problem 404."""
-        self.get(registration_id)
+        self.get(registration_id, caller)
         await asyncio.to_thread(self._book.remove, REGISTRATIONS, registration_id)
         self._rows.pop(registration_id, None)
+        self._sizes.pop(registration_id, None)
 
     async def end_what_is_due(self) -> None:
         now_s = time.time()
@@ -176,8 +195,12 @@ class Mobility:
     async def _tell(self, service: str, status: MobilityStatus, wanted: Sequence[Subscription]) -> None:
         ids = self._users_of(service)
         try:
-            links = _links_of(await self._services.find(service))
-        except WhimbrelError:  # it runs nowhere that can be seen just now: its name still says what moves
+            async with asyncio.timeout(FIND_S):
+                links = _links_of(await self._services.find(service))
+        except (
+            WhimbrelError,
+            TimeoutError,
+        ):  # it runs nowhere that can be seen just now: its name still says what moves
             links = None
         target = TargetAppInfo(app_instance_id=service, comm_interface=links)
         for one in wanted:
@@ -203,10 +226,10 @@ class Mobility:
         return tuple(dict.fromkeys(ids))
 
     # --- other instances of an application ------------------------------------------------------------------
-    async def adjacent(self) -> list[AdjacentAppInstanceInfo]:
+    async def adjacent(self, caller: Caller | None) -> list[AdjacentAppInstanceInfo]:
         """Of each registered instance the other instances of its application on other hosts."""
         running = (await self._services.list()).services
-        names = dict.fromkeys(info.service_consumer_id.app_instance_id for info in self.registrations.all())
+        names = dict.fromkeys(info.service_consumer_id.app_instance_id for info in self.registrations.all(caller))
         found: list[AdjacentAppInstanceInfo] = []
         for name in names:
             for other in _others(name, running):

@@ -12,6 +12,8 @@ from whimbrel.controller.mec.common import Seconds, Text, TimeStamp, Wire
 POINT = 2
 """ELLIPSOID_POINT of 3GPP TS 23.032."""
 MOST_USERS = 1000
+MOST_PAIRS = 2500
+"""Of users whose distance one subscription has measured, twice a second."""
 
 Degrees = Annotated[float, msgspec.Meta(ge=-360, le=360)]
 Metres = Annotated[float, msgspec.Meta(ge=0, le=4.1e7)]

@@ -15,6 +15,7 @@ from whimbrel.controller.mec.http import (
     PROBLEM,
     answer,
     base_url,
+    caller_of,
     check_match,
     convert,
     not_found,
@@ -24,6 +25,7 @@ from whimbrel.controller.mec.http import (
 )
 from whimbrel.controller.mec.location import models as m
 from whimbrel.controller.mec.location.service import Locations
+from whimbrel.controller.mec.location.watches import pairs_of
 from whimbrel.controller.mec.people import distance_m
 from whimbrel.controller.mec.subscriptions import Terms, new_id
 from whimbrel.model.errors import BadInput
@@ -122,7 +124,7 @@ def _subscription_routes(locations: Locations, kind: m.Kind, url: str) -> APIRou
     routes = router(path, PROBLEM)
     subscriptions = locations.subscriptions
 
-    async def put(request: Request, subscription_id: str) -> Any:
+    async def put(request: Request, subscription_id: str, *, new: bool) -> Any:
         body = await read_json(request)
         if not isinstance(body, dict) or kind.name not in body:
             raise BadInput(f"the body has no {kind.name}")
@@ -130,6 +132,13 @@ def _subscription_routes(locations: Locations, kind: m.Kind, url: str) -> APIRou
         reference = value.callback_reference
         if reference.notification_format is m.NotificationFormat.XML:
             raise BadInput("notifications are JSON here: ask for notificationFormat JSON")
+        if isinstance(value, m.DistanceNotificationSubscription) and pairs_of(value) > m.MOST_PAIRS:
+            raise BadInput(
+                f"that asks for {pairs_of(value)} distances at each look: name fewer users, of {m.MOST_PAIRS} pairs "
+                "at most"
+            )
+        if getattr(value, "interest_realm", ()):
+            raise BadInput("no base station has an interest realm: leave interestRealm out, or nothing would be told")
         if kind.path in (m.TRAFFIC, m.STATUS) and value.zone_id not in locations.people.zones:
             raise not_found(f"there is no zone {value.zone_id[:100]!r}")
         href = f"{base_url(request, url)}{path}/{subscription_id}"
@@ -146,36 +155,36 @@ def _subscription_routes(locations: Locations, kind: m.Kind, url: str) -> APIRou
             notice=False,  # MEC 013 v2.2.1 knows no notice of an end
         )
         value = msgspec.structs.replace(value, resource_url=href)
-        await subscriptions.put(terms, value)
+        await subscriptions.put(terms, value, caller_of(request), new=new)
         return {kind.name: value}
 
-    def shown(subscription_id: str) -> Any:
-        return {kind.name: subscriptions.get(subscription_id, kind.path).value}
+    def shown(subscription_id: str, request: Request) -> Any:
+        return {kind.name: subscriptions.get(subscription_id, kind.path, caller=caller_of(request)).value}
 
     @routes.get("")
     async def find(request: Request) -> Response:
-        found = [one.value for one in subscriptions.of_kind(kind.path)]
+        found = [one.value for one in subscriptions.of_kind(kind.path, caller=caller_of(request))]
         here = f"{base_url(request, url)}{path}"
         return answer({"notificationSubscriptionList": {"resourceURL": here, kind.name: found}})
 
     @routes.post("")
     async def subscribe(request: Request) -> Response:
         subscription_id = new_id()
-        value = await put(request, subscription_id)
+        value = await put(request, subscription_id, new=True)
         return answer(value, 201, location=f"{request.url.path}/{subscription_id}", tagged=True)
 
     @routes.get("/{subscription_id}")
-    async def show(subscription_id: str) -> Response:
-        return answer(shown(subscription_id), tagged=True)
+    async def show(subscription_id: str, request: Request) -> Response:
+        return answer(shown(subscription_id, request), tagged=True)
 
     @routes.put("/{subscription_id}")
     async def change(subscription_id: str, request: Request) -> Response:
-        check_match(request, shown(subscription_id))
-        return answer(await put(request, subscription_id), tagged=True)
+        check_match(request, shown(subscription_id, request))
+        return answer(await put(request, subscription_id, new=False), tagged=True)
 
     @routes.delete("/{subscription_id}")
-    async def remove(subscription_id: str) -> Response:
-        await subscriptions.remove(subscription_id, kind.path)
+    async def remove(subscription_id: str, request: Request) -> Response:
+        await subscriptions.remove(subscription_id, kind.path, caller=caller_of(request))
         return nothing()
 
     return routes

@@ -23,6 +23,8 @@ from whimbrel.controller.mec.subscriptions import Subscription, Subscriptions
 from whimbrel.model.errors import WhimbrelError
 
 LOOK_EVERY_S = 0.5
+REST = 4.0
+"""Looks that take long are followed by so many times the pause: they never have more than a fifth of the controller."""
 
 log = structlog.get_logger()
 
@@ -180,14 +182,21 @@ class Locations:
 
     async def keep_looking(self) -> None:
         """Places change all the time: who watches them is looked after here, for ever."""
+        took_s = 0.0
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(max(LOOK_EVERY_S, REST * took_s))
             self.people.look()
+            took_s = 0.0
             for one in self.subscriptions.of_kind(m.CIRCLE, m.DISTANCE, m.PERIODIC):
+                if one.over:
+                    continue
+                began_s = time.monotonic()
                 try:
                     await self._watch(one)
                 except WhimbrelError as error:
                     log.warning("a location subscription cannot be ended", id=one.terms.id, error=str(error))
+                took_s += time.monotonic() - began_s
+                await asyncio.sleep(0)  # others have their turn between any two
 
     async def _watch(self, one: Subscription) -> None:
         message = watch(one, Sights(self.people, self.place_of), time.monotonic())
@@ -197,6 +206,7 @@ class Locations:
             )
             self.subscriptions.notify(one, {"subscriptionNotification": message})
             if message.is_final_notification is True:
+                one.over = True
                 await self.subscriptions.remove(one.terms.id)
 
 

@@ -21,9 +21,14 @@ class Sights:
         user = self.people.named(address)
         return self.people.position(user) if user else None
 
+    def positions(self, addresses: Iterable[str]) -> list[tuple[float, float]]:
+        """Of each user once, by however many addresses it is named, and who is there."""
+        users = dict.fromkeys(user for address in dict.fromkeys(addresses) if (user := self.people.named(address)))
+        return [at for user in users if (at := self.people.position(user)) is not None]
+
     def terminals(self, addresses: Iterable[str]) -> tuple[m.TerminalLocation, ...]:
         found = []
-        for address in addresses:
+        for address in dict.fromkeys(addresses):
             user = self.people.named(address)
             place = self.place_of(user) if user else None
             found.append(
@@ -43,6 +48,12 @@ class _Memory:
     inside: dict[str, bool] = field(default_factory=dict)
     told: dict[str, int] = field(default_factory=dict)
     last_s: float = -1e18
+
+
+def pairs_of(value: m.DistanceNotificationSubscription) -> int:
+    """Distances that one look measures, at most."""
+    monitored, reference = len(set(value.monitored_address)), len(set(value.reference_address))
+    return monitored * reference if reference else monitored * (monitored - 1) // 2
 
 
 def watch(one: Subscription, sights: Sights, now_s: float) -> m.SubscriptionNotification | None:
@@ -69,7 +80,7 @@ def _circle(
     is already there when first seen counts as having crossed it."""
     entering = value.entering_leaving_criteria is m.EnteringLeaving.ENTERING
     crossed = []
-    for address in value.address:
+    for address in dict.fromkeys(value.address):
         at = sights.position(address)
         if at is None:
             continue
@@ -92,8 +103,7 @@ def _distance(
 ) -> m.SubscriptionNotification | None:
     """Once each time that the criterion begins to hold. It is about the monitored users and the reference ones, or,
     where none is named, the monitored ones among themselves."""
-    places = [at for at in map(sights.position, value.monitored_address) if at is not None]
-    others = [at for at in map(sights.position, value.reference_address) if at is not None]
+    places, others = sights.positions(value.monitored_address), sights.positions(value.reference_address)
     if value.reference_address:
         distances = [distance_m(a, b) for a in places for b in others]
     else:

@@ -13,6 +13,7 @@ from whimbrel.controller.mec.http import (
     Problem,
     answer,
     base_url,
+    caller_of,
     check_match,
     convert,
     not_found,
@@ -79,7 +80,9 @@ def _subscription_routes(radio: RadioInformation, url: str) -> APIRouter:
     routes = router(f"{PREFIX}/subscriptions", PROBLEM)
     subscriptions = radio.subscriptions
 
-    async def put(request: Request, subscription_id: str) -> CellChangeSubscription | MeasRepUeSubscription:
+    async def put(
+        request: Request, subscription_id: str, *, new: bool
+    ) -> CellChangeSubscription | MeasRepUeSubscription:
         body = await read_json(request)
         kind = body.get("subscriptionType") if isinstance(body, dict) else None
         if isinstance(kind, str) and kind in NOT_SERVED:
@@ -97,7 +100,7 @@ def _subscription_routes(radio: RadioInformation, url: str) -> APIRouter:
         if isinstance(value, CellChangeSubscription) and not value.filter_criteria_assoc_ho.ho_status:
             criteria = msgspec.structs.replace(value.filter_criteria_assoc_ho, ho_status=(HoStatus.COMPLETED,))
             value = msgspec.structs.replace(value, filter_criteria_assoc_ho=criteria)  # MEC 012, table 6.3.2-1
-        subscription = await subscriptions.put(terms, value)
+        subscription = await subscriptions.put(terms, value, caller_of(request), new=new)
         if value.request_test_notification is True:
             subscriptions.test(subscription)
         return value
@@ -108,27 +111,28 @@ def _subscription_routes(radio: RadioInformation, url: str) -> APIRouter:
         kind = ASKED.get(asked, asked)
         if kind and kind not in KINDS and kind not in NOT_SERVED:
             raise BadInput(f"subscription_type {asked!r} is none: use one of {', '.join(ASKED)}")
-        found = subscriptions.of_kind(kind) if kind else subscriptions.all()
+        caller = caller_of(request)
+        found = subscriptions.of_kind(kind, caller=caller) if kind else subscriptions.all(caller)
         return answer(listed(f"{base_url(request, url)}{PREFIX}/subscriptions", found))
 
     @routes.post("")
     async def subscribe(request: Request) -> Response:
         subscription_id = new_id()
-        value = await put(request, subscription_id)
+        value = await put(request, subscription_id, new=True)
         return answer(value, 201, location=f"{request.url.path}/{subscription_id}", tagged=True)
 
     @routes.get("/{subscription_id}")
-    async def show(subscription_id: str) -> Response:
-        return answer(subscriptions.get(subscription_id).value, tagged=True)
+    async def show(subscription_id: str, request: Request) -> Response:
+        return answer(subscriptions.get(subscription_id, caller=caller_of(request)).value, tagged=True)
 
     @routes.put("/{subscription_id}")
     async def change(subscription_id: str, request: Request) -> Response:
-        check_match(request, subscriptions.get(subscription_id).value)
-        return answer(await put(request, subscription_id), tagged=True)
+        check_match(request, subscriptions.get(subscription_id, caller=caller_of(request)).value)
+        return answer(await put(request, subscription_id, new=False), tagged=True)
 
     @routes.delete("/{subscription_id}")
-    async def remove(subscription_id: str) -> Response:
-        await subscriptions.remove(subscription_id)
+    async def remove(subscription_id: str, request: Request) -> Response:
+        await subscriptions.remove(subscription_id, caller=caller_of(request))
         return nothing()
 
     return routes
