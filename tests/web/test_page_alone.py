@@ -135,7 +135,7 @@ def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromiu
                 ),
             )
             tab.page.goto(address)
-            expect(tab.page.locator("#log .text").first).to_have_text(IMAGE)
+            expect(tab.page.locator("#log .text", has_text=IMAGE)).to_have_count(1)
             for name in ("services", "nodes", "decisions", "experiments"):
                 tab.page.locator(f"#tab-{name}").click()
                 expect(tab.page.locator(f"#pane-{name}")).to_contain_text(SCRIPT)

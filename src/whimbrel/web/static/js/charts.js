@@ -92,7 +92,7 @@ export const spanOf = (first_s, now_s) => Math.min(WINDOW_S, Math.max(LEAST_S, n
 
 /** How long ago its ticks are, the oldest first; none close to either end, where a label has no room. */
 export function ticksOf(span_s) {
-  const step = [2, 5, 10, 15, 30].find((one) => span_s / one <= 4.5) ?? 30;
+  const step = [2.5, 5, 10, 15, 30].find((one) => span_s / one <= 4.5) ?? 30;
   const ticks = [];
   for (let ago = step; ago < span_s * 0.95; ago += step) if (ago > span_s * 0.1) ticks.unshift(ago);
   return ticks;
