@@ -313,7 +313,8 @@ def statuses(inbox: Inbox) -> list[str]:
 def test_mec_consumers_hear_of_the_walk_and_of_a_cancelled_move(
     lab: Lab, inbox: Inbox, consumer: httpx.Client, walker: Walker
 ) -> None:
-    """It has subscribed before the planner begins. Agents, radio, handovers and migrations are the lab's; what comes is held against the planner's own record."""
+    """It has subscribed before the planner begins. Agents, radio, handovers and migrations are the lab's; what comes is
+    held against the planner's own record."""
     begun_unix_s = time.time()
     wait_until(lambda: COMPLETED in statuses(inbox), "a move of the service is told")
     wait_until(lambda: [one for one in moved(lab) if one.made_unix_s > begun_unix_s], "a handover took it along")

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 from playwright.sync_api import Browser, Playwright, Route, expect, sync_playwright
@@ -231,7 +232,7 @@ def test_the_page_comes_back_with_its_controller(controller: LiveController, chr
             tab.close()
 
 
-def test_a_token_is_asked_for_and_the_page_goes_on(tmp_path: Path, chromium: Browser) -> None:
+def test_a_token_is_asked_for_and_logging_out_ends_all(tmp_path: Path, chromium: Browser) -> None:
     with FakeRegion() as region:
         live = LiveController(region, tmp_path)
         digest = hashlib.sha256(TOKEN.encode()).hexdigest()
@@ -244,6 +245,7 @@ def test_a_token_is_asked_for_and_the_page_goes_on(tmp_path: Path, chromium: Bro
         try:
             with dashboard(live.address) as address:
                 ask_for_token(Tab(chromium), address)
+                log_out_ends_the_stream(address)
         finally:
             live.stop()
 
@@ -263,8 +265,25 @@ def ask_for_token(tab: Tab, address: str) -> None:
         assert TOKEN not in tab.page.evaluate("document.cookie + JSON.stringify(localStorage)"), "no script can read it"
         tab.page.reload()
         expect(tab.page.locator("#link-state")).to_have_attribute("data-state", "live")
+        tab.page.get_by_role("button", name="Log out").click()
+        expect(dialog).to_be_visible()
+        expect(tab.page.locator("#fact-nodes")).to_have_text("–")
+        assert tab.page.evaluate("fetch('v1/region').then((answer) => answer.status)") == 401
     finally:
         tab.close()
+
+
+def log_out_ends_the_stream(address: str) -> None:
+    with httpx.Client(base_url=address, timeout=30, trust_env=False) as http:
+        assert http.post("v1/session", json={"token": TOKEN}).status_code == 201
+        with http.stream("GET", "v1/events") as stream:
+            lines = stream.iter_lines()
+            assert any(line == "event: region" for line in lines)
+            assert http.delete("v1/session", headers={"X-Whimbrel": "1"}).status_code == 204
+            for line in lines:  # it ends; it would go on for ever
+                assert line != "event: alive", "nothing more is told"
+        with http.stream("GET", "v1/events", headers={"Authorization": f"Bearer {TOKEN}"}) as stream:
+            assert any(line == "event: alive" for line in stream.iter_lines()), "a token is no session"
 
 
 def test_the_relay_is_for_local_names_only(controller: LiveController) -> None:

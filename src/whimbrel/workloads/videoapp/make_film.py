@@ -61,9 +61,15 @@ def hills(path: Path, color: tuple[int, int, int], top: int, high: int, many: in
         for x in range(WIDTH)
     ]
     inside, outside = bytes((*color, 255)), bytes(4)
-    rows = [b"".join(inside if y >= edge else outside for edge in line) * 2 for y in range(HEIGHT)]
-    head = b"P7\nWIDTH %d\nHEIGHT %d\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" % (2 * WIDTH, HEIGHT)
+    first = highest(top, high)
+    rows = [b"".join(inside if y >= edge else outside for edge in line) * 2 for y in range(first, HEIGHT)]
+    head = b"P7\nWIDTH %d\nHEIGHT %d\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" % (2 * WIDTH, HEIGHT - first)
     path.write_bytes(head + b"".join(rows))
+
+
+def highest(top: int, high: int) -> int:
+    """The first line of a row of hills: an even one, because two lines share a colour."""
+    return (top - round(1.5 * high)) // 2 * 2
 
 
 def clock(path: Path, from_s: int, seconds: int) -> None:
@@ -102,24 +108,17 @@ def _face(second: int) -> bytes:
 def piece(number: int, seconds: int, video_kbps: int, audio_kbps: int) -> None:
     from_s = number * seconds
     clock(Path(f"clock-{number}.raw"), from_s, seconds)
-    inputs = ["-loop", "1", "-framerate", str(FRAMES_PER_S), "-i", "sky.ppm"]
-    chain, below = [], "0"
-    for row, (*_, speed) in enumerate(HILLS, 1):
-        inputs += ["-loop", "1", "-framerate", str(FRAMES_PER_S), "-i", f"hills-{row}.pam"]
-        chain.append(f"[{below}][{row}]overlay=x='-mod((t+{from_s})*{speed},{WIDTH})':y=0[row{row}]")
+    # Each picture is read and turned into the film's colours once, and then repeated: that is most of the work.
+    again = f"loop=loop=-1:size=1,setpts=N/{FRAMES_PER_S}/TB,fps={FRAMES_PER_S}"
+    inputs, chain, below = ["-i", "sky.ppm"], [f"[0]format=yuv420p,{again}[row0]"], "row0"
+    for row, (_, top, high, _, speed) in enumerate(HILLS, 1):
+        inputs += ["-i", f"hills-{row}.pam"]
+        chain.append(f"[{row}]format=yuva420p,{again}[hills{row}]")
+        by = f"-mod((t+{from_s})*{speed},{WIDTH})"
+        chain.append(f"[{below}][hills{row}]overlay=x='{by}':y={highest(top, high)}[row{row}]")
         below = f"row{row}"
-    inputs += [
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "gray",
-        "-s",
-        f"{CLOCK_W}x{CLOCK_H}",
-        "-r",
-        "1",
-        "-i",
-        f"clock-{number}.raw",
-    ]
+    grey = f"-f rawvideo -pix_fmt gray -s {CLOCK_W}x{CLOCK_H} -r 1"
+    inputs += [*grey.split(), "-i", f"clock-{number}.raw"]
     inputs += ["-f", "lavfi", "-i", "sine=frequency=196:beep_factor=2,volume=0.2"]
     chain.append(f"[{below}][{len(HILLS) + 1}]overlay={CLOCK_AT}:eof_action=repeat[film]")
     ffmpeg(

@@ -56,6 +56,8 @@ export const api = {
   cancel: (id) => call("POST", `v1/migrations/${name(id)}/cancel`),
   run: (body) => call("POST", "v1/services", body),
   remove: (service, keepVolumes) => call("DELETE", `v1/services/${name(service)}${keepVolumes ? "?keep_volumes=true" : ""}`),
+  session: () => call("GET", "v1/session"),
+  logOut: () => call("DELETE", "v1/session"),
   experiments: () => call("GET", "v1/experiments"),
   experimentFile: (path) => `v1/experiments/files/${String(path).split("/").map(name).join("/")}`,
 };
