@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from playwright.sync_api import Browser, Playwright, Route, expect, sync_playwri
 
 from fakes import FakeRegion
 from live_controller import LiveController
-from tests.web.browser import Tab, dashboard, launched, program
+from tests.web.browser import Tab, base_of, dashboard, launched, program
 from whimbrel.controller.planning.outcome import concluded
 from whimbrel.model.decision import Decision, Times
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase
@@ -274,7 +272,8 @@ def ask_for_token(tab: Tab, address: str) -> None:
 
 
 def log_out_ends_the_stream(address: str) -> None:
-    with httpx.Client(base_url=address, timeout=30, trust_env=False) as http:
+    with httpx.Client(base_url=base_of(address), timeout=30, trust_env=False) as http:
+        assert http.get(address).status_code == 303
         assert http.post("v1/session", json={"token": TOKEN}).status_code == 201
         with http.stream("GET", "v1/events") as stream:
             lines = stream.iter_lines()
@@ -287,18 +286,26 @@ def log_out_ends_the_stream(address: str) -> None:
 
 
 def test_the_relay_is_for_local_names_only(controller: LiveController) -> None:
-    with dashboard(controller.address) as address:
-        with urllib.request.urlopen(f"{address}v1/health") as answer:
-            assert answer.status == 200
-        host, port = address.removeprefix("http://").rstrip("/").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as conn:
-            conn.sendall(b"GET /v1/region HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
-            assert conn.recv(4096).startswith(b"HTTP/1.1 421 ")
+    with dashboard(controller.address) as address, httpx.Client(base_url=base_of(address), trust_env=False) as http:
+        assert http.get(address).status_code == 303
+        assert http.get("v1/health").status_code == 200
+        evil = http.get("v1/region", headers={"Host": "evil.example"})
+        assert evil.status_code == 421
         for hostile in ("http://evil.example", "null"):
-            question = urllib.request.Request(
-                f"{address}v1/migrations", b"{}", {"Origin": hostile, "Content-Type": "application/json"}
-            )
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(question)
-            assert refused.value.code == 403
-            refused.value.close()
+            assert http.post("v1/migrations", json={}, headers={"Origin": hostile}).status_code == 403
+
+
+def test_the_relay_is_for_those_who_were_told_the_address(controller: LiveController) -> None:
+    """Any user of this machine can connect to its port; the controller's socket is its owner's."""
+    with dashboard(controller.address) as address, httpx.Client(base_url=base_of(address), trust_env=False) as http:
+        for way in ("", "v1/region", "?key=", "?key=wrong", "v1/region?key=wrong"):
+            answer = http.get(way)
+            assert answer.status_code == 403, way
+            assert "the address that `whimbrel dashboard` has printed" in answer.text
+        key = address.partition("key=")[2]
+        for cookie in (f"whimbrel_dashboard_{key[:6]}=wrong", f"another={key}"):
+            assert http.get("v1/region", headers={"Cookie": cookie}).status_code == 403
+        entered = http.get(address)
+        assert (entered.status_code, entered.headers["Location"]) == (303, "/")
+        assert "httponly" in entered.headers["Set-Cookie"].lower()
+        assert http.get("v1/region").status_code == 200
