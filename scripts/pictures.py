@@ -181,7 +181,6 @@ def take(lab_dir: Path, folder: Path) -> None:
             keep(film, "videoapp.png")  # one session, one page, three servers
             dark.locator("#tab-decisions").click()
             keep(dark, "dashboard-dark.png")
-            light.locator("#moves .move-head").nth(1).click()  # a move that is over stays open, with its timeline
             wait(lambda: under_way(controller, (light, phone)), "a migration is under way")
             keep(light, "dashboard.png")
             if not under_way(controller, (light, phone)):

@@ -138,7 +138,7 @@ def test_pictures_of_experiments_are_shown_by_their_figures_names(tab: Tab, addr
 def test_two_figures_of_a_freeze_are_told_apart_and_the_reason_is_to_be_read(tab: Tab, address: str) -> None:
     page = show(tab, address, [("region", region()), ("migration", {"record": record()})])
     shown = page.locator("#moves [data-id='m-1']")
-    expect(shown.locator(".figure")).to_have_text("251 ms frozen, of 2.15 s")
+    expect(shown.locator(".figure")).to_have_text("251 ms of 2.15 s")
     words = shown.locator(".freeze-words")
     expect(words).to_contain_text("Frozen 251 ms: from the service's last instruction at the source to its first at")
     expect(words).to_contain_text("The phase “freeze” around it took 286 ms: hold 29.0 ms, restore 149 ms.")

@@ -74,6 +74,8 @@ export class Arcs {
     if (label.textContent !== words) label.textContent = words;
     label.toggleAttribute("data-bad", !arc.good);
     const spot = spotFor(arc, words, this.taken, view);
+    const half = halfOf(words);
+    this.taken.push({ x0: spot.x - half, x1: spot.x + half, y0: spot.y - HIGH / 2, y1: spot.y + HIGH / 2 });
     const left = `${spot.x.toFixed(0)}px`;
     const top = `${spot.y.toFixed(0)}px`;
     if (label.style.left !== left) label.style.left = left;
@@ -98,12 +100,13 @@ function curve(view, from, to) {
 
 const LETTER = 6.8; // px, about
 const HIGH = 22;
+const halfOf = (words) => Math.min(256, words.length * LETTER + 16) / 2;
 
-/** What the names of servers and services on the map take: they are drawn (`map_ground.js`), so this is a little more. */
+/** What the names of servers, services and base stations on the map take: they are drawn (`map_ground.js`), so this is a little more. */
 function boxes(view, places, services) {
   const on = new Map();
   for (const one of services) on.set(one.node, [...(on.get(one.node) ?? []), one.name]);
-  return [...places.nodes].map(([name, place]) => {
+  const servers = [...places.nodes].map(([name, place]) => {
     const x = view.px(place.x);
     const y = view.py(place.y) - (place.known ? 24 : 0);
     const names = (on.get(name) ?? []).slice(0, 3).map((one) => Math.min(20, one.length) * LETTER);
@@ -112,11 +115,16 @@ function boxes(view, places, services) {
     const turned = x + tags > view.width - 4;
     return { x0: Math.min(x - half, turned ? x - tags : x), x1: Math.max(x + half, turned ? x : x + tags), y0: y - 28, y1: y + Math.max(10, names.length * 19 - 9) };
   });
+  const stations = [...places.stations].map(([name, { x, y, station }]) => {
+    const half = (Math.min(26, Math.max(name.length, text(station.zone).length + 5)) * LETTER) / 2;
+    return { x0: view.px(x) - half, x1: view.px(x) + half, y0: view.py(y) - 10, y1: view.py(y) + 43 };
+  });
+  return [...servers, ...stations];
 }
 
 /** The middle of an arc's name: near the arc's own middle, where it covers no other name, and within the map. */
 export function spotFor(arc, words, taken, view) {
-  const half = Math.min(256, words.length * LETTER + 16) / 2;
+  const half = halfOf(words);
   const along = (t) => {
     const u = 1 - t;
     return { x: u * u * arc.x0 + 2 * u * t * arc.cx + t * t * arc.x1, y: u * u * arc.y0 + 2 * u * t * arc.cy + t * t * arc.y1 };

@@ -71,7 +71,7 @@ export class Migrations {
     if (row.drawn !== record) {
       row.chip.dataset.tone = TONES[record.outcome] ?? "";
       say(row.chip, text(record.outcome));
-      row.figure.replaceChildren(...(over && record.outcome === "done" ? [ms(record.freeze_ms), " ", el("small", {}, `frozen, of ${ms(record.total_ms)}`)] : []));
+      row.figure.replaceChildren(...(over && record.outcome === "done" ? [ms(record.freeze_ms), " ", el("small", {}, `of ${ms(record.total_ms)}`)] : []));
     }
     row.progress.hidden = over;
     row.head.setAttribute("aria-expanded", String(open));
