@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 from whimbrel.bench.dashboard import browser_program
 from whimbrel.controller.client import ControllerClient
@@ -28,8 +29,10 @@ from whimbrel.lab import commands
 from whimbrel.lab.session import lab_session
 from whimbrel.model.application import Application
 from whimbrel.model.errors import WhimbrelError
+from whimbrel.model.migration import Outcome
 from whimbrel.workloads.catalogue import build_workload
 
+T = TypeVar("T")
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MOST_BYTES = 300_000
 SITES = (("harbour", 0.0, 0.0), ("market", 60.0, 35.0), ("station", 120.0, 0.0))
@@ -100,15 +103,40 @@ def keep(page: Page, name: str) -> None:
     )
 
 
-def settle(controller: ControllerClient) -> Any:
-    """When the user has been followed often enough, and nothing is under way."""
+def wait(condition: Callable[[], T | None], what: str) -> T:
+    """What it comes to. Raises WhimbrelError."""
     deadline = time.monotonic() + LONGEST_S
     while time.monotonic() < deadline:
-        done = [one for one in controller.migrations("", 50) if one.outcome == "done"]
-        if len(done) >= MOVES:
-            return done[0]
-        time.sleep(0.1)
-    raise WhimbrelError(f"the service was not moved {MOVES} times within {LONGEST_S:.0f} s")
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise WhimbrelError(f"waited {LONGEST_S:.0f} s in vain: {what}")
+
+
+def watch_film(page: Page, address: str) -> None:
+    """Log in, and see the first picture move."""
+
+    def answers() -> bool:
+        with contextlib.suppress(PlaywrightError):  # it has just been started
+            page.goto(address)
+            return True
+        return False
+
+    wait(answers, "the video service answers")
+    page.get_by_label("User").fill("viewer")
+    page.get_by_label("Password").fill("whimbrel")
+    page.get_by_role("button", name="Log in").click()
+    wait(lambda: page.evaluate("document.getElementById('film')?.currentTime > 1"), "the film plays")
+
+
+def moves(controller: ControllerClient, outcome: Outcome) -> int:
+    return sum(one.outcome is outcome for one in controller.migrations("", 50))
+
+
+def under_way(controller: ControllerClient, pages: Iterable[Page]) -> bool:
+    """The service moves, and the pages show it."""
+    shown = all(page.locator("#moves .progress:not([hidden])").count() for page in pages)
+    return shown and moves(controller, Outcome.RUNNING) > 0
 
 
 def take(lab_dir: Path, folder: Path) -> None:
@@ -136,26 +164,28 @@ def take(lab_dir: Path, folder: Path) -> None:
             assert shown.stdout is not None
             address = shown.stdout.readline().split()[1]
             here = chromium(playwright, folder)
-            pages = {
-                "dashboard.png": page_of(here, address, LAPTOP, dark=False),
-                "dashboard-dark.png": page_of(here, address, LAPTOP, dark=True),
-                "dashboard-phone.png": page_of(here, address, PHONE, dark=False),
-            }
-            settle(controller)
-            time.sleep(0.6)  # the arc of what has just ended is still there
-            pages["dashboard-dark.png"].locator("#tab-decisions").click()
-            for name, page in pages.items():
-                keep(page, name)
-            there = chromium(playwright, folder, commands.node_namespace(USER, lab_dir=lab_dir))
-            service = next(one for one in controller.services() if one.spec.workload == "videoapp")
-            film = page_of(
-                there, f"http://{service.spec.address.split('/')[0]}:8080/", {"width": 1000, "height": 720}, False
+            light, dark, phone = (
+                page_of(here, address, size, dark=is_dark)
+                for size, is_dark in ((LAPTOP, False), (LAPTOP, True), (PHONE, False))
             )
-            film.get_by_label("User").fill("viewer")
-            film.get_by_label("Password").fill("whimbrel")
-            film.get_by_role("button", name="Log in").click()
-            time.sleep(8)
-            keep(film, "videoapp.png")
+            there = chromium(playwright, folder, commands.node_namespace(USER, lab_dir=lab_dir))
+            service = wait(
+                lambda: next((one for one in controller.services() if one.spec.workload == "videoapp"), None),
+                "the user has its service",
+            )
+            film = page_of(there, "about:blank", {"width": 1000, "height": 720}, dark=False)
+            watch_film(film, f"http://{service.spec.address.split('/')[0]}:8080/")
+            begun = moves(controller, Outcome.DONE)
+            wait(lambda: moves(controller, Outcome.DONE) >= begun + MOVES, f"the service was moved {MOVES} times")
+            time.sleep(1.0)  # the film goes on
+            keep(film, "videoapp.png")  # one session, one page, three servers
+            dark.locator("#tab-decisions").click()
+            keep(dark, "dashboard-dark.png")
+            wait(lambda: under_way(controller, (light, phone)), "a migration is under way")
+            keep(light, "dashboard.png")
+            if not under_way(controller, (light, phone)):
+                wait(lambda: under_way(controller, (light, phone)), "another migration is under way")
+            keep(phone, "dashboard-phone.png")
             here.close()
             there.close()
         with contextlib.suppress(WhimbrelError):  # it may be moving: it goes with the lab

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,9 @@ from rich.console import Console
 
 from whimbrel.bench import report, table
 from whimbrel.bench.downtime import Options
+from whimbrel.bench.report import FAIL, PASS
 from whimbrel.bench.trial import next_after, sized
+from whimbrel.cli.main import run
 from whimbrel.model.errors import BadInput
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase
 
@@ -221,3 +224,20 @@ def test_the_baseline_runs_as_often_as_each_strategy() -> None:
 def test_options_are_checked_before_anything_starts(wrong: dict[str, object]) -> None:
     with pytest.raises(BadInput):
         Options(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [
+        ({"summary": [{"promised": PASS}, {"promised": ""}]}, 0),
+        ({"summary": [{"promised": PASS}, {"promised": f"{FAIL}: p50 UDP"}]}, 1),
+        ({"summary": [], "promised": f"{FAIL}: < 60%"}, 1),
+        ({"summary": [{}], "verdict": f"{FAIL}: p99 51.0 ms"}, 1),
+        ({"summary": [{}], "verdict": f"{PASS}: p99 49.0 ms"}, 0),
+    ],
+)
+def test_what_does_not_keep_a_promise_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, result: dict[str, Any], code: int
+) -> None:
+    monkeypatch.setattr("whimbrel.bench.api.run", lambda _: result)
+    assert run(["bench", "api"]) == code

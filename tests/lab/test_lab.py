@@ -152,6 +152,15 @@ def test_the_configurations_tell_capacity_and_paths(tmp_path: Path) -> None:
     assert load_config(config.agent_config(tmp_path, "bs-2")).nat == ("10.99.1.0/24",)
 
 
+def test_the_dashboard_of_a_lab_shows_the_experiments_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config.write_configs(topology.load(), tmp_path / "lab")
+    told = load_controller_config(config.controller_config(tmp_path / "lab"))
+    assert told.experiments_dir == tmp_path / "out", "where `whimbrel experiment run` writes by default"
+
+
 def test_the_configurations_are_what_agents_and_controller_read(tmp_path: Path) -> None:
     plan = topology.load()
     config.write_configs(plan, tmp_path)

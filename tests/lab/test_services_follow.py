@@ -10,17 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
+from inbox import Inbox
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
+from whimbrel.lab.topology import CONTROLLER
 from whimbrel.model.application import Application
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.radio import RequestTimes, UserEvent
+from whimbrel.network import netns
 from whimbrel.workloads.catalogue import build_workload
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="moving containers needs root")]
@@ -259,3 +264,97 @@ def test_whoever_is_killed_the_service_and_its_user_find_each_other(
     wait_until(lambda: walker.answered(again_unix_s) > 20, "the user talks to its service again")
     wait_until(lambda: len(lab.homes()) == 1, "it is in one place only")
     assert lab.controller.service(SERVICE).node in lab.homes()
+
+
+# --- consumers of the MEC interfaces ------------------------------------------------------------------------
+TRIGGERED, COMPLETED, FAILED = (f"INTERHOST_MOVEOUT_{what}" for what in ("TRIGGERED", "COMPLETED", "FAILED"))
+
+
+@pytest.fixture
+def inbox(lab: Lab) -> Iterator[Inbox]:
+    """Beside the lab's controller, in its namespace."""
+    with netns.call(commands.node_namespace(CONTROLLER, lab_dir=lab.directory), Inbox) as found:
+        yield found
+
+
+@pytest.fixture
+def consumer(lab: Lab, inbox: Inbox) -> Iterator[httpx.Client]:
+    """It has subscribed to the service's moves, to handovers, and to the user's way."""
+    transport = httpx.HTTPTransport(uds=str(lab.directory / "controller.sock"))
+    wanted = {
+        "/amsi/v1/subscriptions": {
+            "subscriptionType": "MobilityProcedureSubscription", "callbackReference": inbox.url,
+            "filterCriteria": {"appInstanceId": SERVICE},
+        },
+        "/rni/v2/subscriptions": {
+            "subscriptionType": "CellChangeSubscription", "callbackReference": inbox.url, "filterCriteriaAssocHo": {},
+        },
+        "/location/v2/subscriptions/userTracking": {
+            "userTrackingSubscription": {"callbackReference": {"notifyURL": inbox.url}, "address": f"acr:{USER}"},
+        },
+    }  # fmt: skip
+    with httpx.Client(transport=transport, base_url="http://controller", timeout=20) as http:
+        made = []
+        try:
+            for path, body in wanted.items():
+                answer = http.post(path, json=body)
+                assert answer.status_code == 201, answer.text
+                made.append(answer.headers["Location"])
+            yield http
+        finally:
+            for location in made:
+                http.delete(location)
+
+
+def statuses(inbox: Inbox) -> list[str]:
+    return [one["mobilityStatus"] for one in list(inbox.got) if "mobilityStatus" in one]
+
+
+def test_mec_consumers_hear_of_the_walk_and_of_a_cancelled_move(
+    lab: Lab, inbox: Inbox, consumer: httpx.Client, walker: Walker
+) -> None:
+    """It has subscribed before the planner begins. Agents, radio, handovers and migrations are the lab's; what comes is
+    held against the planner's own record."""
+    begun_unix_s = time.time()
+    wait_until(lambda: COMPLETED in statuses(inbox), "a move of the service is told")
+    wait_until(lambda: [one for one in moved(lab) if one.made_unix_s > begun_unix_s], "a handover took it along")
+    lab.controller.set_planner(paused=True)
+    wait_until(lambda: not running(lab), "nothing is under way")
+    decision = [one for one in moved(lab) if one.made_unix_s > begun_unix_s][-1]
+    assert lab.controller.migration(decision.migration).outcome is Outcome.DONE
+    wait_until(lambda: statuses(inbox)[-1:] == [COMPLETED], "the end is told")
+    assert TRIGGERED in statuses(inbox)[: statuses(inbox).index(COMPLETED)], "the beginning comes first"
+    told = [one for one in inbox.got if one.get("mobilityStatus") == COMPLETED][-1]
+    assert told["targetAppInfo"]["appInstanceId"] == SERVICE
+    place = lab.controller.service(SERVICE).spec.address.split("/")[0]
+    assert {one["host"] for one in told["targetAppInfo"]["commInterface"]["ipAddresses"]} == {place}
+    (user,) = told["associateId"]
+
+    cells = [f"{1 + STATIONS.index(name):07d}" for name in (decision.from_base_station, decision.base_station)]
+
+    def cell_change(one: dict[str, Any]) -> bool:
+        return (
+            one.get("notificationType") == "CellChangeNotification"
+            and [each["value"] for each in one["associateId"]] == [user["value"]]
+            and (one["srcEcgi"]["cellId"], [each["cellId"] for each in one["trgEcgi"]]) == (cells[0], cells[1:])
+        )
+
+    assert inbox.wait(cell_change, "the handover is told")["hoStatus"] == 3
+
+    def entering(one: dict[str, Any]) -> bool:
+        way = one.get("zonalPresenceNotification", {})
+        return (way.get("userEventType"), way.get("currentAccessPointId")) == ("Entering", decision.base_station)
+
+    way = inbox.wait(entering, "the user's way is told")["zonalPresenceNotification"]
+    assert (way["address"], way["zoneId"]) == (f"acr:{USER}", decision.server), "the zone is the edge's of that cell"
+
+    heard = len(statuses(inbox))
+    (lab.failpoints / "rounds").touch()
+    home = lab.controller.service(SERVICE).node
+    record = lab.controller.start_migration(SERVICE, next(edge for edge in EDGES if edge != home))
+    wait_until((lab.failpoints / "rounds.reached").exists, "it is under way")
+    lab.controller.cancel(record.id)
+    (lab.failpoints / "rounds").unlink()
+    wait_until(lambda: statuses(inbox)[heard:] == [TRIGGERED, FAILED], "the cancelled move is told")
+    assert lab.controller.migration(record.id).outcome is Outcome.CANCELLED
+    assert lab.homes() == [home]

@@ -72,6 +72,11 @@ def until(page: Page, expression: str, argument: object = None) -> None:
         time.sleep(0.05)
 
 
+def base_of(address: str) -> str:
+    """Of the dashboard's address, without its key."""
+    return address.partition("?")[0]
+
+
 @contextlib.contextmanager
 def dashboard(controller: str) -> Iterator[str]:
     """`whimbrel dashboard` in front of a controller; the address for a browser."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
-from tests.web.browser import Tab, dashboard, launched, program
+from tests.web.browser import Tab, base_of, dashboard, launched, program
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands
 
@@ -109,6 +109,6 @@ def tab(chromium: Browser, address: str) -> Iterator[Tab]:
     yield opened
     try:
         assert opened.errors == []
-        assert [url for url in opened.outside if not url.startswith(address)] == []
+        assert [url for url in opened.outside if not url.startswith(base_of(address))] == []
     finally:
         opened.close()

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
-import urllib.request
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import msgspec
 import pytest
 from playwright.sync_api import Browser, Playwright, Route, expect, sync_playwright
 
 from fakes import FakeRegion
 from live_controller import LiveController
-from tests.web.browser import Tab, dashboard, launched, program
+from tests.web.browser import Tab, base_of, dashboard, launched, program
+from whimbrel.controller.planning.outcome import concluded
+from whimbrel.model.decision import Decision, Times
+from whimbrel.model.migration import MigrationRecord, Outcome, Phase
+from whimbrel.model.radio import HandoverRecord, UserNote
 
 SCRIPT = "<script>window.broken=1</script>"
 IMAGE = '<img src=x onerror="window.broken=1">'
@@ -121,6 +126,7 @@ def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromiu
         tab = Tab(chromium)
         try:
             tab.page.route("**/v1/events", events_of)
+            tab.page.route("**/v1/log?**", lambda route: route.fulfill(json=[{"id": SCRIPT}, None, 7]))
             tab.page.route(
                 "**/v1/experiments",
                 lambda route: route.fulfill(
@@ -128,7 +134,7 @@ def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromiu
                 ),
             )
             tab.page.goto(address)
-            expect(tab.page.locator("#log .text")).to_have_text(IMAGE)
+            expect(tab.page.locator("#log .text", has_text=IMAGE)).to_have_count(1)
             for name in ("services", "nodes", "decisions", "experiments"):
                 tab.page.locator(f"#tab-{name}").click()
                 expect(tab.page.locator(f"#pane-{name}")).to_contain_text(SCRIPT)
@@ -137,6 +143,73 @@ def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromiu
             assert tab.page.evaluate("window.broken") is None
             assert tab.page.locator("main script, main img").count() == 0
             assert tab.errors == []
+        finally:
+            tab.close()
+
+
+def note(text: str) -> UserNote:
+    return UserNote(user="ue-1", unix_s=time.time(), elapsed_s=0.0, kind="note", text=text)
+
+
+def test_the_log_tells_what_was_before_the_page_was_opened(controller: LiveController, chromium: Browser) -> None:
+    with dashboard(controller.address) as address, controller.client() as client:
+        client.tell(note("before the page"))
+        tab = Tab(chromium)
+        try:
+            tab.page.goto(address)
+            log = tab.page.locator("#log")
+            expect(log.get_by_text("before the page")).to_have_count(1)
+            client.tell(note("while it is open"))
+            expect(log.get_by_text("while it is open")).to_have_count(1)
+            # A new stream, not the browser's own return to the old one: it has no last id to send.
+            tab.page.context.set_offline(True)
+            client.tell(note("while it is away"))
+            tab.page.context.set_offline(False)
+            tab.page.evaluate("dispatchEvent(new Event('online'))")
+            expect(log.get_by_text("while it is away")).to_have_count(1)
+            texts = log.locator(".text").all_inner_texts()
+            times = log.locator("time").all_inner_texts()
+            assert len(texts) == len(set(zip(times, texts, strict=True))), "no line is there twice"
+            mine = [one.split(": ")[1] for one in texts if one.startswith("user ue-1: ")]
+            assert mine == ["while it is away", "while it is open", "before the page"], "the newest stands on top"
+        finally:
+            tab.close()
+
+
+def decision_of_a_move() -> Decision:
+    """As the planner concludes it: it predicted 100 ms for the migration, which took 80, and the handover took 50."""
+    began = Decision(
+        id="d-1", user="ue-1", service="demo-ue-1", planner="orchestrated", order="coordinated", reason="it walks",
+        made_unix_s=1.7e9, from_base_station="gw-1", base_station="gw-2", from_server="n-1", server="n-2",
+        predicted=Times(migration_ms=100.0, interruption_ms=160.0),
+    )  # fmt: skip
+    moved = MigrationRecord(
+        id="m-1", service="demo-ue-1", source="n-1", destination="n-2", strategy="hybrid", outcome=Outcome.DONE,
+        started_unix_s=1.7e9, freeze_ms=80.0, phases=(Phase(name="freeze", start_ms=1000.0, duration_ms=80.0),),
+    )  # fmt: skip
+    changed = HandoverRecord(
+        user="ue-1", source="gw-1", target="gw-2", reason="ordered", unix_s=1.7e9 + 1.080, elapsed_s=1.0,
+        interruption_ms=50.0,
+    )  # fmt: skip
+    return concluded(began, moved, changed, now_unix_s=1.7e9 + 2)
+
+
+def test_a_predictions_error_stands_beside_the_figures_it_is_of(controller: LiveController, chromium: Browser) -> None:
+    decision = decision_of_a_move()
+    assert decision.measured is not None
+    assert decision.measured.interruption_ms != decision.measured.migration_ms
+    stream = f"event: decision\ndata: {msgspec.json.encode(decision).decode()}\n\nretry: 600000\n\n"
+    with dashboard(controller.address) as address:
+        tab = Tab(chromium)
+        try:
+            tab.page.route("**/v1/events", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
+            tab.page.goto(address)
+            tab.page.locator("#tab-decisions").click()
+            whole = f"{decision.measured.interruption_ms:.0f} ms"
+            expect(tab.page.locator("#decisions .why")).to_have_text(
+                "it walks — Migration predicted 100 ms, measured 80.0 ms (off by 25 %). "
+                f"Interruption predicted 160 ms, measured {whole}."
+            )
         finally:
             tab.close()
 
@@ -157,7 +230,7 @@ def test_the_page_comes_back_with_its_controller(controller: LiveController, chr
             tab.close()
 
 
-def test_a_token_is_asked_for_and_the_page_goes_on(tmp_path: Path, chromium: Browser) -> None:
+def test_a_token_is_asked_for_and_logging_out_ends_all(tmp_path: Path, chromium: Browser) -> None:
     with FakeRegion() as region:
         live = LiveController(region, tmp_path)
         digest = hashlib.sha256(TOKEN.encode()).hexdigest()
@@ -170,6 +243,7 @@ def test_a_token_is_asked_for_and_the_page_goes_on(tmp_path: Path, chromium: Bro
         try:
             with dashboard(live.address) as address:
                 ask_for_token(Tab(chromium), address)
+                log_out_ends_the_stream(address)
         finally:
             live.stop()
 
@@ -189,23 +263,49 @@ def ask_for_token(tab: Tab, address: str) -> None:
         assert TOKEN not in tab.page.evaluate("document.cookie + JSON.stringify(localStorage)"), "no script can read it"
         tab.page.reload()
         expect(tab.page.locator("#link-state")).to_have_attribute("data-state", "live")
+        tab.page.get_by_role("button", name="Log out").click()
+        expect(dialog).to_be_visible()
+        expect(tab.page.locator("#fact-nodes")).to_have_text("–")
+        assert tab.page.evaluate("fetch('v1/region').then((answer) => answer.status)") == 401
     finally:
         tab.close()
 
 
+def log_out_ends_the_stream(address: str) -> None:
+    with httpx.Client(base_url=base_of(address), timeout=30, trust_env=False) as http:
+        assert http.get(address).status_code == 303
+        assert http.post("v1/session", json={"token": TOKEN}).status_code == 201
+        with http.stream("GET", "v1/events") as stream:
+            lines = stream.iter_lines()
+            assert any(line == "event: region" for line in lines)
+            assert http.delete("v1/session", headers={"X-Whimbrel": "1"}).status_code == 204
+            for line in lines:  # it ends; it would go on for ever
+                assert line != "event: alive", "nothing more is told"
+        with http.stream("GET", "v1/events", headers={"Authorization": f"Bearer {TOKEN}"}) as stream:
+            assert any(line == "event: alive" for line in stream.iter_lines()), "a token is no session"
+
+
 def test_the_relay_is_for_local_names_only(controller: LiveController) -> None:
-    with dashboard(controller.address) as address:
-        with urllib.request.urlopen(f"{address}v1/health") as answer:
-            assert answer.status == 200
-        host, port = address.removeprefix("http://").rstrip("/").split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as conn:
-            conn.sendall(b"GET /v1/region HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
-            assert conn.recv(4096).startswith(b"HTTP/1.1 421 ")
+    with dashboard(controller.address) as address, httpx.Client(base_url=base_of(address), trust_env=False) as http:
+        assert http.get(address).status_code == 303
+        assert http.get("v1/health").status_code == 200
+        evil = http.get("v1/region", headers={"Host": "evil.example"})
+        assert evil.status_code == 421
         for hostile in ("http://evil.example", "null"):
-            question = urllib.request.Request(
-                f"{address}v1/migrations", b"{}", {"Origin": hostile, "Content-Type": "application/json"}
-            )
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(question)
-            assert refused.value.code == 403
-            refused.value.close()
+            assert http.post("v1/migrations", json={}, headers={"Origin": hostile}).status_code == 403
+
+
+def test_the_relay_is_for_those_who_were_told_the_address(controller: LiveController) -> None:
+    """Any user of this machine can connect to its port; the controller's socket is its owner's."""
+    with dashboard(controller.address) as address, httpx.Client(base_url=base_of(address), trust_env=False) as http:
+        for way in ("", "v1/region", "?key=", "?key=wrong", "v1/region?key=wrong"):
+            answer = http.get(way)
+            assert answer.status_code == 403, way
+            assert "the address that `whimbrel dashboard` has printed" in answer.text
+        key = address.partition("key=")[2]
+        for cookie in (f"whimbrel_dashboard_{key[:6]}=wrong", f"another={key}"):
+            assert http.get("v1/region", headers={"Cookie": cookie}).status_code == 403
+        entered = http.get(address)
+        assert (entered.status_code, entered.headers["Location"]) == (303, "/")
+        assert "httponly" in entered.headers["Set-Cookie"].lower()
+        assert http.get("v1/region").status_code == 200

@@ -28,6 +28,8 @@ USERS, SITES = 1000, 25
 REPORT_EVERY_S = 0.25
 """As often as the stream tells of users: every event has them all."""
 PROMISED_WORK_MS_PER_S, PROMISED_PAINT_MS = 100.0, 1000.0
+CHOSEN = "ue-1"
+DRAWN = "document.getElementById('chart-delay').toDataURL()"
 LOADS = 5
 SETTLE_S = 4.0
 READY_S = 60.0
@@ -106,12 +108,17 @@ def work(running: Any, address: str, *, users: int, seconds: float) -> dict[str,
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         _until(page, f"document.getElementById('fact-users').textContent === '{users:,}'")
+        page.locator("#find-user").fill(CHOSEN)  # so that the charts are drawn, too
+        _until(page, f"document.getElementById('user-title').textContent === '{CHOSEN}'")
         time.sleep(SETTLE_S)
         session = context.new_cdp_session(page)
         session.send("Performance.enable")
+        drawn = page.evaluate(DRAWN)
         before, begin_s = _metrics(session), time.monotonic()
         page.wait_for_timeout(seconds * 1000)
         after, took_s = _metrics(session), time.monotonic() - begin_s
+        if page.evaluate(DRAWN) == drawn:
+            raise StepFailed(f"the chart of user {CHOSEN} stands still: its cost was not measured")
         if errors:
             raise StepFailed(f"the page reports an error: {errors[0]}")
         spent = {name: (after[key] - before[key]) * 1000 / took_s for name, key in PARTS.items()}

@@ -25,6 +25,14 @@ FIGURES = ("outage_udp_ms", "outage_tcp_ms", "freeze_ms", "total_ms", "bytes_sen
 HEADINGS = ("service", "strategy", "n", "outage UDP p50", "p95", "outage TCP p50", "p95", "freeze", "total",
             "lost", "resets", "state", "UDP vs baseline", "TCP", "p95 <= 2 x p50", "promised")  # fmt: skip
 PASS, FAIL = "PASS", "FAIL"
+
+
+def fails(result: dict[str, Any]) -> bool:
+    """Does anything that a benchmark found fall short of what is promised? It says so once for all, or in rows."""
+    verdicts = [result, *result.get("summary", ())]
+    return any(str(one.get(key, "")).startswith(FAIL) for one in verdicts for key in ("promised", "verdict"))
+
+
 ENOUGH = 10
 SPREAD = 2.0
 

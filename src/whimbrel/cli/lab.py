@@ -200,8 +200,9 @@ def bench(
         typer.Option("--exact", metavar="SECONDS", min=0, help="plan: how long HiGHS looks for the optimum of each."),
     ] = 30.0,
     users: Annotated[int, typer.Option("--users", min=1, help="dashboard: how many users there are.")] = 1000,
-) -> None:
-    """Measure, side by side with the baseline in one run."""
+) -> int:
+    """Measure, side by side with the baseline in one run; 1 when something that is promised does not hold."""
+    from whimbrel.bench.report import fails
     from whimbrel.model.errors import BadInput
 
     if json is not None and not json.absolute().parent.is_dir():
@@ -242,6 +243,7 @@ def bench(
         )
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")
+    return int(fails(result))
 
 
 def _downtime(workloads: str, migrations: int, sizes: str, strategies: str, baseline: bool) -> dict[str, Any]:

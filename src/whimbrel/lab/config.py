@@ -17,6 +17,10 @@ Value = str | int | float | list[str]
 DEFAULT_LAB_DIR = Path("/var/lib/whimbrel/lab")
 
 
+RESULTS = Path("out")
+"""Where `whimbrel experiment run` writes, started in the same folder as the lab: the dashboard shows what is there."""
+
+
 def controller_socket(lab_dir: Path) -> Path:
     return lab_dir / "controller.sock"
 
@@ -89,6 +93,7 @@ def _controller_text(topology: Topology, lab_dir: Path) -> str:
             "listen": f"unix:{controller_socket(lab_dir)}",
             "state_dir": str(lab_dir / "controller"),
             "address_pool": f"{first}/{overlay.prefixlen}",
+            "experiments_dir": str(RESULTS.absolute()),
         }
     )
     cells = _cells(topology)

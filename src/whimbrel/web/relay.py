@@ -1,14 +1,17 @@
 """The dashboard of a controller that listens on a UNIX socket, for a browser on the same machine: `whimbrel dashboard`.
 
-Requests go through as they are, for as long as it runs. A browser is no careful caller: pages of other sites reach
-127.0.0.1 too, by names of their own (DNS rebinding), so the name that a request was sent to is checked here; where a
-request came from is checked by the controller.
+Requests go through as they are, for as long as it runs. The socket is its owner's, but a port is everybody's who is on
+this machine: the address that is printed holds a key, which the browser trades for a cookie, and nothing is handed on
+without it. A browser is no careful caller: pages of other sites reach 127.0.0.1 too, by names of their own (DNS
+rebinding), so the name that a request was sent to is checked here; where a request came from is checked by the
+controller.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +21,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from whimbrel.controller.listen import Listen
@@ -28,12 +31,14 @@ from whimbrel.model.errors import Unreachable
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 # Of one connection (RFC 9110, 7.6.1), not of the message.
 HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection"}
+KEY = "key"
 CONNECT_S = 3.0
 GRACE_S = 2
 
 
-def relay(controller: Listen) -> Starlette:
-    """An application that hands everything on to the controller."""
+def relay(controller: Listen, key: str) -> Starlette:
+    """An application that hands everything on to the controller for those who know the key."""
+    cookie = f"whimbrel_dashboard_{key[:6]}"  # a cookie is for all ports of a host: another dashboard has another
     http = httpx.AsyncClient(
         base_url="http://controller" if controller.path else f"http://{controller.host}:{controller.port}",
         transport=httpx.AsyncHTTPTransport(uds=controller.path or None, limits=httpx.Limits(max_connections=256)),
@@ -44,6 +49,12 @@ def relay(controller: Listen) -> Starlette:
     async def hand_on(request: Request) -> Response:
         if not is_local(request.headers.get("host", "")):
             return PlainTextResponse("this is for callers of 127.0.0.1 only\n", 421)
+        if is_same(request.query_params.get(KEY, ""), key):
+            entered = RedirectResponse("/", 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+            entered.set_cookie(cookie, key, httponly=True, samesite="lax")
+            return entered
+        if not is_same(request.cookies.get(cookie, ""), key):
+            return PlainTextResponse("open the address that `whimbrel dashboard` has printed, with its key\n", 403)
         target = request.scope["raw_path"].decode("latin-1")
         if request.scope["query_string"]:
             target += "?" + request.scope["query_string"].decode("latin-1")
@@ -83,6 +94,10 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
+def is_same(said: str, key: str) -> bool:
+    return secrets.compare_digest(said.encode("utf-8", "surrogateescape"), key.encode())
+
+
 def is_local(host: str) -> bool:
     """Is the `Host` of a request a name or an address of this machine's loopback?"""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
@@ -105,14 +120,17 @@ def serve(controller: Listen, port: int, ready: Callable[[str], None]) -> int:
     except httpx.HTTPError as error:
         raise Unreachable(f"no controller answers at {controller}: start one, or name it with --controller") from error
     listener = open_listener(Listen(host="127.0.0.1", port=port))
+    key = secrets.token_urlsafe(24)
     server = uvicorn.Server(
-        uvicorn.Config(relay(controller), log_level="critical", access_log=False, timeout_graceful_shutdown=GRACE_S)
+        uvicorn.Config(
+            relay(controller, key), log_level="critical", access_log=False, timeout_graceful_shutdown=GRACE_S
+        )
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # the server ends in order, and raises its signal once more afterwards
     try:
         listener.listen(128)
-        ready(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        ready(f"http://127.0.0.1:{listener.getsockname()[1]}/?{KEY}={key}")
         sys.stdout.flush()
         server.run(sockets=[listener])
     finally:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ import yaml
 from planning_people import report
 
 from fakes import FakeRegion, free_port
-from live_controller import LiveController, wait_until
+from inbox import Inbox as Inbox
+from live_controller import LiveController
 from whimbrel.model.node import PathStatus
 from whimbrel.model.radio import HandoverRecord, Hears, UserReport
 
@@ -54,49 +52,6 @@ def check_shape(specification: str, schema: str, value: Any) -> None:
     spec = yaml.safe_load((SPECS / f"{specification}-v2.2.1.yaml").read_text())
     wanted = {"$ref": f"#/components/schemas/{schema}", "components": {"schemas": spec["components"]["schemas"]}}
     jsonschema_rs.Draft4Validator(wanted).validate(value)
-
-
-class Inbox:
-    """Takes notifications at `url`, of any path. `status`: what it answers; `Location`: to here, for a redirection."""
-
-    def __init__(self) -> None:
-        self.got: list[Any] = []
-        self.paths: list[str] = []
-        self.status = 204
-        inbox = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                inbox.paths.append(self.path)
-                inbox.got.append(json.loads(body))
-                self.send_response(inbox.status)
-                if inbox.status == 307:
-                    self.send_header("Location", f"{inbox.url}/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    def __enter__(self) -> Inbox:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def wait(self, which: Callable[[Any], bool], what: str) -> Any:
-        """The first message that is meant."""
-        wait_until(lambda: any(which(one) for one in list(self.got)), f"{what}; there came {self.got}", 20.0)
-        return next(one for one in self.got if which(one))
 
 
 class MecServer(LiveController):

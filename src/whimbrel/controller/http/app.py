@@ -45,7 +45,7 @@ def create_app(controller: Controller) -> FastAPI:
         service_routes(controller.services, controller.migrations),
         migration_routes(controller.migrations),
         store_routes(controller.stores),
-        live_routes(controller.watch),
+        live_routes(controller.watch, controller.access),
         session_routes(controller.access),
         *controller.mec.routes(),
         experiment_routes(controller.experiments),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
+from whimbrel.controller.access import Access
 from whimbrel.controller.http.answers import answer_json, answers, page_of, streams
+from whimbrel.controller.http.guard import session_of
 from whimbrel.controller.live.news import MOST_LISTENERS, RING
 from whimbrel.controller.live.views import LogEntry, RegionView
 from whimbrel.controller.live.watch import Watch
@@ -17,7 +21,7 @@ MOST_ID = 1 << 62
 STREAM = "text/event-stream"
 
 
-def live_routes(watch: Watch) -> APIRouter:
+def live_routes(watch: Watch, access: Access) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["region"])
 
     @router.get("/region", **answers(RegionView))
@@ -26,13 +30,16 @@ def live_routes(watch: Watch) -> APIRouter:
         return answer_json(await watch.picture())
 
     @router.get("/events", **streams(STREAM, "Events, for as long as somebody listens"))
-    async def events(last_event_id: Annotated[str, Header()] = "") -> Response:
-        """Server-sent events: the picture, then what changes. With `Last-Event-ID` also the log since then."""
+    async def events(request: Request, last_event_id: Annotated[str, Header()] = "") -> Response:
+        """Server-sent events: the picture, then what changes. With `Last-Event-ID` also the log since then. Who asked
+        by a session hears nothing more once that is over."""
         if watch.news.listeners >= MOST_LISTENERS:
             raise Refused(f"{MOST_LISTENERS} listeners follow the events already: close a page, or ask /v1/region")
         is_number = last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 20
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         stream = watch.news.follow(watch.picture, int(last_event_id) if is_number else None)
+        if access.asks and "authorization" not in request.headers:
+            stream = _while_logged_in(stream, access, session_of(request.headers))
         return StreamingResponse(stream, media_type=STREAM, headers=headers)
 
     @router.get("/log", **answers(list[LogEntry], paged=True))
@@ -46,3 +53,12 @@ def live_routes(watch: Watch) -> APIRouter:
         return page_of(request, entries, limit)
 
     return router
+
+
+async def _while_logged_in(stream: AsyncIterator[bytes], access: Access, session: str) -> AsyncIterator[bytes]:
+    """A sign of life comes every few seconds, so that the stream ends soon after the session, whatever happens."""
+    async with aclosing(cast("AsyncGenerator[bytes, None]", stream)) as parts:
+        async for part in parts:
+            if access.by_session(session) is None:
+                return
+            yield part

@@ -49,12 +49,15 @@ const name = encodeURIComponent;
 
 export const api = {
   region: () => call("GET", "v1/region"),
+  log: (limit) => call("GET", `v1/log?limit=${limit}`),
   migrations: (limit) => call("GET", `v1/migrations?limit=${limit}`),
   migration: (id) => call("GET", `v1/migrations/${name(id)}`),
   migrate: (body) => call("POST", "v1/migrations", body),
   cancel: (id) => call("POST", `v1/migrations/${name(id)}/cancel`),
   run: (body) => call("POST", "v1/services", body),
   remove: (service, keepVolumes) => call("DELETE", `v1/services/${name(service)}${keepVolumes ? "?keep_volumes=true" : ""}`),
+  session: () => call("GET", "v1/session"),
+  logOut: () => call("DELETE", "v1/session"),
   experiments: () => call("GET", "v1/experiments"),
   experimentFile: (path) => `v1/experiments/files/${String(path).split("/").map(name).join("/")}`,
 };

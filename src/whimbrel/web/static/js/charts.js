@@ -1,6 +1,8 @@
-// A line over the last two minutes, on a canvas: one series, few ticks, marks where a migration took place.
+// A line over the last two minutes, or since the first sample, on a canvas: one series, few ticks, marks where a migration
+// took place.
 
 const WINDOW_S = 120;
+const LEAST_S = 10;
 const LEFT = 38;
 const BOTTOM = 16;
 
@@ -27,7 +29,12 @@ export class Chart {
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
     ctx.clearRect(0, 0, width, height);
     const now_s = Date.now() / 1000;
-    const from_s = now_s - WINDOW_S;
+    let first_s = now_s;
+    track.series(this.series, now_s - WINDOW_S, (t_s, value) => {
+      if (!Number.isNaN(value)) first_s = Math.min(first_s, t_s);
+    });
+    const span_s = spanOf(first_s, now_s);
+    const from_s = now_s - span_s;
     let low = Infinity;
     let high = -Infinity;
     track.series(this.series, from_s, (_, value) => {
@@ -36,9 +43,9 @@ export class Chart {
       high = Math.max(high, value);
     });
     const [y0, y1] = this.range(low, high);
-    const x = (t_s) => LEFT + ((t_s - from_s) / WINDOW_S) * (width - LEFT - 4);
+    const x = (t_s) => LEFT + ((t_s - from_s) / span_s) * (width - LEFT - 4);
     const y = (value) => 6 + (1 - (value - y0) / (y1 - y0)) * (height - BOTTOM - 8);
-    this.axes(ctx, { width, height, x, y, y0, y1, now_s, colors, font });
+    this.axes(ctx, { width, height, x, y, y0, y1, now_s, span_s, colors, font });
     for (const at_s of marks) {
       if (at_s < from_s) continue;
       ctx.fillStyle = colors.move;
@@ -61,7 +68,7 @@ export class Chart {
     ctx.stroke();
   }
 
-  axes(ctx, { width, height, x, y, y0, y1, now_s, colors, font }) {
+  axes(ctx, { width, height, x, y, y0, y1, now_s, span_s, colors, font }) {
     ctx.font = `400 11px ${font}`;
     ctx.textBaseline = "middle";
     ctx.textAlign = "right";
@@ -74,10 +81,21 @@ export class Chart {
     }
     ctx.textBaseline = "alphabetic";
     ctx.textAlign = "center";
-    for (const ago of [90, 60, 30]) ctx.fillText(`−${ago} s`, x(now_s - ago), height - 2);
+    for (const ago of ticksOf(span_s)) ctx.fillText(`−${ago} s`, x(now_s - ago), height - 2);
     ctx.textAlign = "right";
     ctx.fillText("now", width - 4, height - 2);
   }
+}
+
+/** How much time an axis shows: what there are samples of, two minutes at most. */
+export const spanOf = (first_s, now_s) => Math.min(WINDOW_S, Math.max(LEAST_S, now_s - first_s));
+
+/** How long ago its ticks are, the oldest first; none close to either end, where a label has no room. */
+export function ticksOf(span_s) {
+  const step = [2.5, 5, 10, 15, 30].find((one) => span_s / one <= 4.5) ?? 30;
+  const ticks = [];
+  for (let ago = step; ago < span_s * 0.95; ago += step) if (ago > span_s * 0.1) ticks.unshift(ago);
+  return ticks;
 }
 
 /** An axis from 0 to a round number above. */

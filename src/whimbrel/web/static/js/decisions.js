@@ -27,12 +27,9 @@ export class Decisions {
 
 function row(one) {
   const ways = [way("radio", one.from_base_station, one.base_station), way("service", one.from_server, one.server)];
-  const times = [
-    time("predicted", one.predicted?.interruption_ms),
-    time("measured", one.measured?.interruption_ms),
-    num(one.prediction_error) === null ? "" : `off by ${(one.prediction_error * 100).toFixed(0)} %`,
-  ].filter(Boolean);
-  const outcome = times.length ? `Interruption ${times.join(", ")}.` : "";
+  // the error that is told is that of the migration's prediction, not of the whole interruption
+  const off = num(one.prediction_error) === null ? "" : ` (off by ${(one.prediction_error * 100).toFixed(0)} %)`;
+  const outcome = [figures("Migration", one, "migration_ms", off), figures("Interruption", one, "interruption_ms", "")].filter(Boolean).join(" ");
   return el("li", {},
     el("time", {}, clock(one.made_unix_s)),
     el("p", { className: "who" }, text(one.user), " ", el("span", {}, ways.filter(Boolean).join(" · "))),
@@ -41,4 +38,8 @@ function row(one) {
 }
 
 const way = (what, from, to) => (from === to || !to ? "" : `${what} ${text(from) || "none"} → ${text(to)}`);
+const figures = (what, { predicted, measured }, field, off) => {
+  const times = [time("predicted", predicted?.[field]), time("measured", measured?.[field])].filter(Boolean);
+  return times.length ? `${what} ${times.join(", ")}${off}.` : "";
+};
 const time = (what, value) => (num(value) ? `${what} ${ms(value)}` : "");

@@ -29,11 +29,15 @@ export class Experiments {
     const name = text(one.name);
     const pictures = (Array.isArray(one.pictures) ? one.pictures : []).map((path) => {
       const source = api.experimentFile(path);
-      return el("button", { type: "button", className: "picture", "aria-label": `Show ${name} large`, onclick: () => this.dialogs.picture(`${name} ${text(one.figure)}`, source) },
-        el("img", { src: source, alt: `${name} ${text(one.figure)}`, loading: "lazy" }));
+      const title = `${name}: ${figureOf(path)}`;
+      return el("button", { type: "button", className: "picture", "aria-label": `Show ${title} large`, onclick: () => this.dialogs.picture(title, source) },
+        el("img", { src: source, alt: title, loading: "lazy" }), el("span", { className: "caption" }, figureOf(path)));
     });
     const files = (Array.isArray(one.files) ? one.files : []).map((path) => el("a", { href: api.experimentFile(path), target: "_blank", rel: "noopener" }, text(path).split("/").pop()));
     const links = files.flatMap((link, i) => (i ? [" · ", link] : [link]));
-    return el("article", { className: "experiment" }, ...pictures, el("h3", {}, name), el("p", {}, [text(one.figure), day(one.unix_s)].filter(Boolean).join(" · "), links.length ? " · " : null, ...links));
+    return el("article", { className: "experiment" }, ...pictures, el("h3", {}, name), el("p", {}, day(one.unix_s), links.length ? " · " : null, ...links));
   }
 }
+
+/** "fast/figure-4.png" is figure 4. */
+const figureOf = (path) => text(path).split("/").pop().replace(/\.[a-z]+$/, "").replaceAll("-", " ");

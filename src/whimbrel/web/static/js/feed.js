@@ -2,6 +2,7 @@
 // last id that it had, and when it gives up (a refusal, a proxy's error) we begin anew, more and more slowly.
 
 import { api, Problem } from "./api.js";
+import { MOST_LINES } from "./store.js";
 
 const SILENT_MS = 15_000; // the controller gives a sign of life every 5 s
 const FIRST_WAIT_MS = 500;
@@ -63,6 +64,8 @@ export class Feed {
   begin(region) {
     this.store.setRegion(region);
     this.store.setLink("live", "live");
+    // what was logged before the page was opened, or while it was away
+    api.log(MOST_LINES).then((lines) => this.store.takeLines(lines), () => {});
     api.migrations(30).then(
       (records) => {
         for (const record of [...records].reverse()) {

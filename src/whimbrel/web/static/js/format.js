@@ -60,3 +60,9 @@ export function coordinates(x_m, y_m) {
   const y = num(y_m);
   return x === null || y === null ? "" : `${x.toFixed(1)}, ${y.toFixed(1)} m`;
 }
+
+/** "zone north", but not "cell cell-1". */
+export function called(what, name) {
+  const word = text(name);
+  return !word || word.startsWith(what) ? word : `${what} ${word}`;
+}

@@ -1,9 +1,11 @@
 // The line at the top: are we connected, and how much is there.
 
+import { api } from "./api.js";
 import { byId, say } from "./dom.js";
-import { DASH, whole } from "./format.js";
+import { DASH, text, whole } from "./format.js";
 
 export function header(store) {
+  logOut(store);
   const state = byId("link-state");
   store.frames.on(["link"], () => {
     state.dataset.state = store.link.state;
@@ -21,5 +23,24 @@ export function header(store) {
       say(byId(`fact-${what}`).previousElementSibling, count === 1 ? word : `${word}s`);
     }
     say(byId("fact-planner"), store.settings.planner || DASH);
+  });
+}
+
+/** Only who has logged in can log out. */
+function logOut(store) {
+  const button = byId("log-out");
+  store.frames.on(["region"], () => {
+    api.session().then((session) => {
+      button.hidden = !text(session.name);
+      button.title = `Logged in as ${text(session.name)} (${text(session.role)})`;
+    }, () => {});
+  });
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      await api.logOut();
+    } finally {
+      location.reload(); // nothing of what was shown stays
+    }
   });
 }

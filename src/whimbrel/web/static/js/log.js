@@ -2,7 +2,7 @@
 // Few of them are elements while new ones come, because each new line moves all that are below it.
 
 import { byId, el } from "./dom.js";
-import { clock, coordinates, text } from "./format.js";
+import { called, clock, coordinates, text } from "./format.js";
 
 const SHOWN_AT_TOP = 24; // while new lines come; who scrolls down gets all, and no new ones until back at the top
 
@@ -18,6 +18,7 @@ export class Log {
     this.scroll = byId("log-scroll");
     this.whole = false; // all lines are there, and new ones wait
     store.frames.on(["log"], () => this.draw());
+    store.frames.on(["history"], () => this.visible && this.again());
     for (const input of [this.kind, this.words, this.pause]) input.addEventListener("input", () => this.again());
     this.scroll.addEventListener("scroll", () => {
       const down = this.scroll.scrollTop > 0;
@@ -70,12 +71,6 @@ export class Log {
     if (!words) return true;
     return [line.text, line.user, line.cell, line.zone, line.service, line.node].some((one) => text(one).toLowerCase().includes(words));
   }
-}
-
-/** "zone north", but not "cell cell-1". */
-function called(what, name) {
-  const word = text(name);
-  return !word || word.startsWith(what) ? word : `${what} ${word}`;
 }
 
 function row(line) {

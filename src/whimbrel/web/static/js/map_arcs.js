@@ -33,6 +33,7 @@ export class Arcs {
   /** Shows those that run and those that are just over; returns whether some have to go soon. */
   draw(store, view, places) {
     const now_s = Date.now() / 1000;
+    this.taken = boxes(view, places, store.services);
     const shown = new Map();
     let leaving = false;
     for (const move of store.migrations.values()) {
@@ -45,7 +46,7 @@ export class Arcs {
       if (!from || !to || from === to) continue;
       const arc = { ...curve(view, from, to), running: !over, good: GOOD.has(record.outcome), shift_ms: (shown.size * 370) % 1400 };
       shown.set(text(record.id), arc);
-      this.label(move, arc);
+      this.label(move, arc, view);
       leaving ||= over;
     }
     for (const [id, label] of this.labels) {
@@ -60,7 +61,7 @@ export class Arcs {
     return leaving;
   }
 
-  label({ record, progress }, arc) {
+  label({ record, progress }, arc, view) {
     const id = text(record.id);
     let label = this.labels.get(id);
     if (!label) {
@@ -72,8 +73,11 @@ export class Arcs {
     const words = `${text(record.service)} · ${what}`;
     if (label.textContent !== words) label.textContent = words;
     label.toggleAttribute("data-bad", !arc.good);
-    const left = `${((arc.x0 + 2 * arc.cx + arc.x1) / 4).toFixed(0)}px`;
-    const top = `${((arc.y0 + 2 * arc.cy + arc.y1) / 4 - 16).toFixed(0)}px`;
+    const spot = spotFor(arc, words, this.taken, view);
+    const half = halfOf(words);
+    this.taken.push({ x0: spot.x - half, x1: spot.x + half, y0: spot.y - HIGH / 2, y1: spot.y + HIGH / 2 });
+    const left = `${spot.x.toFixed(0)}px`;
+    const top = `${spot.y.toFixed(0)}px`;
     if (label.style.left !== left) label.style.left = left;
     if (label.style.top !== top) label.style.top = top;
   }
@@ -92,4 +96,49 @@ function curve(view, from, to) {
   const cx = (x0 + x1) / 2 + Math.abs(y1 - y0) * bend * (Math.sign((y1 - y0) * side) || 0);
   const cy = Math.max(14, (y0 + y1) / 2 - Math.abs(x1 - x0) * bend);
   return { x0, y0, cx, cy, x1, y1 };
+}
+
+const LETTER = 6.8; // px, about
+const HIGH = 22;
+const halfOf = (words) => Math.min(256, words.length * LETTER + 16) / 2;
+
+/** What the names of servers, services and base stations on the map take: they are drawn (`map_ground.js`), so this is a little more. */
+function boxes(view, places, services) {
+  const on = new Map();
+  for (const one of services) on.set(one.node, [...(on.get(one.node) ?? []), one.name]);
+  const servers = [...places.nodes].map(([name, place]) => {
+    const x = view.px(place.x);
+    const y = view.py(place.y) - (place.known ? 24 : 0);
+    const names = (on.get(name) ?? []).slice(0, 3).map((one) => Math.min(20, one.length) * LETTER);
+    const tags = names.length ? 17 + 12 + Math.max(...names) : 12;
+    const half = (Math.min(24, name.length) * LETTER) / 2;
+    const turned = x + tags > view.width - 4;
+    return { x0: Math.min(x - half, turned ? x - tags : x), x1: Math.max(x + half, turned ? x : x + tags), y0: y - 28, y1: y + Math.max(10, names.length * 19 - 9) };
+  });
+  const stations = [...places.stations].map(([name, { x, y, station }]) => {
+    const half = (Math.min(26, Math.max(name.length, text(station.zone).length + 5)) * LETTER) / 2;
+    return { x0: view.px(x) - half, x1: view.px(x) + half, y0: view.py(y) - 10, y1: view.py(y) + 43 };
+  });
+  return [...servers, ...stations];
+}
+
+/** The middle of an arc's name: near the arc's own middle, where it covers no other name, and within the map. */
+export function spotFor(arc, words, taken, view) {
+  const half = halfOf(words);
+  const along = (t) => {
+    const u = 1 - t;
+    return { x: u * u * arc.x0 + 2 * u * t * arc.cx + t * t * arc.x1, y: u * u * arc.y0 + 2 * u * t * arc.cy + t * t * arc.y1 };
+  };
+  const inside = (value, room, margin) => Math.max(margin, Math.min(room - margin, value));
+  let first = null;
+  for (const away of [-16, 16, -40, 40, -64, 64]) {
+    for (const t of [0.5, 0.4, 0.6, 0.3, 0.7]) {
+      const at = along(t);
+      const spot = { x: inside(at.x, view.width, half + 4), y: inside(at.y + away, view.height, HIGH / 2 + 4) };
+      first ??= spot;
+      const free = taken.every((box) => spot.x + half < box.x0 || spot.x - half > box.x1 || spot.y + HIGH / 2 < box.y0 || spot.y - HIGH / 2 > box.y1);
+      if (free) return spot;
+    }
+  }
+  return first;
 }

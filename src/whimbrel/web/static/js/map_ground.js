@@ -1,5 +1,6 @@
 // The part of the map that seldom changes: cells, base stations, edge servers and the services on them.
 
+import { called } from "./format.js";
 import { cellOf } from "./places.js";
 
 const MOST_NAMED = 40; // with more stations or servers than this, names only where there is room
@@ -74,7 +75,7 @@ function drawStation(ctx, view, name, place, named, { colors, font }) {
   if (!named) return;
   label(ctx, short(name, 22), x, y + 22, `500 12px ${font}`, colors["ink-soft"], colors.sunken);
   const zone = place.station.zone;
-  if (zone && zone !== name) label(ctx, short(zone, 22), x, y + 36, `400 11px ${font}`, colors["ink-faint"], colors.sunken);
+  if (zone && zone !== name) label(ctx, short(called("zone", zone), 26), x, y + 36, `400 11px ${font}`, colors["ink-faint"], colors.sunken);
 }
 
 function drawNode(ctx, view, name, place, services, named, { colors, font }) {

@@ -84,14 +84,14 @@ export class Migrations {
   more(record) {
     const parts = [];
     if (record.error) parts.push(el("p", { className: "error" }, text(record.error)));
+    const reason = text(record.reason);
+    parts.push(el("p", { className: "reason" }, `${clock(record.started_unix_s)}${reason ? ` · ${reason}` : ""} · ${text(record.id)}`));
     const line = timeline(record);
     if (line) parts.push(line);
     if (record.outcome === "running") {
       parts.push(el("div", {}, el("button", { type: "button", className: "small", onclick: () => this.dialogs.cancel(record) }, "Cancel migration")));
     } else parts.push(figures(record));
     if (record.rounds?.length) parts.push(el("p", { className: "rounds" }, roundsText(record.rounds)));
-    const reason = text(record.reason);
-    parts.push(el("p", { className: "reason" }, `${clock(record.started_unix_s)}${reason ? ` · ${reason}` : ""} · ${text(record.id)}`));
     return parts;
   }
 

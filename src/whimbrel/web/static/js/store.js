@@ -208,10 +208,33 @@ export class Store {
   }
 
   takeLine(line) {
+    if (this.has(line)) return;
     this.log.push(line);
     this.lines += 1;
     if (this.log.length > MOST_LINES) this.log.splice(0, this.log.length - MOST_LINES);
     this.touch("log");
+  }
+
+  /** Lines of before, in any order: those that are not there yet, each at its place. */
+  takeLines(lines) {
+    const fresh = list(lines).filter((line) => !this.has(line));
+    if (!fresh.length) return;
+    const all = [...this.log, ...fresh].sort((a, b) => (num(a.id) ?? 0) - (num(b.id) ?? 0));
+    this.log = all.slice(-MOST_LINES);
+    this.lines += fresh.length;
+    this.touch("history");
+  }
+
+  /** The same line comes again after a loss: the stream tells what it told before. Few are looked at, the newest. */
+  has({ id }) {
+    const number = num(id);
+    if (number === null) return false;
+    for (let i = this.log.length - 1; i >= 0; i -= 1) {
+      const there = num(this.log[i].id);
+      if (there === number) return true;
+      if (there !== null && there < number) return false; // they are in order
+    }
+    return false;
   }
 
   select(what) {

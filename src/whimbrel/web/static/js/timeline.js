@@ -44,7 +44,12 @@ export function timeline(record) {
     );
   }
   parts.push(legend(phases));
-  if (inside.length) parts.push(el("p", { className: "rounds" }, `Of the freeze: ${inside.map((one) => `${one.name.slice(7)} ${ms(one.duration_ms)}`).join(", ")}`));
+  if (freeze && num(record.freeze_ms)) {
+    // two figures with a like name: what the service stood still, and the phase around that
+    const steps = inside.map((one) => `${one.name.slice(7)} ${ms(one.duration_ms)}`).join(", ");
+    parts.push(el("p", { className: "freeze-words" }, `Frozen ${ms(record.freeze_ms)}: from the service's last instruction at the source to its first at the destination. ` +
+      `The phase “freeze” around it took ${ms(freeze.duration_ms)}${steps ? `: ${steps}` : ""}.`));
+  }
   return el("div", { className: "timeline" }, ...parts);
 }
 

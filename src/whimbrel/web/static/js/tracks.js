@@ -1,6 +1,7 @@
-// What a user did lately: its way, and its delay and signal. Typed rings, made when the first report comes.
+// What a user did: its whole way, the coarser the longer it is, and lately its delay and signal. Typed arrays, made when
+// the first report comes.
 
-const STEPS = 90; // points of the way
+const STEPS = 600; // points of the way
 const SAMPLES = 480; // of delay and signal: two minutes at four a second
 const LEAST_STEP_M = 0.3;
 
@@ -9,6 +10,7 @@ export class Track {
     this.x = new Float32Array(STEPS);
     this.y = new Float32Array(STEPS);
     this.steps = 0;
+    this.least_m = LEAST_STEP_M;
     this.t_s = new Float64Array(SAMPLES);
     this.delay_ms = new Float32Array(SAMPLES);
     this.rssi_dbm = new Float32Array(SAMPLES);
@@ -16,14 +18,26 @@ export class Track {
   }
 
   go(x_m, y_m) {
-    if (this.steps > 0) {
-      const last = (this.steps - 1) % STEPS;
-      if (Math.abs(this.x[last] - x_m) + Math.abs(this.y[last] - y_m) < LEAST_STEP_M) return;
-    }
-    const at = this.steps % STEPS;
-    this.x[at] = x_m;
-    this.y[at] = y_m;
+    const last = this.steps - 1;
+    // the newest point is always where the user is; it stays when the next one is a step from the one before it
+    if (this.steps > 1 && apart(this.x[last], this.y[last], this.x[last - 1], this.y[last - 1]) < this.least_m) this.steps -= 1;
+    else if (this.steps === 1 && apart(this.x[0], this.y[0], x_m, y_m) < this.least_m) return;
+    if (this.steps === STEPS) this.thin();
+    this.x[this.steps] = x_m;
+    this.y[this.steps] = y_m;
     this.steps += 1;
+  }
+
+  /** Every other point goes, and the next ones are twice as far apart: the whole way stays. */
+  thin() {
+    let kept = 0;
+    for (let i = 0; i < this.steps; i += 2) {
+      this.x[kept] = this.x[i];
+      this.y[kept] = this.y[i];
+      kept += 1;
+    }
+    this.steps = kept;
+    this.least_m *= 2;
   }
 
   sample(t_s, delay_ms, rssi_dbm) {
@@ -34,13 +48,9 @@ export class Track {
     this.samples += 1;
   }
 
-  /** Call `visit(x, y, age)` along the way, the oldest first; `age` 1 is the oldest, 0 now. */
+  /** Call `visit(x, y)` along the way, the oldest first. */
   way(visit) {
-    const count = Math.min(this.steps, STEPS);
-    for (let i = this.steps - count; i < this.steps; i += 1) {
-      const at = i % STEPS;
-      visit(this.x[at], this.y[at], (this.steps - 1 - i) / Math.max(1, count - 1));
-    }
+    for (let i = 0; i < this.steps; i += 1) visit(this.x[i], this.y[i]);
   }
 
   /** Call `visit(t_s, value)` for each sample of `series` since `from_s`, the oldest first. */
@@ -53,3 +63,5 @@ export class Track {
     }
   }
 }
+
+const apart = (x0, y0, x1, y1) => Math.abs(x0 - x1) + Math.abs(y0 - y1);
