@@ -207,3 +207,22 @@ def test_the_name_of_an_arc_covers_no_other_and_stays_on_the_map(chromium: Brows
         assert tab.errors == []
     finally:
         tab.close()
+
+
+def test_a_page_that_is_opened_later_knows_the_way_a_user_came(tab: Tab, address: str) -> None:
+    page = show(tab, address, [("region", region())])
+    user = {"name": "ue-1", "x_m": 30.0, "y_m": 0.0, "serving": "cell-a", "state": "connected"}
+    told = region(users=[user], ways={"ue-1": [[0.0, 0.0], [10.0, 0.0], "far", [20.0, 0.0]], "gone": [[1, 1]]})
+    found = page.evaluate(
+        """async (told) => {
+          const { Store } = await import('./js/store.js');
+          const store = new Store({ touch() {}, soon() {} });
+          store.setRegion(told);
+          store.setRegion(told); // after a loss: not twice
+          const way = [];
+          store.users.get('ue-1').track.way((x) => way.push(x));
+          return [way, store.users.size];
+        }""",
+        told,
+    )
+    assert found == [[0.0, 10.0, 20.0, 30.0], 1]

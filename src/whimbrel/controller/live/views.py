@@ -75,12 +75,14 @@ class RegionSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegionView(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a map shows. `migrations`: those that run; `decisions`: the newest of the planner."""
+    """All that a map shows. `ways`: of users, x and y in m, the oldest first; `migrations`: those that run;
+    `decisions`: the newest of the planner."""
 
     unix_s: float
     nodes: tuple[NodeMark, ...]
     base_stations: tuple[StationMark, ...]
     users: tuple[UserMark, ...]
+    ways: dict[str, tuple[tuple[float, float], ...]]
     services: tuple[ServiceMark, ...]
     migrations: tuple[MigrationRecord, ...]
     decisions: tuple[Decision, ...]

@@ -14,7 +14,7 @@ import structlog
 
 from whimbrel import __version__
 from whimbrel.controller.config import ControllerConfig
-from whimbrel.controller.live import marks
+from whimbrel.controller.live import marks, ways
 from whimbrel.controller.live.news import News
 from whimbrel.controller.live.views import (
     Kind,
@@ -74,6 +74,7 @@ class Watch:
         self._changed: set[str] = set()  # users with something new since they were last told
         self._there: dict[str, str] = {}  # users that are shown, and where each is served
         self._marks: dict[str, tuple[float, UserMark]] = {}  # with when its user was heard
+        self._ways: dict[str, ways.Way] = {}
         self._phases: dict[str, str] = {}  # of migrations that run
         self._tasks: list[asyncio.Task[None]] = []
         region.listeners.append(self._on_node)
@@ -106,6 +107,7 @@ class Watch:
             nodes=seen.nodes,
             base_stations=tuple(marks.station_mark(cell) for cell in self._config.cells),
             users=tuple(self._users()),
+            ways=ways.told(self._ways),
             services=seen.services,
             migrations=tuple(self._migrations.live()),
             decisions=tuple(decisions),
@@ -166,6 +168,7 @@ class Watch:
         for name in gone:
             cell = self._there.pop(name)
             self._marks.pop(name, None)
+            self._ways.pop(name, None)
             self._log(Kind.USER, f"user {name} reports no more", Level.WARNING, user=name, cell=cell)
         if gone:
             self.news.publish("gone", gone)
@@ -255,6 +258,8 @@ class Watch:
             elif self._there[name] and not report.serving:
                 self._log(Kind.USER, f"user {name} is out of coverage", Level.WARNING, user=name)
             self._there[name] = report.serving
+            if report.x_m is not None and report.y_m is not None:
+                self._ways.setdefault(name, ways.Way()).go(report.x_m, report.y_m)
 
     def _on_complaint(self, text: str, facts: dict[str, Any]) -> None:
         user = facts.get("user")

@@ -79,7 +79,9 @@ export class Store {
     }));
     const names = new Set(list(told.users).map((one) => text(one.name)));
     for (const name of this.users.keys()) if (!names.has(name)) this.users.delete(name);
+    for (const [name, points] of Object.entries(told.ways ?? {})) if (!this.users.has(name)) this.begin(name, points);
     this.takeUsers(told.users);
+    for (const name of this.users.keys()) if (!names.has(name)) this.users.delete(name);
     this.setServices(told.services);
     const running = new Set(list(told.migrations).map((one) => text(one.id)));
     for (const [id, move] of this.migrations) {
@@ -96,6 +98,16 @@ export class Store {
     };
     if (this.selected.user && !this.users.has(this.selected.user)) this.selected.user = "";
     this.touch("region", "nodes", "users", "who", "services", "migrations", "decisions", "selection");
+  }
+
+  /** A user that was there before the page: it came by this way. */
+  begin(name, points) {
+    const user = new User(name);
+    for (const point of Array.isArray(points) ? points : []) {
+      const [x_m, y_m] = Array.isArray(point) ? point.map(num) : [null, null];
+      if (x_m !== null && y_m !== null) user.track.go(x_m, y_m);
+    }
+    this.users.set(name, user);
   }
 
   setNodes(told) {

@@ -4,6 +4,7 @@
 const STEPS = 600; // points of the way
 const SAMPLES = 480; // of delay and signal: two minutes at four a second
 const LEAST_STEP_M = 0.3;
+const STILL_M = 0.01;
 
 export class Track {
   constructor() {
@@ -19,9 +20,9 @@ export class Track {
 
   go(x_m, y_m) {
     const last = this.steps - 1;
+    if (this.steps > 0 && apart(this.x[last], this.y[last], x_m, y_m) < STILL_M) return;
     // the newest point is always where the user is; it stays when the next one is a step from the one before it
     if (this.steps > 1 && apart(this.x[last], this.y[last], this.x[last - 1], this.y[last - 1]) < this.least_m) this.steps -= 1;
-    else if (this.steps === 1 && apart(this.x[0], this.y[0], x_m, y_m) < this.least_m) return;
     if (this.steps === STEPS) this.thin();
     this.x[this.steps] = x_m;
     this.y[this.steps] = y_m;
