@@ -13,7 +13,7 @@ help: ## show this list
 setup: ## tools, CRIU and the Python environment (needs root; quick when all is there)
 	@$(PYTHON) scripts/setup
 
-demo: setup ## move a running container over three edge nodes while its user talks to it
+demo: setup ## a running container follows its walking user over three edge nodes while they talk
 	@$(BIN)/whimbrel demo
 
 # Three files at a time, on two processors: each waits much of its time. What waits for ever ends its worker, which is

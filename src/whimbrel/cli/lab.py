@@ -159,14 +159,14 @@ def show(
 
 def demo(
     scenario: Annotated[
-        str, typer.Option("--scenario", metavar="NAME", help="What to show: round-trip or walk.")
-    ] = "round-trip",
+        str, typer.Option("--scenario", metavar="NAME", help="What to show: walk or round-trip.")
+    ] = "walk",
     strategy: StrategyOption = DEFAULT,
     headless: Annotated[bool, typer.Option("--headless", help="No live display.")] = False,
     json: JsonOption = False,
 ) -> int:
-    """Move a running service over three edge nodes while its user keeps talking to it; leaves nothing
-    behind."""
+    """A running service follows its walking user over three edge nodes, while they keep talking; leaves
+    nothing behind."""
     from whimbrel.lab.demo import demo as show
 
     return show(scenario=scenario, strategy=strategy, headless=headless, json_output=json)

@@ -31,7 +31,7 @@ from whimbrel.workloads.builder import Image
 
 USER = "ue-1"
 BEFORE = "before"
-SETTLE_S = 20.0
+SETTLE_S = 60.0
 END_S = 30.0
 
 

@@ -224,7 +224,7 @@ def as_json(runs: Sequence[Run], scenario: str, took_s: float) -> dict[str, Any]
 
 def demo(
     *,
-    scenario: str = "round-trip",
+    scenario: str = "walk",
     strategy: str = DEFAULT,
     headless: bool = False,
     json_output: bool = False,
