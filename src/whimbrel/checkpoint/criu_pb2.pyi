@@ -238,6 +238,24 @@ class MmEntry(_message.Message):
     vmas: _containers.RepeatedCompositeFieldContainer[VmaEntry]
     def __init__(self, vmas: _Optional[_Iterable[_Union[VmaEntry, _Mapping]]] = ...) -> None: ...
 
+class RseqEntry(_message.Message):
+    __slots__ = ("rseq_abi_pointer",)
+    RSEQ_ABI_POINTER_FIELD_NUMBER: _ClassVar[int]
+    rseq_abi_pointer: int
+    def __init__(self, rseq_abi_pointer: _Optional[int] = ...) -> None: ...
+
+class ThreadCoreEntry(_message.Message):
+    __slots__ = ("rseq_entry",)
+    RSEQ_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    rseq_entry: RseqEntry
+    def __init__(self, rseq_entry: _Optional[_Union[RseqEntry, _Mapping]] = ...) -> None: ...
+
+class CoreEntry(_message.Message):
+    __slots__ = ("thread_core",)
+    THREAD_CORE_FIELD_NUMBER: _ClassVar[int]
+    thread_core: ThreadCoreEntry
+    def __init__(self, thread_core: _Optional[_Union[ThreadCoreEntry, _Mapping]] = ...) -> None: ...
+
 class MountEntry(_message.Message):
     __slots__ = ("shared_id", "master_id")
     SHARED_ID_FIELD_NUMBER: _ClassVar[int]

@@ -27,6 +27,7 @@ COMMON_MAGIC = 0x54564319
 INVENTORY_MAGIC = 0x58313116
 PAGEMAP_MAGIC = 0x56084025
 MM_MAGIC = 0x57492820
+CORE_MAGIC = 0x55053847
 MOUNTS_MAGIC = 0x55563928
 
 PE_PARENT, PE_LAZY, PE_PRESENT = 1, 2, 4
@@ -168,6 +169,17 @@ def private_ranges(images: Path, ns_pid: int) -> Ranges:
     if any(vma.flags & MAP_HUGETLB for vma in private):
         raise StepFailed("the service made private huge-TLB memory meanwhile, which cannot be moved yet")
     return np.array([(vma.start, vma.end) for vma in private], np.uint64).reshape(-1, 2)
+
+
+def restart_ranges(images: Path) -> Ranges:
+    """Pages that the kernel writes to when a restorer registers a thread's rseq area again, of all threads of a dump:
+    while one of them lacks, the restore stands still. Which process a thread belongs to is not looked up."""
+    pages: set[int] = set()
+    for path in images.glob("core-*.img"):
+        core = pb.CoreEntry.FromString(next(_read(path, CORE_MAGIC)))
+        if core.thread_core.HasField("rseq_entry"):
+            pages.add(core.thread_core.rseq_entry.rseq_abi_pointer // PAGE_BYTES * PAGE_BYTES)
+    return np.array([(page, page + PAGE_BYTES) for page in sorted(pages)], np.uint64).reshape(-1, 2)
 
 
 def forget_masters(images: Path) -> None:

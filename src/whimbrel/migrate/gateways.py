@@ -45,19 +45,22 @@ async def _renew_at(gateway: Endpoint, address: str) -> None:
 
 
 class Gateways:
-    """Connected before the freeze: a hold must cost one message."""
+    """Connected before the freeze: a hold must cost one message. `round_trip_s`: to the farthest."""
 
     def __init__(self, job: Migration) -> None:
         self._job = job
         self._address = job.source.status.spec.address.split("/")[0]
         self._peers: list[Peer] = []
         self._holding = False
+        self.round_trip_s = 0.0
 
     async def reach(self, stack: contextlib.AsyncExitStack) -> None:
         """Connect, and let each make room; the connections live as long as `stack`."""
         for gateway in self._job.gateways:
             peer = await stack.enter_async_context(Peer(gateway.name, gateway.host, gateway.port))
+            began_s = time.monotonic()
             await peer.call(PrepareHold(address=self._address), timeout_s=5)
+            self.round_trip_s = max(self.round_trip_s, time.monotonic() - began_s)
             self._peers.append(peer)
 
     async def hold(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -49,6 +50,10 @@ class PageSender:
             carried += carried_of(batch.coded)
         sent_bytes = self._channel.sent_bytes - before
         return carried + Carried(sent_bytes=sent_bytes, remark=self._coder.remark), pieces.left()
+
+    def crosses_in(self, seconds: float) -> float:
+        """Bytes on the wire that the link carries in so long; infinite while it is not known."""
+        return self._watch.link.bytes_per_s * seconds or math.inf
 
     def close(self) -> None:
         """Free the copies of what crossed."""

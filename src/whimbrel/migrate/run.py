@@ -44,6 +44,8 @@ from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, Pr
 from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
+FAR_S = 0.02
+"""Who is so far away is waited for with something else to do."""
 
 
 async def migrate(job: Migration) -> MigrationRecord:
@@ -200,7 +202,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
     async with job.step("freeze.hold"):
-        await parts.gateways.hold()
+        held = await _hold(parts)
         await hands.do(drain, job.node.port, job.request.service)
     job.frozen_s = time.monotonic()
     async with job.step("freeze.stop"):
@@ -231,7 +233,24 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         beside, _ = await asyncio.gather(_beside(job, parts), hands.do(_expect_ready, parts))
     channel.limit(0)
     took_ms = (time.monotonic() - job.frozen_s) * 1e3
-    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered + beside, took_ms, file_bytes))
+    job.rounds.append(round_of(len(job.rounds) + 1, held + early + late + delivered + beside, took_ms, file_bytes))
+
+
+async def _hold(parts: Parts) -> Carried:
+    """Packets for the service wait. Where that takes a while, because a gateway is far, what was written since the last
+    round crosses meanwhile: the link has nothing else to do, and nobody reaches the service who would let it write."""
+    takes_s = parts.gateways.round_trip_s
+    if takes_s < FAR_S:
+        await parts.gateways.hold()
+        return Carried()
+    held = threading.Event()
+    crossing = asyncio.ensure_future(parts.hands.do(parts.carrier.while_holding, held.is_set, takes_s))
+    crossing.add_done_callback(lambda task: task.cancelled() or task.exception())  # should the hold fail first
+    try:
+        await parts.gateways.hold()
+    finally:
+        held.set()
+    return await crossing
 
 
 async def _last_pages_and_files(job: Migration, parts: Parts) -> tuple[Carried, int]:

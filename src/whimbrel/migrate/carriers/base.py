@@ -66,6 +66,11 @@ class Carrier(Protocol):
         arrived when this returns."""
         ...
 
+    def while_holding(self, held: Callable[[], bool], takes_s: float) -> Carried:
+        """Packets begin to be held, which takes a far gateway `takes_s`, and the service runs: what may cross already,
+        until they are `held`."""
+        ...
+
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         """The service stands still and CRIU writes its images: what may cross already, until it is `dumped`."""
         ...

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from whimbrel.checkpoint.images import lazy_ranges, pagemap_pids
+from whimbrel.checkpoint.images import lazy_ranges, pagemap_pids, restart_ranges
 from whimbrel.memory.batches import merged
 from whimbrel.memory.ranges import EMPTY, intersect, subtract
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
@@ -18,8 +18,11 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import PageSender, vdso_of
 from whimbrel.plan.strategies import Strategy
 
-BESIDE_BYTES = 2 << 20
-"""From so much on, pages that are left when the dump is written cross while the destination restores."""
+BESIDE_BYTES, BESIDE_S = 2 << 20, 0.02
+"""From so much on, or as much as takes the link so long, pages that are left when the dump is written cross while the
+destination restores."""
+DUMP_S = 0.03
+"""How long CRIU dumps, about. What is handed to a link meanwhile lies before the order to restore."""
 
 
 class StreamCarrier:
@@ -55,21 +58,31 @@ class StreamCarrier:
     def leave_behind(self) -> None:
         self._behind = True
 
+    def while_holding(self, held: Callable[[], bool], takes_s: float) -> Carried:
+        if not self._early or self._behind:
+            return Carried()
+        carried, self._unsent = self._send_some(self._tracker.scan(), held, takes_s)
+        return carried
+
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         """Re-armed, so that `last` finds only what CRIU's own work in the processes touched."""
         self._vdso = vdso_of(self._root_pid)  # the tree stands still: what is found now need not be looked for later
         if not self._early or self._behind:
             return Carried()
-        dirty = self._tracker.scan(final=True, rearm=True)
-        carried, self._unsent = self._sender.send_until(dirty, dumped if self._lazy else lambda: False)
+        dirty = merged(self._unsent, self._tracker.scan(final=True, rearm=True))
+        if not self._lazy:
+            self._unsent = []
+            return self._send(dirty)
+        carried, self._unsent = self._send_some(dirty, dumped, DUMP_S)
         return carried
 
     def last(self, images: Path) -> Carried:
         dirty = merged(self._unsent, self._tracker.scan(final=True), self._vdso)
-        beside = self._lazy and sum(part.size_bytes for part in dirty) >= BESIDE_BYTES
+        beside = self._lazy and sum(part.size_bytes for part in dirty) >= self._beside_bytes()
         if not self._behind and not beside:
             return self._send(dirty)
-        lazy = {ns_pid: lazy_ranges(images, ns_pid) for ns_pid in pagemap_pids(images)}
+        awaited = restart_ranges(images)
+        lazy = {ns_pid: subtract(lazy_ranges(images, ns_pid), awaited) for ns_pid in pagemap_pids(images)}
         late = [replace(part, ranges=intersect(part.ranges, lazy.get(part.ns_pid, EMPTY))) for part in dirty]
         now = [replace(part, ranges=subtract(part.ranges, rest.ranges)) for part, rest in zip(dirty, late, strict=True)]
         if self._behind:
@@ -119,3 +132,14 @@ class StreamCarrier:
 
     def _send(self, dirty: list[ProcessPages]) -> Carried:
         return self._sender.send(dirty)
+
+    def _send_some(
+        self, dirty: list[ProcessPages], enough: Callable[[], bool], takes_s: float
+    ) -> tuple[Carried, list[ProcessPages]]:
+        """Send until it is `enough`, and no more than the link carries in `takes_s`: what waits in the connection has
+        to go before whatever is sent next. Returns the rest, too."""
+        end_bytes = self._channel.sent_bytes + self._sender.crosses_in(takes_s)
+        return self._sender.send_until(dirty, lambda: enough() or self._channel.sent_bytes >= end_bytes)
+
+    def _beside_bytes(self) -> float:
+        return min(BESIDE_BYTES, self._sender.crosses_in(BESIDE_S))
