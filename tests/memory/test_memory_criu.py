@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from targets import Shadow, pages, program, stop
 
-from whimbrel.checkpoint.images import read_pagemap
+from whimbrel.checkpoint.images import read_pagemap, restart_ranges
 from whimbrel.memory.tracker import TreeTracker
 from whimbrel.memory.vmas import read_vmas
 
@@ -66,6 +66,7 @@ def test_every_page_that_criu_lists_was_reported(tmp_path: Path) -> None:
         # After CRIU, as in a migration: it patches a system call into a page of text and back; from
         # then on that page is the process's own.
         shadow.round(final=True)
+        listed: set[int] = set()
         for pid in members:
             theirs = pages(read_pagemap(tmp_path, pid).ranges)
             kernels = {
@@ -76,5 +77,9 @@ def test_every_page_that_criu_lists_was_reported(tmp_path: Path) -> None:
             }
             assert len(theirs) > 500
             assert theirs - kernels <= shadow.pages[pid].keys()
+            listed |= theirs
             os.kill(pid, signal.SIGCONT)
+        awaited = pages(restart_ranges(tmp_path))
+        assert len(awaited) >= 2, "of the main thread, which forked children inherit, and of the other"
+        assert awaited <= listed
         shadow.verify(child.pid)

@@ -20,13 +20,14 @@ from whimbrel.memory.ranges import Ranges, as_ranges
 from whimbrel.memory.store import ZERO_SLOT, PageStore
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.migrate.carriers.base import Carried
-from whimbrel.migrate.coder import NO_COPIES
+from whimbrel.migrate.carriers.stream import StreamCarrier
+from whimbrel.migrate.coder import FIRST_BATCH_BYTES, NO_COPIES
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.pagechannel import HEADER, Kind, PageChannel
 from whimbrel.migrate.pages import PageSender
 from whimbrel.model.errors import ProtocolMismatch, StepFailed
 from whimbrel.model.units import PAGE_BYTES
-from whimbrel.plan.strategies import Codec
+from whimbrel.plan.strategies import Codec, strategy_of
 
 PAGES = 1500
 NS_PID = 7
@@ -113,10 +114,10 @@ class Destination:
         self.store.merge()
         return self.error
 
-    def holds(self, target: Target) -> np.ndarray:
+    def holds(self, target: Target, ns_pid: int = NS_PID) -> np.ndarray:
         """The store's newest copies of all pages of the target's memory, in order."""
         everything = as_ranges([(target.start, target.start + PAGES * PAGE_BYTES)])
-        pages, slots = self.store.of(NS_PID).select(everything)
+        pages, slots = self.store.of(ns_pid).select(everything)
         assert len(pages) == PAGES, "a page is not known"
         return self.store.words()[slots]
 
@@ -289,3 +290,30 @@ def test_a_good_frame_of_every_coding_is_taken(destination: Destination) -> None
     assert destination.wait() is None
     assert len(destination.store.of(NS_PID).pages) == 5
     assert destination.store.of(NS_PID).zeros().tolist() == [1]
+
+
+@pytest.mark.real
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to trace processes of others")
+def test_a_slow_link_gets_no_more_than_it_carries_before_the_order_to_restore(
+    target: Target, destination: Destination
+) -> None:
+    """While packets begin to be held, and while CRIU dumps; what is left crosses later, and nothing is missing."""
+    bytes_per_s, while_holding_s = 10e6, 0.1
+    channel = PageChannel(destination.sock)
+    channel.limit(bytes_per_s * 8)
+    carrier = StreamCarrier(target.pid, channel, strategy_of("hybrid"), holes=True)
+    try:
+        carrier.round(1)
+        target.contents[:] = np.random.default_rng(1).integers(0, 2**64, target.contents.shape, np.uint64)
+        target.write()
+        first = carrier.while_holding(lambda: False, while_holding_s)
+        assert 0 < first.sent_bytes <= bytes_per_s * while_holding_s + 2 * FIRST_BATCH_BYTES
+        assert carrier.while_holding(lambda: True, while_holding_s).pages == 0, "they are held already"
+        second = carrier.while_dumping(lambda: False)
+        assert 0 < second.sent_bytes < PAGES * PAGE_BYTES - first.sent_bytes, "it does not fill the connection"
+        rest = carrier._send(carrier._unsent)
+        assert first.pages + second.pages + rest.pages >= PAGES
+        assert destination.wait() is None
+        assert (destination.holds(target, target.pid) == target.contents).all()
+    finally:
+        carrier.close()

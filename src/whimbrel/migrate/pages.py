@@ -14,7 +14,7 @@ from whimbrel.memory.processes import ns_pid_of, tree_of
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.memory.vmas import read_vdso
 from whimbrel.migrate.carriers.base import Carried
-from whimbrel.migrate.coder import Coder
+from whimbrel.migrate.coder import FIRST_BATCH_BYTES, Coder
 from whimbrel.migrate.linkwatch import LinkWatch
 from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.plan.strategies import Codec
@@ -36,14 +36,24 @@ class PageSender:
         """Send all pages. Pages that vanish meanwhile are left out."""
         return self.send_until(dirty, lambda: False)[0]
 
-    def send_until(self, dirty: list[ProcessPages], enough: Callable[[], bool]) -> tuple[Carried, list[ProcessPages]]:
-        """Send pages until it is `enough`; returns those that were not sent, too."""
+    def send_until(
+        self, dirty: list[ProcessPages], enough: Callable[[], bool], *, most_bytes: float = math.inf
+    ) -> tuple[Carried, list[ProcessPages]]:
+        """Send pages until it is `enough`, or until they were `most_bytes` on the wire (two small batches more, at
+        most); returns those that were not sent, too."""
         before = self._channel.sent_bytes
+
+        def batch_bytes() -> int:
+            if enough() or self._channel.sent_bytes - before >= most_bytes:
+                return 0
+            usual = self._coder.batch_bytes()
+            return usual if most_bytes == math.inf else min(usual, FIRST_BATCH_BYTES)
+
         carried = Carried()
         self._watch.limit(self._channel.limit_bytes_per_s)
         self._watch.begin()
         self._coder.begin(sum(process.size_bytes for process in dirty))
-        pieces = Pieces(dirty, lambda: 0 if enough() else self._coder.batch_bytes())
+        pieces = Pieces(dirty, batch_bytes)
         for batch in self._ahead.batches(pieces, self._coder):
             with self._watch.sending(packed=batch.packed):
                 self._channel.send_pages(batch.ns_pid, batch.coded)

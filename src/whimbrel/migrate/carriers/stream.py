@@ -61,7 +61,8 @@ class StreamCarrier:
     def while_holding(self, held: Callable[[], bool], takes_s: float) -> Carried:
         if not self._early or self._behind:
             return Carried()
-        carried, self._unsent = self._send_some(self._tracker.scan(), held, takes_s)
+        dirty = merged(self._unsent, self._tracker.scan())
+        carried, self._unsent = self._send_some(dirty, held, takes_s)
         return carried
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
@@ -138,8 +139,7 @@ class StreamCarrier:
     ) -> tuple[Carried, list[ProcessPages]]:
         """Send until it is `enough`, and no more than the link carries in `takes_s`: what waits in the connection has
         to go before whatever is sent next. Returns the rest, too."""
-        end_bytes = self._channel.sent_bytes + self._sender.crosses_in(takes_s)
-        return self._sender.send_until(dirty, lambda: enough() or self._channel.sent_bytes >= end_bytes)
+        return self._sender.send_until(dirty, enough, most_bytes=self._sender.crosses_in(takes_s))
 
     def _beside_bytes(self) -> float:
         return min(BESIDE_BYTES, self._sender.crosses_in(BESIDE_S))
