@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from mec_server import SPECS, MecServer
 
 from fakes import FakeRegion
+from marks import MANY
 from whimbrel.controller.config import load
 from whimbrel.controller.parts import Controller
 
@@ -29,7 +30,7 @@ APIS = {
     "mec012-rnis-v2.2.1": "/rni/v2",
     "mec013-location-v2.2.1": "/location/v2",
 }
-EXAMPLES = 12
+EXAMPLES = 12 if MANY else 3
 NOBODY = "http://127.0.0.1:9/notify"
 
 
