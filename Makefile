@@ -4,11 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-guest lint format lock bench clean
+.PHONY: help setup demo test test-thorough test-guest lint format lock bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-		printf '  make %-10s %s\n' "$$name" "$$text"; done
+		printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 setup: ## tools, CRIU and the Python environment (needs root; quick when all is there)
 	@$(PYTHON) scripts/setup
@@ -22,12 +22,17 @@ demo: setup ## a running container follows its walking user over three edge node
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --timeout 400 --timeout-method thread
 
 # A few tests that failed beside others run once more alone, and the log tells which: what fails twice is wrong.
-test: setup ## all tests (ARGS="-k name" for some)
+test: setup ## the tests (ARGS="-k name" for some)
 	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder $(ARGS); status=$$?; \
 	if [ $$status -eq 1 ]; then \
 		printf '\nonce more, alone: what failed beside others\n'; \
 		$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 $(ARGS); status=$$?; \
 	fi; exit $$status
+
+# Far longer than `make test`: by default the generators of requests make a few of each, here many.
+test-thorough: export WHIMBREL_TEST_THOROUGH := 1
+test-thorough: setup ## the same with every combination of strategy, victim and moment (half an hour)
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m 'not guest and not inside' $(ARGS)
 
 test-guest: setup ## the tests that need another kernel, in an emulated Debian guest (minutes)
 	@$(BIN)/python -m pytest -m guest tests/guest $(ARGS)

@@ -57,6 +57,7 @@ def test_checkpoint_copy_restore(net: Net) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.thorough
 def test_pages_benchmark_measures_both_ways(net: Net) -> None:
     here, there = (str(net.path(name)) for name in net.nodes[:2])
     result = measure(here, there, "10.78.0.2", size_bytes=32 << 20, runs=1)

@@ -26,6 +26,7 @@ def clean() -> Iterator[None]:
 
 @pytest.mark.real
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
+@pytest.mark.thorough
 def test_every_codec_carries_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memories, "of_program", lambda: memories.made(1 << 20)[0]())
     text = StringIO()

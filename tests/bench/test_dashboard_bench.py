@@ -13,6 +13,7 @@ from whimbrel.model.errors import Refused
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed: scripts/setup --engines")
+@pytest.mark.thorough
 def test_the_page_is_measured_while_users_walk() -> None:
     text = StringIO()
     result = dashboard.run(Console(file=text, width=200), users=30, sites=3, seconds=1.0)

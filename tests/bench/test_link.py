@@ -35,6 +35,7 @@ def test_what_is_lost_and_late_is_told() -> None:
     assert above.delay_ms["max"] > below.delay_ms["p50"], "a full queue makes it later"
 
 
+@pytest.mark.thorough
 def test_the_document_holds_asked_against_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("IDLE", "BELOW", "ABOVE", "STREAM"):
         load = getattr(link, name)

@@ -19,11 +19,12 @@ from schemathesis.checks import CHECKS
 
 from fakes import FakeRegion, free_port
 from live_controller import LiveController
+from marks import MANY
 from whimbrel.model.node import PathStatus
 from whimbrel.model.radio import Hears
 
 ENDLESS = "/v1/events"  # test_controller_live.py reads it
-EXAMPLES = 10
+EXAMPLES = 10 if MANY else 3
 SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,

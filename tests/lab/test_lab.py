@@ -229,6 +229,7 @@ def test_up_refuses_names_in_use_and_leaves_them_alone(lab: Lab) -> None:
     assert not lab.dir.exists()
 
 
+@pytest.mark.thorough
 def test_two_labs_side_by_side_are_taken_down_one_at_a_time(lab: Lab, tmp_path: Path) -> None:
     """Also when one's prefix begins like the other's."""
     other = Lab(tmp_path / "other")
@@ -243,6 +244,7 @@ def test_two_labs_side_by_side_are_taken_down_one_at_a_time(lab: Lab, tmp_path: 
         other.down()
 
 
+@pytest.mark.thorough
 def test_a_dead_lab_is_replaced(lab: Lab) -> None:
     first = lab.up()
     for node in first.nodes:

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from inbox import Inbox
+from marks import thorough
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
 from whimbrel.lab.topology import CONTROLLER
@@ -237,7 +238,7 @@ def test_the_service_follows_its_user(lab: Lab, walker: Walker, record_property:
     [
         ("freeze.dump", "controller"),
         ("freeze.restore", "source"),
-        ("rounds", "destination"),
+        *thorough(("rounds", "destination")),
     ],
 )
 def test_whoever_is_killed_the_service_and_its_user_find_each_other(

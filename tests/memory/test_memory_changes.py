@@ -341,7 +341,7 @@ def chaos(seed):
                 libc.mprotect(address, pages * P, 1); time.sleep(0.0002); libc.mprotect(address, pages * P, 3)
             else:
                 new(dice.randrange(1, pages + 1), flags=FIXED, at=address)
-        time.sleep(0.0003)
+        time.sleep(0.001)  # some thousand changes a second, all threads together: the scan needs a processor
 
 def go(depth, seed):
     for n in range(THREADS): threading.Thread(target=chaos, args=(seed * 100 + n,), daemon=True).start()

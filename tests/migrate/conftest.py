@@ -83,7 +83,7 @@ class Lab:
     def arm(self, point: str) -> None:
         (self.failpoints / point).touch()
 
-    def wait_reached(self, point: str, timeout_s: float = 20.0) -> None:
+    def wait_reached(self, point: str, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not (self.failpoints / f"{point}.reached").exists():
             assert time.monotonic() < deadline, f"nobody came to {point}"

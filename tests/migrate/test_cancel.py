@@ -6,26 +6,16 @@ import contextlib
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import EDGES, Running
 from tests.migrate.disturb import cancel_it, destination_is_clean, disturb, live_record, source_is_whole
 from whimbrel.model.errors import Conflict, WhimbrelError
 from whimbrel.model.migration import Outcome
 
 POINTS = [
-    "preflight",
-    "prepare",
-    "incoming.prepare",
-    "receive.start",
-    "rounds",
-    "freeze.hold",
-    "freeze.stop",
-    "freeze.dump",
-    "freeze.pages",
-    "freeze.files",
-    "freeze.copy",
-    "freeze.restore",
-    "receive.pre-resume",
-    "receive.ready",
+    *("preflight", "prepare", "receive.start", "rounds", "freeze.hold", "freeze.dump", "freeze.copy", "receive.ready"),
+    *thorough("incoming.prepare", "freeze.stop", "freeze.pages", "freeze.files", "freeze.restore"),
+    *thorough("receive.pre-resume"),
 ]
 
 

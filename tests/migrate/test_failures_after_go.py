@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import Running, User
 from tests.migrate.disturb import (
     DESTINATION,
@@ -32,7 +33,7 @@ from whimbrel.runtime.cgroups import Cgroup
 
 
 # --- the source's agent ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *thorough(signal.SIGTERM)])
 def test_source_agent_ends_after_go(running: Running, number: signal.Signals) -> None:
     """The next one asks the destination; the record tells what the first one had written down."""
     count, _ = running.user.ask("count")
@@ -66,7 +67,7 @@ def test_a_destination_that_gave_up_before_it_heard_go_is_believed(running: Runn
     destination_is_clean(running)
 
 
-@pytest.mark.parametrize("point", ["receive.committed", "receive.fill"])
+@pytest.mark.parametrize("point", ["receive.committed", *thorough("receive.fill")])
 def test_destination_agent_killed_after_the_commit(running: Running, point: str) -> None:
     """The pages are not the agent's: the service runs at the destination, and the restarted agent adopts it."""
     count, _ = running.user.ask("count")
@@ -81,7 +82,7 @@ def test_destination_agent_killed_after_the_commit(running: Running, point: str)
 
 
 # --- the receiving process ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("point", ["receive.committed", "receive.fill"])
+@pytest.mark.parametrize("point", ["receive.fill", *thorough("receive.committed")])
 def test_receiving_process_killed_after_the_commit(running: Running, point: str) -> None:
     """It held pages that the service still lacked. The service must not read zeros in their place: it is ended at the
     destination and runs on at the source, which had been kept for that, and the record says what that means."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import Lab, Target
 from tests.migrate.disturb import (
     DESTINATION,
@@ -54,7 +55,7 @@ STRIKES: dict[str, tuple[str, Callable[[Lab], None]]] = {
 }
 
 
-@pytest.mark.parametrize("victim", STRIKES)
+@pytest.mark.parametrize("victim", ["receiver", *thorough("CRIU at the destination")])
 def test_somebody_killed(busy: tuple[Target, socket.socket], victim: str) -> None:
     target, user = busy
     point, strike = STRIKES[victim]
@@ -79,7 +80,7 @@ def test_link_cut(busy: tuple[Target, socket.socket]) -> None:
     destination_is_clean(target)
 
 
-@pytest.mark.parametrize("point", [BESIDE, RESTORING])
+@pytest.mark.parametrize("point", [BESIDE, *thorough(RESTORING)])
 def test_cancelled(busy: tuple[Target, socket.socket], point: str) -> None:
     target, user = busy
     with held_at(target, point, bandwidth_bps=BUSY_BANDWIDTH_BPS) as attempt:

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import Running
 from tests.migrate.disturb import (
     DESTINATION,
@@ -25,26 +26,28 @@ from tests.migrate.disturb import (
 )
 from whimbrel.model.migration import Outcome
 
-RECEIVE_POINTS = ["receive.setup-namespaces", "receive.post-restore", "receive.pre-resume", "receive.ready"]
-FREEZE_POINTS = [
-    "freeze.hold",
-    "freeze.stop",
-    "freeze.dump",
-    "freeze.pages",
-    "freeze.files",
-    "freeze.copy",
-    "freeze.restore",
+# In each phase each victim is struck once; the points that one leaves out another is struck at.
+AGENT_POINTS = [
+    *("prepare", "incoming.prepare", "rounds", "freeze.stop", "freeze.pages", "receive.post-restore", "receive.ready"),
+    *thorough("freeze.hold", "freeze.dump", "freeze.files", "freeze.copy", "freeze.restore"),
+    *thorough("receive.setup-namespaces", "receive.pre-resume"),
 ]
+CRIU_POINTS = [
+    *("prepare.ready", "rounds", "freeze.dump", "freeze.restore", "receive.setup-namespaces", "receive.pre-resume"),
+    *thorough("freeze.hold", "freeze.stop", "freeze.pages", "freeze.files", "freeze.copy"),
+    *thorough("receive.post-restore", "receive.ready"),
+]
+RECEIVER_POINTS = ["freeze.pages", "receive.ready", *thorough("rounds", "receive.pre-resume")]
 
 
-@pytest.mark.parametrize("point", ["prepare", "incoming.prepare", "rounds", *FREEZE_POINTS, *RECEIVE_POINTS])
+@pytest.mark.parametrize("point", AGENT_POINTS)
 def test_destination_agent_killed(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     lab = running.lab
 
     def strike() -> None:
         kill_agent(lab, DESTINATION)
-        if point in RECEIVE_POINTS:  # it could still commit, if it went on before it noticed
+        if point.startswith("receive."):  # it could still commit, if it went on before it noticed
             until(lambda: not receiver_pids(lab, DESTINATION), "the receiving process outlives its agent")
 
     record = disturb(running, point, strike)
@@ -69,7 +72,7 @@ def test_destination_agent_stopped(running: Running) -> None:
     runs_only_at(running, DESTINATION)
 
 
-@pytest.mark.parametrize("point", ["prepare.ready", "rounds", *FREEZE_POINTS, *RECEIVE_POINTS])
+@pytest.mark.parametrize("point", CRIU_POINTS)
 def test_criu_killed_at_the_destination(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, DESTINATION)))
@@ -78,7 +81,7 @@ def test_criu_killed_at_the_destination(running: Running, point: str) -> None:
     destination_is_clean(running)
 
 
-@pytest.mark.parametrize("point", ["rounds", "freeze.pages", "receive.pre-resume", "receive.ready"])
+@pytest.mark.parametrize("point", RECEIVER_POINTS)
 def test_receiving_process_killed(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(receiver_pids(running.lab, DESTINATION)))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import Running
 from tests.migrate.disturb import (
     DESTINATION,
@@ -66,6 +67,7 @@ def test_who_hangs_in_the_freeze_does_not_keep_it_up(running: Running, point: st
 
 
 # --- after GO -------------------------------------------------------------------------------------------------
+@pytest.mark.thorough
 def test_a_receiving_process_that_hangs_before_it_hears_go(running: Running) -> None:
     """The source may not decide any more. The agent there does: it ends the process, and then says so."""
     count, _ = running.user.ask("count")
@@ -95,7 +97,7 @@ def test_a_receiving_process_that_hangs_when_all_pages_are_there(running: Runnin
     assert running.lab.leftovers(SOURCE, running.name) == []
 
 
-@pytest.mark.parametrize("victim", ["CRIU at the destination", "CRIU at the source"])
+@pytest.mark.parametrize("victim", ["CRIU at the source", *thorough("CRIU at the destination")])
 def test_a_criu_that_hangs_after_go_is_not_needed(running: Running, victim: str) -> None:
     count, _ = running.user.ask("count")
     record = hang(running, "receive.committed", victim)
@@ -105,6 +107,7 @@ def test_a_criu_that_hangs_after_go_is_not_needed(running: Running, victim: str)
     assert running.lab.leftovers(SOURCE, running.name) == []
 
 
+@pytest.mark.thorough
 def test_a_receiving_process_that_hangs_and_outlives_its_agent(running: Running) -> None:
     """The next agent finds it and ends it."""
     count, _ = running.user.ask("count")

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import Running, programs
 from tests.migrate.disturb import (
     SOURCE,
@@ -25,7 +26,7 @@ from tests.migrate.disturb import (
 from whimbrel.model.migration import Outcome
 
 
-@pytest.mark.parametrize("point", ["prepare.ready", "rounds", "freeze.hold", "freeze.stop", "freeze.dump"])
+@pytest.mark.parametrize("point", ["prepare.ready", "rounds", "freeze.dump", *thorough("freeze.hold", "freeze.stop")])
 def test_criu_killed_at_the_source(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, SOURCE)))
@@ -34,7 +35,7 @@ def test_criu_killed_at_the_source(running: Running, point: str) -> None:
     destination_is_clean(running)
 
 
-@pytest.mark.parametrize("point", ["freeze.pages", "freeze.copy", "freeze.restore"])
+@pytest.mark.parametrize("point", ["freeze.pages", *thorough("freeze.copy", "freeze.restore")])
 def test_criu_at_the_source_is_not_missed_once_its_dump_is_whole(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, SOURCE)))
@@ -42,7 +43,7 @@ def test_criu_at_the_source_is_not_missed_once_its_dump_is_whole(running: Runnin
     goes_on(running, count)
 
 
-@pytest.mark.parametrize("point", ["rounds", "freeze.files"])
+@pytest.mark.parametrize("point", ["freeze.files", *thorough("rounds")])
 def test_the_process_that_sends_the_files_killed(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(programs(running.lab, SOURCE, "sendfiles")))

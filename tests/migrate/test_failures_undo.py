@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import PREFIX, Running, programs
 from tests.migrate.disturb import (
     SOURCE,
@@ -106,7 +107,7 @@ def test_settling_that_fails_is_tried_again(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("point", "strategy"),
-    [("incoming.prepare", "shared"), ("freeze.copy", "tmpfs"), ("after-go", "shared")],
+    [("freeze.copy", "tmpfs"), ("after-go", "shared"), *thorough(("incoming.prepare", "shared"))],
 )
 def test_a_killed_source_agent_leaves_no_dump_and_no_stage(running: Running, point: str, strategy: str) -> None:
     """Neither in the node's memory nor on the shared storage, also when it died before its journal was begun."""
@@ -136,7 +137,7 @@ def stuck(pids: list[int]) -> Iterator[None]:
         group.remove()
 
 
-@pytest.mark.parametrize("point", ["rounds", "freeze.files"])
+@pytest.mark.parametrize("point", ["rounds", *thorough("freeze.files")])
 def test_a_sender_of_files_that_cannot_be_ended_holds_nobody_up(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     with contextlib.ExitStack() as stack:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import EDGES, Lab, programs
 from tests.migrate.disturb import kill_agent, kill_all, link_of, until
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
@@ -137,7 +138,7 @@ def test_of_several_migrations_one_brings_it(lab: Lab, services: list[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "victim", ["the process that takes it", "the agent there", "the process that sends it", "the link"]
+    "victim", ["the process that takes it", "the link", *thorough("the agent there", "the process that sends it")]
 )
 def test_a_broken_transfer_leaves_nothing_and_can_be_repeated(lab: Lab, services: list[str], victim: str) -> None:
     lab.arm("takeimage.arrived")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marks import thorough
 from tests.migrate import lxc_nodes
 from tests.migrate.conftest import EDGES, PORT, Lab, Running, user_when_ready
 from tests.migrate.disturb import (
@@ -107,7 +108,7 @@ STRIKES: dict[str, tuple[str, Callable[[Running], object]]] = {
 }
 
 
-@pytest.mark.parametrize("what", STRIKES)
+@pytest.mark.parametrize("what", ["CRIU killed", *thorough("cancelled when restored", "agent there killed")])
 def test_before_the_commit_all_is_undone(system: Running, nodes: dict[str, LxcNode], what: str) -> None:
     count, _ = system.user.ask("count")
     groups_before = groups_of_containers()

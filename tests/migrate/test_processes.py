@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import EDGES, Lab
 from whimbrel.lab import commands
 from whimbrel.model.migration import Outcome
@@ -103,7 +104,10 @@ def ask(user: socket.socket) -> tuple[bool, int]:
     return good == b"1", int(turns)
 
 
-@pytest.mark.parametrize("strategy", sorted(known()))
+DEFAULT = ["hybrid", "post-copy"]  # of what else there is `test_strategies.py` moves one process
+
+
+@pytest.mark.parametrize("strategy", [*DEFAULT, *thorough(*sorted(known().keys() - set(DEFAULT)))])
 def test_all_processes_and_their_memory_arrive_whole(lab: Lab, tree: list[socket.socket], strategy: str) -> None:
     before = [ask(user) for user in tree]
     assert all(good for good, _ in before)

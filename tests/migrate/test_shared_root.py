@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import EDGES, PORT, PREFIX, Lab, Running, Target
 from tests.migrate.disturb import (
     DESTINATION,
@@ -153,7 +154,7 @@ def check(user: socket.socket) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["hybrid", "shared"])
+@pytest.mark.parametrize("strategy", ["shared", *thorough("hybrid")])
 def test_there_and_back_without_a_copy_of_its_files(lab: Lab, user: socket.socket, strategy: str) -> None:
     """Files open, mapped, replaced and deleted while it moves; the connection lives on."""
     before = check(user)
@@ -174,7 +175,7 @@ def test_there_and_back_without_a_copy_of_its_files(lab: Lab, user: socket.socke
 
 
 # --- failures -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("point", ["rounds", "receive.ready"])
+@pytest.mark.parametrize("point", ["receive.ready", *thorough("rounds")])
 def test_destination_agent_killed(lab: Lab, user: socket.socket, point: str) -> None:
     """The service runs on at the source, whose root it still is; also when it was restored over there already."""
     before = check(user)
@@ -196,7 +197,7 @@ def test_destination_agent_killed(lab: Lab, user: socket.socket, point: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("point", "runs_at"), [("freeze.pages", SOURCE), ("receive.committed", DESTINATION)], ids=("source", "destination")
+    ("point", "runs_at"), [("receive.committed", DESTINATION), *thorough(("freeze.pages", SOURCE))]
 )
 def test_source_agent_killed(lab: Lab, user: socket.socket, point: str, runs_at: str) -> None:
     """Whoever has the service in the end has its root, and the other one deletes nothing of it."""
@@ -272,7 +273,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSALS)
+@pytest.mark.parametrize("kind", ["none", *thorough("another", "hangs")])
 def test_a_destination_that_cannot_have_it_is_refused(lab: Lab, sleeper: str, running: Running, kind: str) -> None:
     """Before anything happens, in one line: a root, and memory that was to go by way of the storage."""
     before = lab.controller.service(sleeper)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from marks import MANY
 from tests.migrate.conftest import EDGES, Running
 from whimbrel.model.migration import Outcome
 from whimbrel.plan.strategies import known
@@ -25,7 +26,8 @@ def state_is_right(running: Running) -> bool:
 def test_the_service_moves_with_state_and_connections(running: Running, strategy: str) -> None:
     user = running.user
     count, writes = user.ask("count")
-    for target in (EDGES[1], EDGES[2], EDGES[0]):
+    way = (EDGES[1], EDGES[2], EDGES[0]) if MANY else (EDGES[1], EDGES[0])
+    for target in way:
         record = running.migrate(target, strategy)
         assert not record.error, record.error
         assert record.outcome is Outcome.DONE
@@ -39,7 +41,7 @@ def test_the_service_moves_with_state_and_connections(running: Running, strategy
         for node in set(EDGES) - {target}:
             assert running.lab.leftovers(node, running.name) == []
     status = running.lab.controller.service(running.name)
-    assert status.migrations == 3
+    assert status.migrations == len(way)
     if known()[strategy].rounds.limit > 1:
         assert len(record.rounds) >= 3, "at least the first round, another, and the final one"
         assert record.rounds[0].dirty_pages > running.memory_mb * 200

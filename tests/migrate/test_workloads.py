@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import EDGES, Lab
 from whimbrel.bench.trial import Workload, inside, trial
 from whimbrel.lab import commands
@@ -28,7 +29,8 @@ SMALL = {
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    "name", ["blank", "memory", "redis", "redis-aof", "simple", "video-short", "videoapp-short", "face", "objects"]
+    "name",
+    ["blank", "memory", "redis", "simple", "video-short", "videoapp-short", "objects", *thorough("face", "redis-aof")],
 )
 def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: str) -> None:
     folder = VARIANTS / name if (VARIANTS / name).is_dir() else CATALOGUE / name

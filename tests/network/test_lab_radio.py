@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from network_region import SERVICE, Region
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.real
 TARGET = "10.77.1.1"
 OWN = "10.77.255.254"
 INTERRUPTION_MS = 300.0
+MARGIN_S = 0.05
 
 
 @pytest.fixture
@@ -92,10 +94,11 @@ def test_a_handover_loses_nothing_and_keeps_address_and_connections(
     assert (done.source, done.target) == ("gw-1", "gw-2")
     assert done.interruption_ms >= INTERRUPTION_MS
     assert talk.lost == []
-    held = [number for number in talk.order if begin + 0.05 < talk.sent[number] < begin + INTERRUPTION_MS / 1000 - 0.05]
-    assert held
-    for number in held:  # nobody was answered in the middle of the interruption
-        assert talk.sent[number] + talk.delays_s[number] >= begin + INTERRUPTION_MS / 1000
+    answered = sorted(talk.sent[number] + talk.delays_s[number] for number in talk.order)
+    silence_s, since = max((late - early, early) for early, late in pairwise(answered))
+    assert silence_s >= INTERRUPTION_MS / 1000 - MARGIN_S, "nobody was answered in the interruption"
+    assert since >= begin - MARGIN_S
+    assert any(since < sent < since + silence_s for sent in talk.sent.values()), "what was sent in it waited"
     assert way_back(service) == mac_of("10.77.0.2"), "answers come straight to the new gateway"
 
 
@@ -157,9 +160,12 @@ def test_packets_in_flight_are_lost_when_told_so_and_connections_survive(service
         talk.finish()
         conn.close()
     lost = [talk.sent[number] for number in talk.lost]
-    inside = [sent for sent in talk.sent.values() if begin + 0.05 < sent < begin + INTERRUPTION_MS / 1000 - 0.05]
+    first, last = min(lost), max(lost)  # when the link goes down, and comes up, a busy machine decides
+    assert last - first >= INTERRUPTION_MS / 1000 - MARGIN_S
+    inside = [sent for sent in talk.sent.values() if first + MARGIN_S < sent < last - MARGIN_S]
+    assert inside
     assert set(inside) <= set(lost)
-    assert all(begin - 0.05 < sent < end + 0.05 for sent in lost)
+    assert all(begin - MARGIN_S < sent < end + MARGIN_S for sent in lost)
 
 
 def test_only_the_serving_gateways_link_passes_anything(service: Region, radio: LabRadio) -> None:

@@ -39,13 +39,20 @@ def chromium(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -
         yield browser
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveController]:
     with FakeRegion() as region:
         live = LiveController(region, Path(tmp_path_factory.mktemp("ctl")))
         live.start()
         yield live
         live.stop()
+
+
+@pytest.fixture(scope="module")
+def address(controller: LiveController) -> Iterator[str]:
+    """The dashboard of it; a page that is opened anew knows nothing of the test before."""
+    with dashboard(controller.address) as found:
+        yield found
 
 
 def hostile_region() -> dict[str, object]:
@@ -96,7 +103,7 @@ def hostile_region() -> dict[str, object]:
     }
 
 
-def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromium: Browser) -> None:
+def test_scripts_for_names_are_shown_as_text(address: str, chromium: Browser) -> None:
     events = [
         ("region", hostile_region()),
         (
@@ -122,37 +129,38 @@ def test_scripts_for_names_are_shown_as_text(controller: LiveController, chromiu
     def events_of(route: Route) -> None:
         route.fulfill(status=200, content_type="text/event-stream", body=stream + "retry: 600000\n\n")
 
-    with dashboard(controller.address) as address:
-        tab = Tab(chromium)
-        try:
-            tab.page.route("**/v1/events", events_of)
-            tab.page.route("**/v1/log?**", lambda route: route.fulfill(json=[{"id": SCRIPT}, None, 7]))
-            tab.page.route(
-                "**/v1/experiments",
-                lambda route: route.fulfill(
-                    json=[{"name": SCRIPT, "figure": IMAGE, "pictures": [], "files": ["../../etc/passwd", SCRIPT]}]
-                ),
-            )
-            tab.page.goto(address)
-            expect(tab.page.locator("#log .text", has_text=IMAGE)).to_have_count(1)
-            for name in ("services", "nodes", "decisions", "experiments"):
-                tab.page.locator(f"#tab-{name}").click()
-                expect(tab.page.locator(f"#pane-{name}")).to_contain_text(SCRIPT)
-            tab.page.locator("#find-user").fill(SCRIPT)
-            expect(tab.page.locator("#user-title")).to_have_text(SCRIPT)
-            assert tab.page.evaluate("window.broken") is None
-            assert tab.page.locator("main script, main img").count() == 0
-            assert tab.errors == []
-        finally:
-            tab.close()
+    tab = Tab(chromium)
+    try:
+        tab.page.route("**/v1/events", events_of)
+        tab.page.route("**/v1/log?**", lambda route: route.fulfill(json=[{"id": SCRIPT}, None, 7]))
+        tab.page.route(
+            "**/v1/experiments",
+            lambda route: route.fulfill(
+                json=[{"name": SCRIPT, "figure": IMAGE, "pictures": [], "files": ["../../etc/passwd", SCRIPT]}]
+            ),
+        )
+        tab.page.goto(address)
+        expect(tab.page.locator("#log .text", has_text=IMAGE)).to_have_count(1)
+        for name in ("services", "nodes", "decisions", "experiments"):
+            tab.page.locator(f"#tab-{name}").click()
+            expect(tab.page.locator(f"#pane-{name}")).to_contain_text(SCRIPT)
+        tab.page.locator("#find-user").fill(SCRIPT)
+        expect(tab.page.locator("#user-title")).to_have_text(SCRIPT)
+        assert tab.page.evaluate("window.broken") is None
+        assert tab.page.locator("main script, main img").count() == 0
+        assert tab.errors == []
+    finally:
+        tab.close()
 
 
 def note(text: str) -> UserNote:
     return UserNote(user="ue-1", unix_s=time.time(), elapsed_s=0.0, kind="note", text=text)
 
 
-def test_the_log_tells_what_was_before_the_page_was_opened(controller: LiveController, chromium: Browser) -> None:
-    with dashboard(controller.address) as address, controller.client() as client:
+def test_the_log_tells_what_was_before_the_page_was_opened(
+    controller: LiveController, address: str, chromium: Browser
+) -> None:
+    with controller.client() as client:
         client.tell(note("before the page"))
         tab = Tab(chromium)
         try:
@@ -194,40 +202,38 @@ def decision_of_a_move() -> Decision:
     return concluded(began, moved, changed, now_unix_s=1.7e9 + 2)
 
 
-def test_a_predictions_error_stands_beside_the_figures_it_is_of(controller: LiveController, chromium: Browser) -> None:
+def test_a_predictions_error_stands_beside_the_figures_it_is_of(address: str, chromium: Browser) -> None:
     decision = decision_of_a_move()
     assert decision.measured is not None
     assert decision.measured.interruption_ms != decision.measured.migration_ms
     stream = f"event: decision\ndata: {msgspec.json.encode(decision).decode()}\n\nretry: 600000\n\n"
-    with dashboard(controller.address) as address:
-        tab = Tab(chromium)
-        try:
-            tab.page.route("**/v1/events", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
-            tab.page.goto(address)
-            tab.page.locator("#tab-decisions").click()
-            whole = f"{decision.measured.interruption_ms:.0f} ms"
-            expect(tab.page.locator("#decisions .why")).to_have_text(
-                "it walks — Migration predicted 100 ms, measured 80.0 ms (off by 25 %). "
-                f"Interruption predicted 160 ms, measured {whole}."
-            )
-        finally:
-            tab.close()
+    tab = Tab(chromium)
+    try:
+        tab.page.route("**/v1/events", lambda route: route.fulfill(content_type="text/event-stream", body=stream))
+        tab.page.goto(address)
+        tab.page.locator("#tab-decisions").click()
+        whole = f"{decision.measured.interruption_ms:.0f} ms"
+        expect(tab.page.locator("#decisions .why")).to_have_text(
+            "it walks — Migration predicted 100 ms, measured 80.0 ms (off by 25 %). "
+            f"Interruption predicted 160 ms, measured {whole}."
+        )
+    finally:
+        tab.close()
 
 
-def test_the_page_comes_back_with_its_controller(controller: LiveController, chromium: Browser) -> None:
-    with dashboard(controller.address) as address:
-        tab = Tab(chromium)
-        try:
-            tab.page.goto(address)
-            state = tab.page.locator("#link-state")
-            expect(state).to_have_attribute("data-state", "live")
-            controller.kill()
-            expect(state).to_have_attribute("data-state", "lost")
-            controller.start()
-            expect(state).to_have_attribute("data-state", "live", timeout=30_000)
-            expect(tab.page.locator("#fact-nodes")).to_have_text("3")
-        finally:
-            tab.close()
+def test_the_page_comes_back_with_its_controller(controller: LiveController, address: str, chromium: Browser) -> None:
+    tab = Tab(chromium)
+    try:
+        tab.page.goto(address)
+        state = tab.page.locator("#link-state")
+        expect(state).to_have_attribute("data-state", "live")
+        controller.kill()
+        expect(state).to_have_attribute("data-state", "lost")
+        controller.start()
+        expect(state).to_have_attribute("data-state", "live", timeout=30_000)
+        expect(tab.page.locator("#fact-nodes")).to_have_text("3")
+    finally:
+        tab.close()
 
 
 def test_a_token_is_asked_for_and_logging_out_ends_all(tmp_path: Path, chromium: Browser) -> None:
@@ -285,8 +291,8 @@ def log_out_ends_the_stream(address: str) -> None:
             assert any(line == "event: alive" for line in stream.iter_lines()), "a token is no session"
 
 
-def test_the_relay_is_for_local_names_only(controller: LiveController) -> None:
-    with dashboard(controller.address) as address, httpx.Client(base_url=base_of(address), trust_env=False) as http:
+def test_the_relay_is_for_local_names_only(address: str) -> None:
+    with httpx.Client(base_url=base_of(address), trust_env=False) as http:
         assert http.get(address).status_code == 303
         assert http.get("v1/health").status_code == 200
         evil = http.get("v1/region", headers={"Host": "evil.example"})
@@ -295,9 +301,9 @@ def test_the_relay_is_for_local_names_only(controller: LiveController) -> None:
             assert http.post("v1/migrations", json={}, headers={"Origin": hostile}).status_code == 403
 
 
-def test_the_relay_is_for_those_who_were_told_the_address(controller: LiveController) -> None:
+def test_the_relay_is_for_those_who_were_told_the_address(address: str) -> None:
     """Any user of this machine can connect to its port; the controller's socket is its owner's."""
-    with dashboard(controller.address) as address, httpx.Client(base_url=base_of(address), trust_env=False) as http:
+    with httpx.Client(base_url=base_of(address), trust_env=False) as http:
         for way in ("", "v1/region", "?key=", "?key=wrong", "v1/region?key=wrong"):
             answer = http.get(way)
             assert answer.status_code == 403, way

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +23,17 @@ def register(app: typer.Typer) -> None:
     app.command()(dashboard)
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """What imports make lives as long as the process: nobody looks for garbage in it, now or later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @controllers.callback(invoke_without_command=True)
 def controller(
     context: typer.Context,
@@ -30,7 +44,8 @@ def controller(
     """Run the region's controller until SIGTERM."""
     if context.invoked_subcommand is not None:
         return OK
-    from whimbrel.controller.main import run
+    with _importing():
+        from whimbrel.controller.main import run
 
     return run(config)
 
@@ -75,7 +90,8 @@ def agent(
     """Run the agent of this node until SIGTERM. Needs root."""
     # It computes nothing by it, and must have one thread at its beginning (`migrate.nursery`).
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    from whimbrel.agent.main import run
+    with _importing():
+        from whimbrel.agent.main import run
 
     return run(config)
 

@@ -6,7 +6,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
@@ -43,6 +42,8 @@ class DockerApi:
     async def _send(
         self, method: str, path: str, query: dict[str, Any] | None, body: Any, timeout_s: float | None
     ) -> bytes:
+        import httpx  # here: an agent is back sooner without it, and most have no Docker to ask
+
         transport = httpx.AsyncHTTPTransport(uds=str(self.socket), verify=False)
         limits = httpx.Timeout(timeout_s, connect=QUICK_S)
         content = None if body is None else msgspec.json.encode(body)
