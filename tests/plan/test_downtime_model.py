@@ -168,8 +168,27 @@ def test_our_own_records_are_learnt_from() -> None:
     )  # fmt: skip
     one = measured_of(record)
     assert one is not None
-    assert (one.checkpoint_ms, one.transfer_ms, one.restore_ms) == (20, 10, 32)
+    assert (one.checkpoint_ms, one.transfer_ms, one.restore_ms) == (20, 8, 34)
     assert one.migration_ms == record.freeze_ms + 2, "from the hold on nobody hears the service"
     assert one.bandwidth_bps == pytest.approx(1e9)
     assert (one.sizes.checkpoint_bytes, one.sizes.delta_bytes) == (2e8, 1e6)
     assert measured_of(msgspec.structs.replace(record, outcome=Outcome.ROLLED_BACK)) is None
+
+
+def test_what_crosses_beside_hold_and_restore_counts_once() -> None:
+    """5 MB over 100 Mbit/s are 400 ms of this freeze, whichever of its steps they crossed beside."""
+    phases = [("freeze", 700), ("freeze.hold", 200), ("freeze.stop", 5), ("freeze.dump", 30), ("freeze.pages", 6),
+              ("freeze.restore", 450), ("freeze.beside", 200)]  # fmt: skip
+    record = MigrationRecord(
+        id="m", service="s", source="a", destination="b", strategy="hybrid", outcome=Outcome.DONE, freeze_ms=500,
+        rss_bytes=200_000_000, phases=tuple(Phase(name=n, start_ms=0, duration_ms=d) for n, d in phases),
+        rounds=(Round(n=1, dirty_pages=1, bytes_sent=100_000_000, duration_ms=8000),
+                Round(n=2, dirty_pages=1, bytes_sent=5_000_000, duration_ms=500)),
+    )  # fmt: skip
+    one = measured_of(record)
+    assert one is not None
+    assert one.migration_ms == pytest.approx(700)
+    powers = {"a": 1.0, "b": 1.0}
+    left, came = learn([one], powers)[0]
+    predicted = predict(one.sizes, left, came, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8)
+    assert predicted.migration_ms == pytest.approx(700)

@@ -175,17 +175,20 @@ def prediction_error(
 def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_bps: float = 0.0) -> Measured | None:
     """What the model learns from one of our own migrations; None if it did not come to its end or had no freeze.
 
-    T_mig is hold and freeze: from the hold on nobody hears the service. The checkpoint is hold, stop and dump; the
-    transfer is last pages, files and images; all else is the restore. `bandwidth_bps` 0: what the fastest round
-    carried.
+    T_mig is hold and freeze: from the hold on nobody hears the service. Pages cross beside hold, dump and restore, so
+    the transfer is what eq. (5) takes it for, S_delta-lambda / B; the checkpoint is hold, stop and dump as far as that
+    leaves time for them; all else is the restore. `bandwidth_bps` 0: what the fastest round carried.
     """
     took_ms = {phase.name: phase.duration_ms for phase in record.phases}
     if record.outcome is not Outcome.DONE or record.freeze_ms <= 0:
         return None
     away_ms = took_ms.get("freeze.hold", 0.0) + record.freeze_ms
-    checkpoint_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump"))
-    transfer_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("pages", "files", "copy"))
     rates = [one.bytes_sent * 8e3 / one.duration_ms for one in record.rounds if one.duration_ms > 0]
+    bandwidth_bps = bandwidth_bps or max(rates, default=0.0)
+    delta_bytes = float(record.rounds[-1].bytes_sent if record.rounds else record.rss_bytes)
+    transfer_ms = min(away_ms, delta_bytes * 8e3 / bandwidth_bps) if bandwidth_bps > 0 else 0.0
+    steps_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump"))
+    checkpoint_ms = min(away_ms - transfer_ms, steps_ms)
     return Measured(
         service=record.service,
         source=record.source,
@@ -193,12 +196,12 @@ def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_
         sizes=Sizes(
             image_bytes=image_bytes,
             checkpoint_bytes=float(record.rss_bytes),
-            delta_bytes=float(record.rounds[-1].bytes_sent if record.rounds else record.rss_bytes),
+            delta_bytes=delta_bytes,
         ),
-        bandwidth_bps=bandwidth_bps or max(rates, default=0.0),
+        bandwidth_bps=bandwidth_bps,
         checkpoint_ms=checkpoint_ms,
         transfer_ms=transfer_ms,
-        restore_ms=max(0.0, away_ms - checkpoint_ms - transfer_ms),
+        restore_ms=away_ms - checkpoint_ms - transfer_ms,
     )
 
 
