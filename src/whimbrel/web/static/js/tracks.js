@@ -54,6 +54,16 @@ export class Track {
     for (let i = 0; i < this.steps; i += 1) visit(this.x[i], this.y[i]);
   }
 
+  /** The way as x, y, x, y, … */
+  points() {
+    const found = new Float32Array(this.steps * 2);
+    for (let i = 0; i < this.steps; i += 1) {
+      found[i * 2] = this.x[i];
+      found[i * 2 + 1] = this.y[i];
+    }
+    return found;
+  }
+
   /** Call `visit(t_s, value)` for each sample of `series` since `from_s`, the oldest first. */
   series(name, from_s, visit) {
     const values = this[name];

@@ -5,6 +5,7 @@ import { Chart, fromZero, tens } from "./charts.js";
 import { clock, coordinates, DASH, ms } from "./format.js";
 
 const MOST_OFFERED = 200;
+const DRAWN_EVERY_MS = 1000; // figures that change faster cannot be read, and a chart of two minutes hardly moves
 
 export class UserPanel {
   constructor(store, theme) {
@@ -17,7 +18,7 @@ export class UserPanel {
     this.find.addEventListener("input", () => this.choose(false));
     this.find.addEventListener("change", () => this.choose(true));
     this.find.addEventListener("focus", () => this.offer());
-    store.frames.on(["users", "selection", "theme", "migrations"], () => this.draw());
+    store.frames.on(["users", "selection", "theme", "migrations"], () => this.draw(), { least_ms: DRAWN_EVERY_MS });
   }
 
   /** A whole name is enough; Enter takes the first that begins so. */
