@@ -12,8 +12,9 @@ import { placesOf } from "./places.js";
 
 const SUMMARY_EVERY_MS = 5000;
 const AROUND = { left: 70, right: 96, top: 58, bottom: 52 }; // px for the names of the outermost servers and base stations
-const AROUND_NARROW = { left: 46, right: 46, top: 58, bottom: 46 };
+const AROUND_NARROW = { left: 58, right: 58, top: 58, bottom: 46 };
 const NARROW = 600;
+const NEAR = 4; // px that a name keeps from what stands over the map
 
 export class RegionMap {
   constructor(store, theme) {
@@ -79,7 +80,7 @@ export class RegionMap {
   cover(map) {
     const of = (chosen) => {
       const { left, right, top, bottom } = document.querySelector(chosen).getBoundingClientRect();
-      return { x0: left - map.left, x1: right - map.left, y0: top - map.top, y1: bottom - map.top };
+      return { x0: left - map.left - NEAR, x1: right - map.left + NEAR, y0: top - map.top - NEAR, y1: bottom - map.top + NEAR };
     };
     const [find, zoom, legend] = [of("#map .find"), of("#map .zoom"), of("#map .legend")];
     const narrow = map.width < NARROW; // there the scale stands between search box and buttons
