@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +39,7 @@ SITES = (("harbour", 0.0, 0.0), ("market", 60.0, 35.0), ("station", 120.0, 0.0))
 WAY = ((4.0, 8.0), (60.0, 26.0), (116.0, 8.0))
 USER = "anna"
 MOVES, LONGEST_S = 3, 150.0
+MOST_TRIES, SEEN_MS = 5, 400
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -133,10 +134,51 @@ def moves(controller: ControllerClient, outcome: Outcome) -> int:
     return sum(one.outcome is outcome for one in controller.migrations("", 50))
 
 
-def under_way(controller: ControllerClient, pages: Iterable[Page]) -> bool:
-    """The service moves, and the pages show it."""
-    shown = all(page.locator("#moves .progress:not([hidden])").count() for page in pages)
-    return shown and moves(controller, Outcome.RUNNING) > 0
+def under_way(page: Page) -> str:
+    """The id of the migration that the page shows as running, with its arc and as "1 moving"; "" for none."""
+    return str(page.evaluate(
+        """() => {
+          const row = document.querySelector('#moves .progress:not([hidden])')?.closest('[data-id]');
+          const arc = document.querySelector('.arc-name:not([data-bad])');
+          const moving = document.getElementById('fact-moving').textContent;
+          return row && arc && moving === '1' ? row.dataset.id : '';
+        }"""
+    ))  # fmt: skip
+
+
+def keep_moving(page: Page, name: str) -> None:
+    """A picture of a migration that runs, before it and after it: else of the next one."""
+    for _ in range(MOST_TRIES):
+        moving = wait(lambda: under_way(page), "a migration is under way")
+        page.wait_for_timeout(SEEN_MS)  # its first phases are drawn
+        keep(page, name)
+        if under_way(page) == moving:
+            return
+        print(f"{name}: it was over too soon, again", flush=True)
+    raise WhimbrelError(f"{name}: no migration of {MOST_TRIES} lasted long enough for a picture")
+
+
+def settled(page: Page) -> bool:
+    """Nothing moves, the newest migration is open with its timeline, and the newest decisions were carried out."""
+    return bool(page.evaluate(
+        """(least) => {
+          const newest = document.querySelector('#moves .move');
+          const states = [...document.querySelectorAll('#decisions .chip')].slice(0, least);
+          return document.getElementById('fact-moving').textContent === '0'
+            && newest?.querySelector('.chip').textContent === 'done' && !!newest.querySelector('.timeline')
+            && states.length === least && states.every((one) => one.textContent === 'done');
+        }""",
+        MOVES,
+    ))  # fmt: skip
+
+
+def plays(page: Page) -> bool:
+    """The film has a picture, and goes on."""
+    said = "(() => { const film = document.getElementById('film'); return [film.readyState, film.currentTime]; })()"
+    _, before_s = page.evaluate(said)
+    page.wait_for_timeout(500)
+    ready, after_s = page.evaluate(said)
+    return bool(ready >= 3 and after_s > before_s)
 
 
 def take(lab_dir: Path, folder: Path) -> None:
@@ -177,15 +219,13 @@ def take(lab_dir: Path, folder: Path) -> None:
             watch_film(film, f"http://{service.spec.address.split('/')[0]}:8080/")
             begun = moves(controller, Outcome.DONE)
             wait(lambda: moves(controller, Outcome.DONE) >= begun + MOVES, f"the service was moved {MOVES} times")
-            time.sleep(1.0)  # the film goes on
+            wait(lambda: plays(film), "the film goes on after the moves")
             keep(film, "videoapp.png")  # one session, one page, three servers
+            keep_moving(light, "dashboard.png")
+            keep_moving(phone, "dashboard-phone.png")
             dark.locator("#tab-decisions").click()
+            wait(lambda: settled(dark), f"the newest {MOVES} decisions are carried out, and nothing moves")
             keep(dark, "dashboard-dark.png")
-            wait(lambda: under_way(controller, (light, phone)), "a migration is under way")
-            keep(light, "dashboard.png")
-            if not under_way(controller, (light, phone)):
-                wait(lambda: under_way(controller, (light, phone)), "another migration is under way")
-            keep(phone, "dashboard-phone.png")
             here.close()
             there.close()
         with contextlib.suppress(WhimbrelError):  # it may be moving: it goes with the lab

@@ -132,6 +132,8 @@ def test_scripts_for_names_are_shown_as_text(address: str, chromium: Browser) ->
     tab = Tab(chromium)
     try:
         tab.page.route("**/v1/events", events_of)
+        hostile = {"user": SCRIPT, "samples": [SCRIPT, [SCRIPT, IMAGE, {}], None, [1.7e9]]}
+        tab.page.route("**/v1/users/*/samples", lambda route: route.fulfill(json=hostile))
         tab.page.route("**/v1/log?**", lambda route: route.fulfill(json=[{"id": SCRIPT}, None, 7]))
         tab.page.route(
             "**/v1/experiments",

@@ -89,8 +89,9 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def show(tab: Tab, address: str, events: list[tuple[str, Any]]) -> Page:
-    """The page, told `events` and nothing else."""
+def show(tab: Tab, address: str, events: list[tuple[str, Any]], samples: list[Any] | None = None) -> Page:
+    """The page, told `events` and nothing else, and `samples` of any user."""
+    tab.page.route("**/v1/users/*/samples", lambda route: route.fulfill(json={"user": "any", "samples": samples or []}))
     stream = "".join(f"event: {event}\ndata: {json.dumps(data)}\n\n" for event, data in events)
     tab.page.route(
         "**/v1/events",
@@ -165,6 +166,29 @@ def test_a_charts_axis_begins_with_its_data(tab: Tab, address: str) -> None:
         "{ const span = c.spanOf(1000 - ago, 1000); return [span, c.ticksOf(span)]; }); }"
     )
     assert told == [[10, [7.5, 5, 2.5]], [20, [15, 10, 5]], [45, [40, 30, 20, 10]], [120, [90, 60, 30]]]
+
+
+def test_a_page_that_is_opened_later_knows_what_the_charts_would_show(tab: Tab, address: str) -> None:
+    user = {"name": "ue-1", "x_m": 30.0, "y_m": 0.0, "serving": "cell-a", "state": "connected", "delay_ms": 7.0}
+    now_s = time.time()
+    past = [[now_s - ago, 5.0, -60.0] for ago in range(90, 1, -1)]
+    page = show(tab, address, [("region", region(users=[user]))], [*past, "no sample", [None, 1, 2], [now_s - 1]])
+    expect(page.locator("#user-title")).to_have_text("ue-1")
+    until(page, "() => window.drawn.includes('−60 s')")  # else the axis would begin with the page
+    told = page.evaluate(
+        """async () => {
+          const { Track } = await import('./js/tracks.js');
+          const track = new Track();
+          track.sample(100, 7, -70);
+          track.before([[98, 5, -60], [99, null, -61], [100, 1, 1], [103, 1, 1]]); // what is known here stands
+          for (let i = 0; i < 1000; i += 1) track.sample(101 + i, 1, 1);
+          track.before([[99, 5, -60]]); // no room: nothing of now goes
+          const found = [];
+          track.series('delay_ms', 0, (t_s) => found.push(t_s));
+          return [found[0], found.at(-1), found.length];
+        }"""
+    )
+    assert told == [621, 1100, 480]
 
 
 def test_the_whole_way_of_a_user_stays_however_long_it_is(tab: Tab, address: str) -> None:

@@ -33,7 +33,11 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection"}
 KEY = "key"
 CONNECT_S = 3.0
+KEPT_S = 2.0
+"""So long a connection that nobody uses is kept: less than the controller keeps its end (5 s)."""
+SAFE = {"GET", "HEAD"}
 GRACE_S = 2
+LIMITS = httpx.Limits(max_connections=256, keepalive_expiry=KEPT_S)
 
 
 def relay(controller: Listen, key: str) -> Starlette:
@@ -41,7 +45,7 @@ def relay(controller: Listen, key: str) -> Starlette:
     cookie = f"whimbrel_dashboard_{key[:6]}"  # a cookie is for all ports of a host: another dashboard has another
     http = httpx.AsyncClient(
         base_url="http://controller" if controller.path else f"http://{controller.host}:{controller.port}",
-        transport=httpx.AsyncHTTPTransport(uds=controller.path or None, limits=httpx.Limits(max_connections=256)),
+        transport=httpx.AsyncHTTPTransport(uds=controller.path or None, limits=LIMITS),
         timeout=httpx.Timeout(None, connect=CONNECT_S),
         trust_env=False,
     )
@@ -59,9 +63,15 @@ def relay(controller: Listen, key: str) -> Starlette:
         if request.scope["query_string"]:
             target += "?" + request.scope["query_string"].decode("latin-1")
         headers = [(name, value) for name, value in request.headers.items() if name not in HOP]
-        asked = http.build_request(request.method, target, headers=headers, content=_body(request))
+        body = _body(request)
+        asked = http.build_request(request.method, target, headers=headers, content=body)
         try:
-            answer = await http.send(asked, stream=True)
+            try:
+                answer = await http.send(asked, stream=True)
+            except httpx.RemoteProtocolError:  # a kept connection was closed at the other end meanwhile
+                if request.method not in SAFE or body is not None:
+                    raise
+                answer = await http.send(asked, stream=True)
         except httpx.HTTPError as error:
             return PlainTextResponse(f"the controller at {controller} does not answer: {error}\n", 502)
         handed = StreamingResponse(

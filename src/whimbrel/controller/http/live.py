@@ -13,7 +13,7 @@ from whimbrel.controller.access import Access
 from whimbrel.controller.http.answers import answer_json, answers, page_of, streams
 from whimbrel.controller.http.guard import session_of
 from whimbrel.controller.live.news import MOST_LISTENERS, RING
-from whimbrel.controller.live.views import LogEntry, RegionView
+from whimbrel.controller.live.views import LogEntry, RegionView, UserSamples
 from whimbrel.controller.live.watch import Watch
 from whimbrel.model.errors import Refused
 
@@ -41,6 +41,11 @@ def live_routes(watch: Watch, access: Access) -> APIRouter:
         if access.asks and "authorization" not in request.headers:
             stream = _while_logged_in(stream, access, session_of(request.headers))
         return StreamingResponse(stream, media_type=STREAM, headers=headers)
+
+    @router.get("/users/{user}/samples", **answers(UserSamples))
+    async def samples(user: str) -> Response:
+        """The user's delay and signal of the last two minutes."""
+        return answer_json(watch.samples(user))
 
     @router.get("/log", **answers(list[LogEntry], paged=True))
     async def log(

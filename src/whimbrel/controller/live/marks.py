@@ -11,6 +11,7 @@ from whimbrel.controller.planning.users import UserState
 from whimbrel.controller.views import NodeView
 from whimbrel.model.application import Session
 from whimbrel.model.node import Resources
+from whimbrel.model.radio import UserReport
 from whimbrel.model.service import ServiceStatus
 
 
@@ -74,19 +75,23 @@ def user_mark(state: UserState, session: Session | None, now_s: float, now_unix_
     """Of a user that has reported. `now_s`: the monotonic clock, by which it is known when that was."""
     report = state.report
     assert report is not None
-    heard = next((one.rssi_dbm for one in report.hears if one.base_station == report.serving), None)
     return UserMark(
         name=state.name,
         x_m=known(report.x_m),
         y_m=known(report.y_m),
         serving=report.serving,
         state=report.state.value,
-        rssi_dbm=heard,
+        rssi_dbm=heard(report),
         delay_ms=state.delay_ms,
         application=session.application if session is not None else "",
         service=session.service if session is not None else "",
         seen_unix_s=round(now_unix_s - (now_s - state.heard_s), 3),
     )
+
+
+def heard(report: UserReport) -> float | None:
+    """RSSI of the serving base station, in dBm."""
+    return next((one.rssi_dbm for one in report.hears if one.base_station == report.serving), None)
 
 
 def known(length_m: float) -> float | None:

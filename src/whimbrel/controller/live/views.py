@@ -57,6 +57,14 @@ class UserMark(msgspec.Struct, frozen=True, kw_only=True):
     seen_unix_s: float
 
 
+class UserSamples(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chart of the last minutes shows: of each sample unix time in s, delay in ms and RSSI in dBm of the serving
+    base station, the oldest first, a second or more apart; null is what was not known."""
+
+    user: str
+    samples: tuple[tuple[float, float | None, float | None], ...]
+
+
 class ServiceMark(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     node: str

@@ -16,6 +16,7 @@ from whimbrel import __version__
 from whimbrel.controller.config import ControllerConfig
 from whimbrel.controller.live import marks, ways
 from whimbrel.controller.live.news import News
+from whimbrel.controller.live.samples import Samples
 from whimbrel.controller.live.views import (
     Kind,
     Level,
@@ -26,10 +27,12 @@ from whimbrel.controller.live.views import (
     RegionView,
     ServiceMark,
     UserMark,
+    UserSamples,
 )
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.planning.loop import Planning
 from whimbrel.controller.planning.users import UserState
+from whimbrel.controller.problems import Unknown
 from whimbrel.controller.region import Region
 from whimbrel.controller.services import Services
 from whimbrel.model.decision import Decision, DecisionState
@@ -75,6 +78,7 @@ class Watch:
         self._there: dict[str, str] = {}  # users that are shown, and where each is served
         self._marks: dict[str, tuple[float, UserMark]] = {}  # with when its user was heard
         self._ways: dict[str, ways.Way] = {}
+        self._samples: dict[str, Samples] = {}
         self._phases: dict[str, str] = {}  # of migrations that run
         self._tasks: list[asyncio.Task[None]] = []
         region.listeners.append(self._on_node)
@@ -115,6 +119,13 @@ class Watch:
                 planner=setting.planner, paused=setting.paused, strategies=tuple(names()), version=__version__
             ),
         )
+
+    def samples(self, user: str) -> UserSamples:
+        """None of a user of whom only the network tells. Raises Unknown."""
+        kept = self._samples.get(user)
+        if kept is None and self._planning.users.get(user) is None:
+            raise Unknown(f"no user {user!r} reports: see `whimbrel plan users`")
+        return UserSamples(user=user, samples=kept.told() if kept is not None else ())
 
     def _users(self) -> list[UserMark]:
         """Of each user what was made of its last report, if it has reported since: of a thousand few have."""
@@ -169,6 +180,7 @@ class Watch:
             cell = self._there.pop(name)
             self._marks.pop(name, None)
             self._ways.pop(name, None)
+            self._samples.pop(name, None)
             self._log(Kind.USER, f"user {name} reports no more", Level.WARNING, user=name, cell=cell)
         if gone:
             self.news.publish("gone", gone)
@@ -260,6 +272,8 @@ class Watch:
             self._there[name] = report.serving
             if report.x_m is not None and report.y_m is not None:
                 self._ways.setdefault(name, ways.Way()).go(report.x_m, report.y_m)
+            assert state is not None
+            self._samples.setdefault(name, Samples()).take(time.time(), state.delay_ms, marks.heard(report))
 
     def _on_complaint(self, text: str, facts: dict[str, Any]) -> None:
         user = facts.get("user")

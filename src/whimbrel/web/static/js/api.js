@@ -50,6 +50,7 @@ const name = encodeURIComponent;
 export const api = {
   region: () => call("GET", "v1/region"),
   log: (limit) => call("GET", `v1/log?limit=${limit}`),
+  samples: (user) => call("GET", `v1/users/${name(user)}/samples`),
   migrations: (limit) => call("GET", `v1/migrations?limit=${limit}`),
   migration: (id) => call("GET", `v1/migrations/${name(id)}`),
   migrate: (body) => call("POST", "v1/migrations", body),

@@ -7,8 +7,8 @@ const LEFT = 38;
 const BOTTOM = 16;
 
 export class Chart {
-  /** `range(low, high)` gives the axis for what there is to show. */
-  constructor(canvas, { series, color, range }) {
+  /** `range(low, high)` gives the axis for what there is to show; `resized` asks for a drawing. */
+  constructor(canvas, { series, color, range, resized }) {
     this.canvas = canvas;
     this.series = series;
     this.color = color;
@@ -16,6 +16,7 @@ export class Chart {
     this.size = { width: 0, height: 0 };
     new ResizeObserver(([entry]) => {
       this.size = { width: entry.contentRect.width, height: entry.contentRect.height };
+      if (this.size.width) resized();
     }).observe(canvas);
   }
 

@@ -26,12 +26,13 @@ export function header(store) {
   });
 }
 
-/** Only who has logged in can log out. */
+/** Only who has logged in can log out; what a role may not do is not offered (`.acts`: the style sheet hides it). */
 function logOut(store) {
   const button = byId("log-out");
   store.frames.on(["region"], () => {
     api.session().then((session) => {
       button.hidden = !text(session.name);
+      document.documentElement.dataset.role = text(session.role);
       button.title = `Logged in as ${text(session.name)} (${text(session.role)})`;
     }, () => {});
   });

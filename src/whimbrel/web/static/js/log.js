@@ -6,6 +6,8 @@ import { called, clock, coordinates, text } from "./format.js";
 
 const SHOWN_AT_TOP = 24; // while new lines come; who scrolls down gets all, and no new ones until back at the top
 
+const DRAWN_EVERY_MS = 1000; // nobody reads faster, and each time all lines are laid out anew
+
 export class Log {
   constructor(store) {
     this.store = store;
@@ -17,7 +19,9 @@ export class Log {
     this.visible = true;
     this.scroll = byId("log-scroll");
     this.whole = false; // all lines are there, and new ones wait
-    store.frames.on(["log"], () => this.draw());
+    const aloud = byId("log-aloud"); // lines come faster than any voice: only who asks for it is read to
+    aloud.addEventListener("change", () => this.list.setAttribute("aria-live", aloud.checked ? "polite" : "off"));
+    store.frames.on(["log"], () => this.draw(), { least_ms: DRAWN_EVERY_MS });
     store.frames.on(["history"], () => this.visible && this.again());
     for (const input of [this.kind, this.words, this.pause]) input.addEventListener("input", () => this.again());
     this.scroll.addEventListener("scroll", () => {

@@ -3,6 +3,7 @@
 
 import { el } from "./dom.js";
 import { ms, text } from "./format.js";
+import { free } from "./map_layout.js";
 
 const STAYS_S = 6; // an arc stays for so long when its migration is over
 const MOST_ARCS = 40;
@@ -31,12 +32,13 @@ export class Arcs {
   }
 
   /** Shows those that run and those that are just over; returns whether some have to go soon. */
-  draw(store, view, places) {
+  draw(store, view, places, boxes) {
     const now_s = Date.now() / 1000;
-    this.taken = boxes(view, places, store.services);
+    this.taken = [...boxes];
     const shown = new Map();
     let leaving = false;
-    for (const move of store.migrations.values()) {
+    const running = (move) => Number(move.record.outcome === "running");
+    for (const move of [...store.migrations.values()].sort((a, b) => running(b) - running(a))) {
       const { record } = move;
       const over = record.outcome !== "running";
       if (over && (record.outcome === "dry-run" || now_s - move.ended_s > STAYS_S)) continue;
@@ -74,8 +76,9 @@ export class Arcs {
     if (label.textContent !== words) label.textContent = words;
     label.toggleAttribute("data-bad", !arc.good);
     const spot = spotFor(arc, words, this.taken, view);
-    const half = halfOf(words);
-    this.taken.push({ x0: spot.x - half, x1: spot.x + half, y0: spot.y - HIGH / 2, y1: spot.y + HIGH / 2 });
+    if (label.hidden !== !spot) label.hidden = !spot; // no room: rather no name than two over each other
+    if (!spot) return;
+    this.taken.push(boxOf(spot, halfOf(words)));
     const left = `${spot.x.toFixed(0)}px`;
     const top = `${spot.y.toFixed(0)}px`;
     if (label.style.left !== left) label.style.left = left;
@@ -102,27 +105,10 @@ const LETTER = 6.8; // px, about
 const HIGH = 22;
 const halfOf = (words) => Math.min(256, words.length * LETTER + 16) / 2;
 
-/** What the names of servers, services and base stations on the map take: they are drawn (`map_ground.js`), so this is a little more. */
-function boxes(view, places, services) {
-  const on = new Map();
-  for (const one of services) on.set(one.node, [...(on.get(one.node) ?? []), one.name]);
-  const servers = [...places.nodes].map(([name, place]) => {
-    const x = view.px(place.x);
-    const y = view.py(place.y) - (place.known ? 24 : 0);
-    const names = (on.get(name) ?? []).slice(0, 3).map((one) => Math.min(20, one.length) * LETTER);
-    const tags = names.length ? 17 + 12 + Math.max(...names) : 12;
-    const half = (Math.min(24, name.length) * LETTER) / 2;
-    const turned = x + tags > view.width - 4;
-    return { x0: Math.min(x - half, turned ? x - tags : x), x1: Math.max(x + half, turned ? x : x + tags), y0: y - 28, y1: y + Math.max(10, names.length * 19 - 9) };
-  });
-  const stations = [...places.stations].map(([name, { x, y, station }]) => {
-    const half = (Math.min(26, Math.max(name.length, text(station.zone).length + 5)) * LETTER) / 2;
-    return { x0: view.px(x) - half, x1: view.px(x) + half, y0: view.py(y) - 10, y1: view.py(y) + 43 };
-  });
-  return [...servers, ...stations];
-}
+const boxOf = ({ x, y }, half) => ({ x0: x - half, x1: x + half, y0: y - HIGH / 2, y1: y + HIGH / 2 });
 
-/** The middle of an arc's name: near the arc's own middle, where it covers no other name, and within the map. */
+/** The middle of an arc's name: near the arc's own middle, within the map, where it covers no other name; in a crowd it may
+ * cover a base station's (`soft`). null: there is no room. */
 export function spotFor(arc, words, taken, view) {
   const half = halfOf(words);
   const along = (t) => {
@@ -130,15 +116,14 @@ export function spotFor(arc, words, taken, view) {
     return { x: u * u * arc.x0 + 2 * u * t * arc.cx + t * t * arc.x1, y: u * u * arc.y0 + 2 * u * t * arc.cy + t * t * arc.y1 };
   };
   const inside = (value, room, margin) => Math.max(margin, Math.min(room - margin, value));
-  let first = null;
-  for (const away of [-16, 16, -40, 40, -64, 64]) {
-    for (const t of [0.5, 0.4, 0.6, 0.3, 0.7]) {
-      const at = along(t);
-      const spot = { x: inside(at.x, view.width, half + 4), y: inside(at.y + away, view.height, HIGH / 2 + 4) };
-      first ??= spot;
-      const free = taken.every((box) => spot.x + half < box.x0 || spot.x - half > box.x1 || spot.y + HIGH / 2 < box.y0 || spot.y - HIGH / 2 > box.y1);
-      if (free) return spot;
+  for (const others of [taken, taken.filter((box) => !box.soft)]) {
+    for (const away of [-16, 16, -40, 40, -64, 64]) {
+      for (const t of [0.5, 0.4, 0.6, 0.3, 0.7]) {
+        const at = along(t);
+        const spot = { x: inside(at.x, view.width, half + 4), y: inside(at.y + away, view.height, HIGH / 2 + 4) };
+        if (free(boxOf(spot, half), others)) return spot;
+      }
     }
   }
-  return first;
+  return null;
 }

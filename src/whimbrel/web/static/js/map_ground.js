@@ -1,33 +1,36 @@
-// The part of the map that seldom changes: cells, base stations, edge servers and the services on them.
+// The part of the map that seldom changes: cells, and above them base stations, edge servers and the services on them.
 
-import { called } from "./format.js";
 import { cellOf } from "./places.js";
 
-const MOST_NAMED = 40; // with more stations or servers than this, names only where there is room
-const MOST_SERVICES = 3;
+const FONTS = { station: [500, 12], zone: [400, 11], server: [600, 12.5], count: [600, 11], tag: [500, 11.5] };
+const MOST_WIDTHS = 2000;
 
-export function drawGround(ctx, view, places, services, theme) {
-  const { colors } = theme;
+const fontOf = (kind, family) => `${FONTS[kind][0]} ${FONTS[kind][1]}px ${family}`;
+
+/** How wide words are; each is measured once. */
+export class Widths {
+  constructor(ctx) {
+    this.ctx = ctx;
+    this.known = new Map();
+  }
+
+  of(words, kind, family) {
+    if (!words) return 0;
+    const key = `${kind} ${words}`;
+    let found = this.known.get(key);
+    if (found === undefined) {
+      if (this.known.size > MOST_WIDTHS) this.known.clear();
+      this.ctx.font = fontOf(kind, family);
+      found = this.ctx.measureText(words).width;
+      this.known.set(key, found);
+    }
+    return found;
+  }
+}
+
+export function drawCells(ctx, view, places, { colors }) {
   ctx.clearRect(0, 0, view.width, view.height);
   ctx.lineJoin = "round";
-  drawCells(ctx, view, places, colors);
-  const roomy = places.stations.size <= MOST_NAMED || view.scale > view.whole * 2.5;
-  for (const [name, place] of places.stations) drawStation(ctx, view, name, place, roomy, theme);
-  const on = servicesByNode(services);
-  const roomyNodes = places.nodes.size <= 24 || view.scale > view.whole * 2.5;
-  for (const [name, place] of places.nodes) drawNode(ctx, view, name, place, on.get(name) ?? [], roomyNodes, theme);
-}
-
-function servicesByNode(services) {
-  const on = new Map();
-  for (const one of services) {
-    if (!on.has(one.node)) on.set(one.node, []);
-    on.get(one.node).push(one);
-  }
-  return on;
-}
-
-function drawCells(ctx, view, places, colors) {
   const stations = [...places.stations.values()].filter((one) => one.station.reach_m > 0);
   const zones = [...new Set(stations.map((one) => one.station.zone))].sort();
   for (const one of stations) {
@@ -57,9 +60,15 @@ function drawCells(ctx, view, places, colors) {
   }
 }
 
-function drawStation(ctx, view, name, place, named, { colors, font }) {
-  const x = view.px(place.x);
-  const y = view.py(place.y);
+/** What `layout` (map_layout.js) has laid out. */
+export function drawGround(ctx, view, { stations, servers }, theme) {
+  ctx.clearRect(0, 0, view.width, view.height);
+  ctx.lineJoin = "round";
+  for (const one of stations) drawStation(ctx, one, theme);
+  for (const one of servers) drawServer(ctx, one, theme);
+}
+
+function drawStation(ctx, { x, y, label, under }, { colors, font }) {
   ctx.strokeStyle = colors.station;
   ctx.lineWidth = 1.6;
   ctx.fillStyle = colors.surface;
@@ -72,16 +81,11 @@ function drawStation(ctx, view, name, place, named, { colors, font }) {
   ctx.moveTo(x + 9.5 * Math.cos(Math.PI - 0.7), y + 9.5 * Math.sin(Math.PI - 0.7));
   ctx.arc(x, y, 9.5, Math.PI - 0.7, Math.PI + 0.7);
   ctx.stroke();
-  if (!named) return;
-  label(ctx, short(name, 22), x, y + 22, `500 12px ${font}`, colors["ink-soft"], colors.sunken);
-  const zone = place.station.zone;
-  if (zone && zone !== name) label(ctx, short(called("zone", zone), 26), x, y + 36, `400 11px ${font}`, colors["ink-faint"], colors.sunken);
+  if (label) words(ctx, label, x, y + 22, fontOf("station", font), colors["ink-soft"], colors.sunken);
+  if (under) words(ctx, under, x, y + 36, fontOf("zone", font), colors["ink-faint"], colors.sunken);
 }
 
-function drawNode(ctx, view, name, place, services, named, { colors, font }) {
-  const x = view.px(place.x);
-  const y = view.py(place.y) - (place.known ? 24 : 0);
-  const up = place.node.up;
+function drawServer(ctx, { x, y, up, label, name, lines, tags, wide }, { colors, font }) {
   ctx.fillStyle = up ? colors.node : colors.surface;
   ctx.strokeStyle = up ? colors.node : colors.bad;
   ctx.lineWidth = 1.6;
@@ -96,21 +100,16 @@ function drawNode(ctx, view, name, place, services, named, { colors, font }) {
   ctx.fillRect(x - 6, y + 2.7, 8, 1.8);
   ctx.fillRect(x + 4.4, y - 4.6, 2, 2);
   ctx.fillRect(x + 4.4, y + 2.6, 2, 2);
-  if (!named) {
-    if (services.length) label(ctx, String(services.length), x, y - 17, `600 11px ${font}`, colors.ink, colors.sunken);
-    return;
-  }
-  label(ctx, short(name, 24), x, y - 19, `600 12.5px ${font}`, up ? colors.ink : colors.bad, colors.sunken);
-  const lines = services.slice(0, MOST_SERVICES).map((one) => short(one.name, 20));
-  if (services.length > MOST_SERVICES) lines[MOST_SERVICES - 1] = `+ ${services.length - MOST_SERVICES + 1} more`;
-  lines.forEach((text, i) => tag(ctx, text, x, y - 9 + i * 19, view.width, { colors, font }));
+  const named = label.startsWith(name);
+  if (label) words(ctx, label, x, y - (named ? 19 : 17), fontOf(named ? "server" : "count", font), up ? colors.ink : colors.bad, colors.sunken);
+  if (tags) lines.forEach((line, i) => tag(ctx, line, tags.x0 > x ? tags.x0 : tags.x1, y - 9 + i * 19, tags.x0 > x ? 1 : -1, wide, { colors, font }));
 }
 
-/** A service's name in a little box, to the right of its server at `middle`, or to the left where there is no room. */
-function tag(ctx, text, middle, y, room, { colors, font }) {
-  ctx.font = `500 11.5px ${font}`;
-  const width = ctx.measureText(text).width + 12;
-  const x = middle + 17 + width > room - 4 ? middle - 17 - width : middle + 17;
+/** A service's name in a little box that begins at `near` and goes to the right (1) or to the left (-1). */
+function tag(ctx, line, near, y, side, wide, { colors, font }) {
+  ctx.font = fontOf("tag", font);
+  const width = Math.min(wide, ctx.measureText(line).width + 12);
+  const x = side > 0 ? near : near - width;
   ctx.fillStyle = colors.surface;
   ctx.strokeStyle = colors["line-strong"];
   ctx.lineWidth = 1;
@@ -121,18 +120,16 @@ function tag(ctx, text, middle, y, room, { colors, font }) {
   ctx.fillStyle = colors.ink;
   ctx.textAlign = "left";
   ctx.textBaseline = "middle";
-  ctx.fillText(text, x + 6, y + 9);
+  ctx.fillText(line, x + 6, y + 9);
 }
 
-function label(ctx, text, x, y, font, color, behind) {
+function words(ctx, said, x, y, font, color, behind) {
   ctx.font = font;
   ctx.textAlign = "center";
   ctx.textBaseline = "middle";
   ctx.lineWidth = 3.5;
   ctx.strokeStyle = behind;
-  ctx.strokeText(text, x, y);
+  ctx.strokeText(said, x, y);
   ctx.fillStyle = color;
-  ctx.fillText(text, x, y);
+  ctx.fillText(said, x, y);
 }
-
-export const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);

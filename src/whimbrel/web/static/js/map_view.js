@@ -10,6 +10,7 @@ export class View {
     this.width = 1;
     this.height = 1;
     this.bounds = { x0: 0, y0: 0, x1: 100, y1: 100 };
+    this.margins = { left: 0, right: 0, top: 0, bottom: 0 }; // px that nothing is put into when all is shown
     this.scale = 1;
     this.x = 50; // metres in the middle
     this.y = 50;
@@ -19,9 +20,11 @@ export class View {
     this.listen();
   }
 
-  resize(width, height) {
+  /** `margins`: what the search box, the legend and the names around the outermost places take. */
+  resize(width, height, margins) {
     this.width = Math.max(1, width);
     this.height = Math.max(1, height);
+    this.margins = margins;
     if (this.fitted) this.fit();
   }
 
@@ -34,15 +37,16 @@ export class View {
     const { x0, y0, x1, y1 } = this.bounds;
     const width = Math.max(x1 - x0, 1);
     const height = Math.max(y1 - y0, 1);
-    const wide = this.width > 600;
-    return Math.min((this.width - (wide ? 220 : 96)) / width, (this.height - (wide ? 190 : 170)) / height);
+    const { left, right, top, bottom } = this.margins;
+    return Math.min(Math.max(40, this.width - left - right) / width, Math.max(40, this.height - top - bottom) / height);
   }
 
   fit() {
     this.fitted = true;
     this.scale = Math.max(1e-6, this.whole);
-    this.x = (this.bounds.x0 + this.bounds.x1) / 2;
-    this.y = (this.bounds.y0 + this.bounds.y1) / 2;
+    const { left, right, top, bottom } = this.margins;
+    this.x = (this.bounds.x0 + this.bounds.x1) / 2 + (right - left) / 2 / this.scale;
+    this.y = (this.bounds.y0 + this.bounds.y1) / 2 + (top - bottom) / 2 / this.scale;
   }
 
   px(x) {

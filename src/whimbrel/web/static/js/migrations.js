@@ -64,6 +64,7 @@ export class Migrations {
   }
 
   fill(row, { record }, open) {
+    if (row.drawn === record && row.more.hidden === !open) return;
     say(row.name, text(record.service));
     say(row.strategy, text(record.strategy) || "auto");
     say(row.way, `${text(record.source)} → ${text(record.destination)}`);
@@ -89,7 +90,7 @@ export class Migrations {
     const line = timeline(record);
     if (line) parts.push(line);
     if (record.outcome === "running") {
-      parts.push(el("div", {}, el("button", { type: "button", className: "small", onclick: () => this.dialogs.cancel(record) }, "Cancel migration")));
+      parts.push(el("div", {}, el("button", { type: "button", className: "small acts", onclick: () => this.dialogs.cancel(record) }, "Cancel migration")));
     } else parts.push(figures(record));
     if (record.rounds?.length) parts.push(el("p", { className: "rounds" }, roundsText(record.rounds)));
     return parts;

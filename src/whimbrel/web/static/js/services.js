@@ -55,8 +55,8 @@ export class Services {
     const node = el("td");
     const address = el("td", { className: "soft" });
     const image = el("td", { className: "soft" });
-    const migrate = el("button", { type: "button", className: "small", "aria-label": `Migrate ${name}`, onclick: () => this.dialogs.migrate(name) }, "Migrate");
-    const remove = el("button", { type: "button", className: "small", "aria-label": `Remove ${name}`, onclick: () => this.dialogs.remove(name) }, "Remove");
+    const migrate = el("button", { type: "button", className: "small acts", "aria-label": `Migrate ${name}`, onclick: () => this.dialogs.migrate(name) }, "Migrate");
+    const remove = el("button", { type: "button", className: "small acts", "aria-label": `Remove ${name}`, onclick: () => this.dialogs.remove(name) }, "Remove");
     const line = el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, state), node, address, image, el("td", { className: "row-actions" }, migrate, remove));
     return { line, state, node, address, image, migrate, remove };
   }

@@ -49,9 +49,33 @@ export class Track {
     this.samples += 1;
   }
 
+  /** Samples of before the first one here, the oldest first: [unix time in s, delay in ms, RSSI in dBm]. */
+  before(told) {
+    const kept = [];
+    const count = Math.min(this.samples, SAMPLES);
+    for (let i = this.samples - count; i < this.samples; i += 1) {
+      const at = i % SAMPLES;
+      kept.push([this.t_s[at], this.delay_ms[at], this.rssi_dbm[at]]);
+    }
+    const first_s = kept[0]?.[0] ?? Infinity;
+    const older = told.filter(([t_s]) => t_s < first_s).slice(-Math.max(0, SAMPLES - count));
+    this.samples = 0;
+    for (const one of [...older, ...kept]) this.sample(...one);
+  }
+
   /** Call `visit(x, y)` along the way, the oldest first. */
   way(visit) {
     for (let i = 0; i < this.steps; i += 1) visit(this.x[i], this.y[i]);
+  }
+
+  /** The way as x, y, x, y, … */
+  points() {
+    const found = new Float32Array(this.steps * 2);
+    for (let i = 0; i < this.steps; i += 1) {
+      found[i * 2] = this.x[i];
+      found[i * 2 + 1] = this.y[i];
+    }
+    return found;
   }
 
   /** Call `visit(t_s, value)` for each sample of `series` since `from_s`, the oldest first. */
