@@ -13,7 +13,8 @@ from whimbrel.model.errors import Conflict, WhimbrelError
 from whimbrel.model.migration import Outcome
 
 POINTS = [
-    *("preflight", "prepare", "receive.start", "rounds", "freeze.hold", "freeze.dump", "freeze.copy", "receive.ready"),
+    *("preflight", "prepare", "receive.start", "rounds", "freeze.hold", "freeze.holding", "freeze.dump"),
+    *("freeze.copy", "receive.ready"),
     *thorough("incoming.prepare", "freeze.stop", "freeze.pages", "freeze.files", "freeze.restore"),
     *thorough("receive.pre-resume"),
 ]
@@ -23,6 +24,15 @@ POINTS = [
 def test_cancel(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: cancel_it(running))
+    assert record.outcome is Outcome.CANCELLED
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+@pytest.mark.parametrize(("strategy", "point"), [("pre-copy", "receive.ready"), ("stop-and-copy", "freeze.dump")])
+def test_cancel_of_another_strategy(running: Running, strategy: str, point: str) -> None:
+    count, _ = running.user.ask("count")
+    record = disturb(running, point, lambda: cancel_it(running), strategy)
     assert record.outcome is Outcome.CANCELLED
     source_is_whole(running, count)
     destination_is_clean(running)

@@ -49,9 +49,11 @@ def gateway(running: Running) -> Iterator[Gateway]:
         running.lab.restart_agent(gateway.name)
 
 
-def test_killed_before_it_holds(running: Running, gateway: Gateway) -> None:
+@pytest.mark.parametrize("point", ["freeze.hold", "freeze.holding"])
+def test_killed_before_it_holds(running: Running, gateway: Gateway, point: str) -> None:
+    """Also while pages cross meanwhile, as they do where gateways are far."""
     count, _ = running.user.ask("count")
-    record = disturb(running, "freeze.hold", gateway.kill)
+    record = disturb(running, point, gateway.kill)
     assert record.outcome is Outcome.ROLLED_BACK
     assert gateway.name in record.error
     source_is_whole(running, count)

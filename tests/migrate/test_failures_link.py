@@ -10,7 +10,7 @@ from tests.migrate.disturb import SOURCE, destination_is_clean, held_at, journal
 from whimbrel.model.migration import Outcome
 
 POINTS = [
-    *("prepare.ready", "rounds", "freeze.files", "freeze.copy", "receive.post-restore"),
+    *("prepare.ready", "rounds", "freeze.holding", "freeze.files", "freeze.copy", "receive.post-restore"),
     *thorough("freeze.hold", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.restore", "receive.pre-resume"),
 ]
 

@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +22,8 @@ from whimbrel.memory.ranges import Ranges, as_ranges
 from whimbrel.memory.store import ZERO_SLOT, PageStore
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.migrate.carriers.base import Carried
-from whimbrel.migrate.carriers.stream import StreamCarrier
-from whimbrel.migrate.coder import FIRST_BATCH_BYTES, NO_COPIES
+from whimbrel.migrate.carriers.stream import AHEAD_S, StreamCarrier
+from whimbrel.migrate.coder import NO_COPIES
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.pagechannel import HEADER, Kind, PageChannel
 from whimbrel.migrate.pages import PageSender
@@ -295,24 +297,40 @@ def test_a_good_frame_of_every_coding_is_taken(destination: Destination) -> None
 @pytest.mark.real
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to trace processes of others")
 def test_a_slow_link_gets_no_more_than_it_carries_before_the_order_to_restore(
-    target: Target, destination: Destination
+    target: Target, destination: Destination, tmp_path: Path
 ) -> None:
     """While packets begin to be held, and while CRIU dumps; what is left crosses later, and nothing is missing."""
-    bytes_per_s, while_holding_s = 10e6, 0.1
+    bytes_per_s = 4e6
     channel = PageChannel(destination.sock)
     channel.limit(bytes_per_s * 8)
     carrier = StreamCarrier(target.pid, channel, strategy_of("hybrid"), holes=True)
+
+    def after(seconds: float) -> tuple[Callable[[], bool], Callable[[], float]]:
+        """Whether so much time is over, and how much is, up to the first time that it was asked and told so."""
+        begun_s, ended_s = time.monotonic(), 0.0
+
+        def over() -> bool:
+            nonlocal ended_s
+            now_s = time.monotonic()
+            if now_s - begun_s < seconds:
+                return False
+            ended_s = ended_s or now_s
+            return True
+
+        return over, lambda: ended_s - begun_s
+
     try:
         carrier.round(1)
         target.contents[:] = np.random.default_rng(1).integers(0, 2**64, target.contents.shape, np.uint64)
         target.write()
-        first = carrier.while_holding(lambda: False, while_holding_s)
-        assert 0 < first.sent_bytes <= bytes_per_s * while_holding_s + 2 * FIRST_BATCH_BYTES
-        assert carrier.while_holding(lambda: True, while_holding_s).pages == 0, "they are held already"
-        second = carrier.while_dumping(lambda: False)
-        assert 0 < second.sent_bytes < PAGES * PAGE_BYTES - first.sent_bytes, "it does not fill the connection"
-        rest = carrier._send(carrier._unsent)
-        assert first.pages + second.pages + rest.pages >= PAGES
+        parts = []
+        for step in (carrier.while_holding, carrier.while_dumping):
+            over, took_s = after(0.3)
+            parts.append(step(over))
+            assert 0 < parts[-1].sent_bytes <= bytes_per_s * (took_s() + 2 * AHEAD_S), "at no time does more wait"
+            assert parts[-1].sent_bytes > bytes_per_s * AHEAD_S, "the link goes on as long as it is to"
+        parts.append(carrier.last(tmp_path))
+        assert sum(part.pages for part in parts) >= PAGES
         assert destination.wait() is None
         assert (destination.holds(target, target.pid) == target.contents).all()
     finally:

@@ -58,10 +58,15 @@ class Gateways:
         """Connect, and let each make room; the connections live as long as `stack`."""
         for gateway in self._job.gateways:
             peer = await stack.enter_async_context(Peer(gateway.name, gateway.host, gateway.port))
-            began_s = time.monotonic()
-            await peer.call(PrepareHold(address=self._address), timeout_s=5)
-            self.round_trip_s = max(self.round_trip_s, time.monotonic() - began_s)
+            # the shorter of two: one may have met a busy moment there
+            took_s = min([await self._prepare(peer) for _ in range(2)])
+            self.round_trip_s = max(self.round_trip_s, took_s)
             self._peers.append(peer)
+
+    async def _prepare(self, peer: Peer) -> float:
+        began_s = time.monotonic()
+        await peer.call(PrepareHold(address=self._address), timeout_s=5)
+        return time.monotonic() - began_s
 
     async def hold(self) -> None:
         """From the return on, packets for the service wait at the gateways."""

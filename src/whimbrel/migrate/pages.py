@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,11 +15,13 @@ from whimbrel.memory.processes import ns_pid_of, tree_of
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.memory.vmas import read_vdso
 from whimbrel.migrate.carriers.base import Carried
-from whimbrel.migrate.coder import FIRST_BATCH_BYTES, Coder
+from whimbrel.migrate.coder import Coder
 from whimbrel.migrate.linkwatch import LinkWatch
 from whimbrel.migrate.pagechannel import PageChannel
+from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Codec
 
+LINK_STEP_S = 0.001
 CODEC_NAMES = {Coding.RAW: "raw", Coding.PACKED: "zstd", Coding.DELTA: "xor+zstd", Coding.SAME: "unchanged"}
 
 
@@ -37,22 +40,29 @@ class PageSender:
         return self.send_until(dirty, lambda: False)[0]
 
     def send_until(
-        self, dirty: list[ProcessPages], enough: Callable[[], bool], *, most_bytes: float = math.inf
+        self, dirty: list[ProcessPages], enough: Callable[[], bool], *, ahead_s: float = math.inf
     ) -> tuple[Carried, list[ProcessPages]]:
-        """Send pages until it is `enough`, or until they were `most_bytes` on the wire (two small batches more, at
-        most); returns those that were not sent, too."""
+        """Send pages until it is `enough`; returns those that were not sent, too. At no time is the link given more
+        than it carries in `ahead_s`, as far as its rate is known: whatever is sent next waits behind that."""
         before = self._channel.sent_bytes
-
-        def batch_bytes() -> int:
-            if enough() or self._channel.sent_bytes - before >= most_bytes:
-                return 0
-            usual = self._coder.batch_bytes()
-            return usual if most_bytes == math.inf else min(usual, FIRST_BATCH_BYTES)
-
         carried = Carried()
         self._watch.limit(self._channel.limit_bytes_per_s)
         self._watch.begin()
         self._coder.begin(sum(process.size_bytes for process in dirty))
+        begun_s = time.monotonic()
+
+        def batch_bytes() -> int:
+            while not enough():
+                rate = self._watch.link.bytes_per_s
+                if not rate or ahead_s == math.inf:
+                    return self._coder.batch_bytes()
+                owed_s = (self._channel.sent_bytes - before) / rate - (time.monotonic() - begun_s)
+                if owed_s < ahead_s:  # one batch is read while another is sent
+                    half_bytes = int(rate * ahead_s / 2) // PAGE_BYTES * PAGE_BYTES
+                    return max(PAGE_BYTES, min(self._coder.batch_bytes(), half_bytes))
+                time.sleep(LINK_STEP_S)
+            return 0
+
         pieces = Pieces(dirty, batch_bytes)
         for batch in self._ahead.batches(pieces, self._coder):
             with self._watch.sending(packed=batch.packed):

@@ -23,6 +23,7 @@ import msgspec
 import structlog
 
 from whimbrel.memory.processes import ns_pids_of
+from whimbrel.migrate import failpoints
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.carriers.choose import make_carrier
 from whimbrel.migrate.choosing import first_choice, possible_choice, second_choice, storage_needed
@@ -202,7 +203,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
     async with job.step("freeze.hold"):
-        held = await _hold(parts)
+        held = await _hold(job, parts)
         await hands.do(drain, job.node.port, job.request.service)
     job.frozen_s = time.monotonic()
     async with job.step("freeze.stop"):
@@ -236,17 +237,17 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     job.rounds.append(round_of(len(job.rounds) + 1, held + early + late + delivered + beside, took_ms, file_bytes))
 
 
-async def _hold(parts: Parts) -> Carried:
+async def _hold(job: Migration, parts: Parts) -> Carried:
     """Packets for the service wait. Where that takes a while, because a gateway is far, what was written since the last
     round crosses meanwhile: the link has nothing else to do, and nobody reaches the service who would let it write."""
-    takes_s = parts.gateways.round_trip_s
-    if takes_s < FAR_S:
+    if parts.gateways.round_trip_s < FAR_S and not failpoints.armed("freeze.holding"):
         await parts.gateways.hold()
         return Carried()
     held = threading.Event()
-    crossing = asyncio.ensure_future(parts.hands.do(parts.carrier.while_holding, held.is_set, takes_s))
+    crossing = asyncio.ensure_future(parts.hands.do(parts.carrier.while_holding, held.is_set))
     crossing.add_done_callback(lambda task: task.cancelled() or task.exception())  # should the hold fail first
     try:
+        await job.pause_at("freeze.holding")
         await parts.gateways.hold()
     finally:
         held.set()

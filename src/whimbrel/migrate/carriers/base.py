@@ -66,8 +66,8 @@ class Carrier(Protocol):
         arrived when this returns."""
         ...
 
-    def while_holding(self, held: Callable[[], bool], takes_s: float) -> Carried:
-        """Packets begin to be held, which takes a far gateway `takes_s`, and the service runs: what may cross already,
+    def while_holding(self, held: Callable[[], bool]) -> Carried:
+        """Packets begin to be held, which takes far gateways a while, and the service runs: what may cross already,
         until they are `held`."""
         ...
 

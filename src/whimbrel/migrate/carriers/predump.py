@@ -46,7 +46,7 @@ class PreDumpCarrier:
         parts = (("dump", (dumped_s - start) * 1e3), ("copy", (time.monotonic() - dumped_s) * 1e3))
         return Carried(pages=pages, sent_bytes=sent, parts_ms=parts)
 
-    def while_holding(self, held: Callable[[], bool], takes_s: float) -> Carried:
+    def while_holding(self, held: Callable[[], bool]) -> Carried:
         return Carried()
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:

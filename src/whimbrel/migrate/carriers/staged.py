@@ -95,7 +95,7 @@ class StagedCarrier:
         written = self._write(self._tracker.scan())
         return written + self._ship_folders([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])
 
-    def while_holding(self, held: Callable[[], bool], takes_s: float) -> Carried:
+    def while_holding(self, held: Callable[[], bool]) -> Carried:
         return Carried()
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:

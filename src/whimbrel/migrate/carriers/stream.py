@@ -21,8 +21,8 @@ from whimbrel.plan.strategies import Strategy
 BESIDE_BYTES, BESIDE_S = 2 << 20, 0.02
 """From so much on, or as much as takes the link so long, pages that are left when the dump is written cross while the
 destination restores."""
-DUMP_S = 0.03
-"""How long CRIU dumps, about. What is handed to a link meanwhile lies before the order to restore."""
+AHEAD_S = 0.02
+"""So much of the link's time may wait in the connection when the order to restore is sent."""
 
 
 class StreamCarrier:
@@ -58,11 +58,11 @@ class StreamCarrier:
     def leave_behind(self) -> None:
         self._behind = True
 
-    def while_holding(self, held: Callable[[], bool], takes_s: float) -> Carried:
+    def while_holding(self, held: Callable[[], bool]) -> Carried:
         if not self._early or self._behind:
             return Carried()
         dirty = merged(self._unsent, self._tracker.scan())
-        carried, self._unsent = self._send_some(dirty, held, takes_s)
+        carried, self._unsent = self._sender.send_until(dirty, held, ahead_s=AHEAD_S)
         return carried
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
@@ -74,7 +74,7 @@ class StreamCarrier:
         if not self._lazy:
             self._unsent = []
             return self._send(dirty)
-        carried, self._unsent = self._send_some(dirty, dumped, DUMP_S)
+        carried, self._unsent = self._sender.send_until(dirty, dumped, ahead_s=AHEAD_S)
         return carried
 
     def last(self, images: Path) -> Carried:
@@ -133,13 +133,6 @@ class StreamCarrier:
 
     def _send(self, dirty: list[ProcessPages]) -> Carried:
         return self._sender.send(dirty)
-
-    def _send_some(
-        self, dirty: list[ProcessPages], enough: Callable[[], bool], takes_s: float
-    ) -> tuple[Carried, list[ProcessPages]]:
-        """Send until it is `enough`, and no more than the link carries in `takes_s`: what waits in the connection has
-        to go before whatever is sent next. Returns the rest, too."""
-        return self._sender.send_until(dirty, enough, most_bytes=self._sender.crosses_in(takes_s))
 
     def _beside_bytes(self) -> float:
         return min(BESIDE_BYTES, self._sender.crosses_in(BESIDE_S))
