@@ -289,7 +289,7 @@ def _neighbour(other: ServiceStatus, one: Subscription) -> AdjacentAppInfoNotifi
 def _meets(criteria: MobilityCriteria, service: str, status: MobilityStatus, ids: Sequence[AssociateId]) -> bool:
     if criteria.app_instance_id and criteria.app_instance_id != service:
         return False
-    if criteria.mobility_status and status not in criteria.mobility_status:
+    if status not in criteria.mobility_status:
         return False
     return not criteria.associate_id or any(one in ids for one in criteria.associate_id)
 
