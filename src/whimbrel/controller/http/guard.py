@@ -89,11 +89,6 @@ class Guard:
         method, path = scope.get("method", "GET"), scope["path"]
         if not self._access.asks:
             return LOCAL
-        is_open = (
-            path in OPEN
-            or is_under(path, NOTIFIED)
-            or (method in SAFE and not any(is_under(path, one) for one in API_PATHS))
-        )
         kind, _, token = headers.get("authorization", "").partition(" ")
         session = session_of(headers)
         by_cookie = False
@@ -102,7 +97,7 @@ class Guard:
         else:
             caller = self._access.by_session(session) if session else None
             by_cookie = caller is not None
-        if is_open:
+        if is_open(method, path):
             return caller
         if caller is None:
             raise _Refused(
@@ -144,6 +139,21 @@ class Guard:
             f"a body of more than {self._most_bytes} bytes is not taken: send less at once, or raise [api] max_body",
             connection="close",
         )  # fmt: skip
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether anybody may ask for it, without a token."""
+    if path in OPEN or is_under(path, NOTIFIED):
+        return True
+    return method in SAFE and not any(is_under(path, one) for one in API_PATHS)
+
+
+def refusals(method: str, path: str) -> tuple[int, ...]:
+    """By which statuses such a request may end here, before a route sees it."""
+    of_all = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.MISDIRECTED_REQUEST)
+    if not is_open(method, path):
+        return (*of_all, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return of_all if method in SAFE else (*of_all, HTTPStatus.FORBIDDEN)
 
 
 def session_of(headers: Headers) -> str:
