@@ -286,10 +286,18 @@ def test_a_subscription_ends_at_its_deadline_and_says_so_ahead(http: httpx.Clien
 
 def test_a_callback_that_the_operator_did_not_allow_is_forbidden(http: httpx.Client) -> None:
     body = {"subscriptionType": "MobilityProcedureSubscription", "filterCriteria": {}}
-    for url in ("http://192.0.2.7/", "http://169.254.169.254/latest"):
+    for url in (
+        "http://192.0.2.7/",
+        "http://169.254.169.254/latest",
+        "http://0/",
+        "http://0x0a000001/",
+        "http://a..b/",
+    ):
         answer = http.post("/amsi/v1/subscriptions", json=body | {"callbackReference": url})
         assert answer.status_code == 403
         assert "[mec] callbacks" in answer.json()["detail"]
+    for url in ("http://10.0.0.1%00.127.0.0.1/", "http://\u217027.0.0.1/"):
+        assert http.post("/amsi/v1/subscriptions", json=body | {"callbackReference": url}).status_code == 400
     assert http.post("/amsi/v1/subscriptions", json=body).status_code == 400, "nothing could ever be sent"
 
 

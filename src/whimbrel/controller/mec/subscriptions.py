@@ -30,7 +30,7 @@ from whimbrel.controller.mec.common import (
 )
 from whimbrel.controller.mec.delivery import Deliverer
 from whimbrel.controller.mec.http import Problem, caller_of, convert, encode, forbidden, may_see, not_found
-from whimbrel.controller.mec.reach import Allowed, check_url
+from whimbrel.controller.mec.reach import Allowed, check_callback
 from whimbrel.controller.mec.waiting import Waiting
 from whimbrel.model.errors import Refused, WhimbrelError
 
@@ -118,10 +118,10 @@ class Subscriptions:
             raise not_found(f"there is no subscription {subscription_id!r}")
         return found
 
-    def check_callback(self, url: str) -> None:
+    async def _check_callback(self, url: str) -> None:
         """Raises BadInput, Problem 403."""
         try:
-            check_url(url, self._allowed)
+            await check_callback(url, self._allowed)
         except Refused as error:
             raise forbidden(str(error)) from None
 
@@ -129,7 +129,7 @@ class Subscriptions:
         """A new one, or another in the place of the one with this id. Raises BadInput, Problem 403, 404 and 429,
         Unreachable (the database is away: nothing has changed)."""
         if terms.notify_url:
-            self.check_callback(terms.notify_url)
+            await self._check_callback(terms.notify_url)
         if terms.expires_unix_s and terms.expires_unix_s <= time.time():
             raise Problem(400, "the subscription would be over already: give a deadline that is still to come")
         async with self._lock_of(terms.id):
