@@ -39,6 +39,7 @@ from whimbrel.controller.mec.ams.models import (
 from whimbrel.controller.mec.book import MecBook
 from whimbrel.controller.mec.common import TimeStamp
 from whimbrel.controller.mec.http import Problem, encode, forbidden, may_see, not_found
+from whimbrel.controller.mec.locks import Locks
 from whimbrel.controller.mec.people import People
 from whimbrel.controller.mec.subscriptions import Subscription, Subscriptions
 from whimbrel.controller.planning.deploy import Deployment
@@ -64,6 +65,9 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     expires_unix_s: float = 0.0
     owner: str = ""
 
+    def is_over(self) -> bool:
+        return bool(self.expires_unix_s) and self.expires_unix_s <= time.time()
+
 
 class Registrations:
     """Of applications that take part, kept over a restart."""
@@ -72,6 +76,7 @@ class Registrations:
         self._book = book
         self._rows: dict[str, _Row] = {}
         self._sizes: dict[str, int] = {}
+        self._locks = Locks()
 
     async def load(self) -> None:
         texts = await asyncio.to_thread(self._book.all, REGISTRATIONS)
@@ -93,17 +98,19 @@ class Registrations:
     async def add(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
         """An id that the client names is its own, if nobody has it. Raises Problem 403 and 429."""
         wanted = info.app_mobility_service_id or f"ams-{secrets.token_hex(8)}"
-        if wanted in self._rows:
-            raise forbidden(f"application mobility service {wanted!r} is registered already: change it with PUT")
-        if len(self._rows) >= MOST_REGISTRATIONS:
-            raise Problem(429, f"there are {MOST_REGISTRATIONS} registrations already: remove one first")
-        owner = caller.name if caller is not None else ""
-        return await self._put(msgspec.structs.replace(info, app_mobility_service_id=wanted), owner)
+        async with self._locks.of(wanted):
+            if wanted in self._rows:
+                raise forbidden(f"application mobility service {wanted!r} is registered already: change it with PUT")
+            if len(self._rows) >= MOST_REGISTRATIONS:
+                raise Problem(429, f"there are {MOST_REGISTRATIONS} registrations already: remove one first")
+            owner = caller.name if caller is not None else ""
+            return await self._put(msgspec.structs.replace(info, app_mobility_service_id=wanted), owner)
 
     async def change(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
         """Raises Problem 404 and 429."""
-        self.get(info.app_mobility_service_id, caller)
-        return await self._put(info, self._rows[info.app_mobility_service_id].owner)
+        async with self._locks.of(info.app_mobility_service_id):
+            self.get(info.app_mobility_service_id, caller)  # it may be gone meanwhile
+            return await self._put(info, self._rows[info.app_mobility_service_id].owner)
 
     async def _put(self, info: RegistrationInfo, owner: str) -> RegistrationInfo:
         seconds = info.expiry_time if info.expiry_time is not msgspec.UNSET else 0
@@ -112,7 +119,7 @@ class Registrations:
         before, size = self._rows.get(name), self._sizes.get(name, 0)
         if sum(self._sizes.values()) - size + len(text) > MOST_REGISTRATION_BYTES:
             raise Problem(429, f"the registrations take {MOST_REGISTRATION_BYTES >> 20} MiB already: remove one first")
-        self._rows[name], self._sizes[name] = row, len(text)  # at once: nobody else takes name and room meanwhile
+        self._rows[name], self._sizes[name] = row, len(text)  # at once: nobody else takes the room meanwhile
         try:
             await asyncio.to_thread(self._book.put, REGISTRATIONS, name, text)
         except BaseException:
@@ -123,18 +130,23 @@ class Registrations:
         return info
 
     async def remove(self, registration_id: str, caller: Caller | None = None) -> None:
-        """Raises Problem 404."""
-        self.get(registration_id, caller)
+        """Raises Problem 404, Unreachable (the database is away: it is still there)."""
+        async with self._locks.of(registration_id):
+            self.get(registration_id, caller)
+            await self._remove(registration_id)
+
+    async def _remove(self, registration_id: str) -> None:
         await asyncio.to_thread(self._book.remove, REGISTRATIONS, registration_id)
-        self._rows.pop(registration_id, None)
-        self._sizes.pop(registration_id, None)
+        del self._rows[registration_id], self._sizes[registration_id]
 
     async def end_what_is_due(self) -> None:
-        now_s = time.time()
-        for name, row in list(self._rows.items()):
-            if row.expires_unix_s and row.expires_unix_s <= now_s:
-                await self.remove(name)
-                log.info("an application's registration is over", id=name)
+        """Raises Unreachable (the database is away: they end at the next look)."""
+        for name in [name for name, row in self._rows.items() if row.is_over()]:
+            async with self._locks.of(name):
+                row = self._rows.get(name)  # it may have been removed, or registered for longer, meanwhile
+                if row is not None and row.is_over():
+                    await self._remove(name)
+                    log.info("an application's registration is over", id=name)
 
     def devices_of(self, instance: str) -> list[AssociateId]:
         return [
