@@ -41,6 +41,7 @@ from whimbrel.controller.mec.common import TimeStamp
 from whimbrel.controller.mec.http import Problem, encode, forbidden, may_see, not_found
 from whimbrel.controller.mec.locks import Locks
 from whimbrel.controller.mec.people import People
+from whimbrel.controller.mec.settings import Speakers
 from whimbrel.controller.mec.subscriptions import Subscription, Subscriptions
 from whimbrel.controller.planning.deploy import Deployment
 from whimbrel.controller.services import Services
@@ -57,6 +58,9 @@ NEIGHBOURS_EVERY_S = 2.0
 FIND_S = 1.0
 """A node that does not answer holds the news of a migration up no longer."""
 
+ANYBODY = Speakers()
+"""Of callers without tokens."""
+
 log = structlog.get_logger()
 
 
@@ -70,10 +74,10 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registrations:
-    """Of applications that take part, kept over a restart."""
+    """Of applications that take part, kept over a restart. `speakers`: whose word counts for which service."""
 
-    def __init__(self, book: MecBook) -> None:
-        self._book = book
+    def __init__(self, book: MecBook, speakers: Speakers = ANYBODY) -> None:
+        self._book, self._speakers = book, speakers
         self._rows: dict[str, _Row] = {}
         self._sizes: dict[str, int] = {}
         self._locks = Locks()
@@ -96,7 +100,8 @@ class Registrations:
         return row.info
 
     async def add(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
-        """An id that the client names is its own, if nobody has it. Raises Problem 403 and 429."""
+        """An id that the client names is its own, if nobody has it. Raises Problem 403 (also where it does not speak
+        for the service) and 429."""
         wanted = info.app_mobility_service_id or f"ams-{secrets.token_hex(8)}"
         async with self._locks.of(wanted):
             if wanted in self._rows:
@@ -107,12 +112,18 @@ class Registrations:
             return await self._put(msgspec.structs.replace(info, app_mobility_service_id=wanted), owner)
 
     async def change(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
-        """Raises Problem 404 and 429."""
+        """Raises Problem 403, 404 and 429."""
         async with self._locks.of(info.app_mobility_service_id):
             self.get(info.app_mobility_service_id, caller)  # it may be gone meanwhile
             return await self._put(info, self._rows[info.app_mobility_service_id].owner)
 
     async def _put(self, info: RegistrationInfo, owner: str) -> RegistrationInfo:
+        instance = info.service_consumer_id.app_instance_id
+        if info.device_information and not self._speakers.may(owner, instance):
+            raise forbidden(
+                f"consumer {owner} does not speak for the devices of service {instance[:100]!r}: leave "
+                "deviceInformation out; the operator may name the service in `[mec.speaks_for]`"
+            )
         seconds = info.expiry_time if info.expiry_time is not msgspec.UNSET else 0
         row = _Row(info=info, expires_unix_s=time.time() + seconds if seconds else 0.0, owner=owner)
         name, text = info.app_mobility_service_id, encode(row).decode()
@@ -148,20 +159,22 @@ class Registrations:
                     await self._remove(name)
                     log.info("an application's registration is over", id=name)
 
-    def devices_of(self, instance: str) -> list[AssociateId]:
+    def _of(self, instance: str) -> list[RegistrationInfo]:
+        """Those that count: an earlier configuration may have let others speak."""
         return [
-            device.associate_id
-            for info in self.all()
-            if info.service_consumer_id.app_instance_id == instance
-            for device in info.device_information
+            row.info
+            for row in self._rows.values()
+            if row.info.service_consumer_id.app_instance_id == instance and self._speakers.may(row.owner, instance)
         ]
+
+    def devices_of(self, instance: str) -> list[AssociateId]:
+        return [device.associate_id for info in self._of(instance) for device in info.device_information]
 
     def forbids(self, instance: str) -> str:
         """The id of a registration by which the instance may not be moved; "" for none."""
-        for info in self.all():
-            if info.service_consumer_id.app_instance_id == instance and any(
-                one.app_mobility_service_level == AppMobilityServiceLevel.NOT_ALLOWED for one in info.device_information
-            ):
+        fixed = AppMobilityServiceLevel.NOT_ALLOWED
+        for info in self._of(instance):
+            if any(one.app_mobility_service_level == fixed for one in info.device_information):
                 return info.app_mobility_service_id
         return ""
 
