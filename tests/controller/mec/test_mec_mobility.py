@@ -132,6 +132,18 @@ def test_formats_that_nobody_speaks_are_refused(http: httpx.Client) -> None:
     assert http.get("/amsi/v1/app_mobility_services", headers={"Accept": "text/html"}).status_code == 406
 
 
+def test_a_path_or_a_method_that_is_not_there_is_a_problem_of_the_files_type(http: httpx.Client) -> None:
+    for method, path, status in (
+        ("GET", "/amsi/v1/nowhere", 404), ("PATCH", "/amsi/v1/subscriptions", 405), ("GET", "/amsi", 404),
+        ("HEAD", "/amsi/v1/subscriptions", 405),
+    ):  # fmt: skip
+        answer = http.request(method, path)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+        if method != "HEAD":
+            check_shape(SPEC, "ProblemDetails", answer.json())
+    assert http.get("/rni/v2/nowhere").headers["content-type"] == "application/problem+json"
+
+
 # --- notifications of migrations ----------------------------------------------------------------------------
 def test_a_migration_is_told_when_it_starts_and_when_it_is_done(
     server: MecServer, region: FakeRegion, http: httpx.Client, inbox: Inbox
@@ -177,6 +189,9 @@ def test_a_migration_that_comes_to_nothing_is_told_as_failed_and_a_dry_run_not_a
     assert http.post(f"/v1/migrations/{record['id']}/cancel").status_code == 202
     inbox.wait(lambda one: one.get("mobilityStatus") == FAILED, "the failure is told")
     assert statuses(inbox) == [TRIGGERED, FAILED]
+    for message in inbox.got:
+        check_shape(SPEC, "MobilityProcedureNotification", message)
+        assert message["associateId"] == [], "it is told also where nobody knows the service's users"
     region.agents["edge-1"].refuse_migration = Refused("there is no room")
     assert server.migrate("counter", "edge-2").status_code == 202
     wait_until(lambda: statuses(inbox) == [TRIGGERED, FAILED] * 2, "a refusal is a failure, too", 20)

@@ -156,6 +156,11 @@ def refusals(method: str, path: str) -> tuple[int, ...]:
     return of_all if method in SAFE else (*of_all, HTTPStatus.FORBIDDEN)
 
 
+def problem_type(path: str) -> str:
+    """MEC 021's file gives its problems this type, the others' give theirs RFC 9457's."""
+    return "application/json" if is_under(path, "/amsi") else MEDIA_TYPE
+
+
 def session_of(headers: Headers) -> str:
     """The session that a browser's cookie names, "" for none."""
     try:
@@ -203,7 +208,6 @@ async def _refuse(error: _Refused, scope: Scope, receive: Receive, send: Send) -
         await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
         return
     document: dict[str, Any] = problem(error.status, str(error), error.code)
-    # MEC 021's file gives its problems this type, the others' give theirs RFC 9457's.
-    media_type = "application/json" if is_under(scope["path"], "/amsi") else MEDIA_TYPE
+    media_type = problem_type(scope["path"])
     response = Response(msgspec.json.encode(document), error.status, error.headers, media_type=media_type)
     await response(scope, receive, send)
