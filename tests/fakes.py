@@ -34,6 +34,7 @@ from whimbrel.wire import calls
 from whimbrel.wire.rpc import EmitEvent, RpcServer
 
 PROBED_DELTA_BYTES = 333 << 12
+FINDING = (calls.GetNode, calls.SetPeers, calls.ListServices, calls.ListImages, calls.ListVolumes)
 
 
 def free_port() -> int:
@@ -43,7 +44,8 @@ def free_port() -> int:
 
 
 class FakeAgent:
-    """One agent. `refuse_migration`: raised by `Migrate`; `fail_image`: raised by `RunService`."""
+    """One agent. `refuse_migration`: raised by `Migrate`; `fails`: raised by all calls but those by which the
+    controller finds services."""
 
     def __init__(self, name: str, role: Role, region: FakeRegion) -> None:
         self.endpoint = Endpoint(
@@ -59,6 +61,7 @@ class FakeAgent:
         self.requests: list[calls.Migrate] = []
         self.records: dict[str, MigrationRecord] = {}
         self.refuse_migration: WhimbrelError | None = None
+        self.fails: WhimbrelError | None = None
         self.paths = (PathStatus(to="elsewhere", round_trip_ms=12.5, measured_unix_s=1.0, rate_bps=75e6),)
         self.silent = False  # it is connected, and does not answer
         self._region = region
@@ -66,36 +69,43 @@ class FakeAgent:
         self._cancelled: set[str] = set()
 
     async def start(self) -> None:
-        self._server = RpcServer(
-            {
-                calls.GetNode: self._node,
-                calls.MeasurePower: self._measure_power,
-                calls.SetPeers: self._set_peers,
-                calls.RunService: self._run,
-                calls.ListServices: self._list,
-                calls.InspectService: self._inspect,
-                calls.RemoveService: self._remove,
-                calls.ServiceLogs: self._logs,
-                calls.ExecInService: self._exec,
-                calls.ProbeService: self._probe,
-                calls.Migrate: self._migrate,
-                calls.CancelMigration: self._cancel,
-                calls.ResolveMigration: self._resolve,
-                calls.GetMigration: self._get,
-                calls.AdoptService: self._adopt,
-                calls.ReleaseService: self._release,
-                calls.ListVolumes: self._volumes,
-                calls.RemoveVolume: self._remove_volume,
-                calls.ListImages: self._images,
-                calls.PushImage: self._push_image,
-            }
-        )
+        handlers: dict[type[Any], Any] = {
+            calls.GetNode: self._node,
+            calls.MeasurePower: self._measure_power,
+            calls.SetPeers: self._set_peers,
+            calls.RunService: self._run,
+            calls.ListServices: self._list,
+            calls.InspectService: self._inspect,
+            calls.RemoveService: self._remove,
+            calls.ServiceLogs: self._logs,
+            calls.ExecInService: self._exec,
+            calls.ProbeService: self._probe,
+            calls.Migrate: self._migrate,
+            calls.CancelMigration: self._cancel,
+            calls.ResolveMigration: self._resolve,
+            calls.GetMigration: self._get,
+            calls.AdoptService: self._adopt,
+            calls.ReleaseService: self._release,
+            calls.ListVolumes: self._volumes,
+            calls.RemoveVolume: self._remove_volume,
+            calls.ListImages: self._images,
+            calls.PushImage: self._push_image,
+        }
+        self._server = RpcServer({kind: self._unless_failing(kind, handle) for kind, handle in handlers.items()})
         await self._server.start(self.endpoint.host, self.endpoint.port)
 
     async def stop(self) -> None:
         if self._server is not None:
             await self._server.close()
             self._server = None
+
+    def _unless_failing(self, kind: type[Any], handle: Any) -> Any:
+        async def answer(call: Any, emit: EmitEvent) -> Any:
+            if self.fails is not None and kind not in FINDING:
+                raise self.fails
+            return await handle(call, emit)
+
+        return answer
 
     def _known(self, name: str) -> ServiceStatus:
         if name not in self.services:
@@ -316,7 +326,7 @@ class FakeRegion:
             agent.services.clear()
             agent.requests.clear()
             agent.records.clear()
-            agent.refuse_migration = None
+            agent.refuse_migration = agent.fails = None
             agent.silent = False
             if agent._server is None:
                 self.up(name)

@@ -242,6 +242,35 @@ def test_a_length_that_nobody_can_send_is_refused_before_a_byte_of_it(guarded: L
         assert connection.recv(4096).startswith(b"HTTP/1.1 413")
 
 
+def test_what_is_refused_before_a_route_is_reached_is_described(guarded: LiveController) -> None:
+    """Of every operation: without a token, by a role that may not, from another site's page, for another host, too
+    much."""
+    much = b"x" * (LIMIT + 1)
+    with (
+        http_of(guarded) as http,
+        http_of(guarded, TokenRole.CONSUMER) as consumer,
+        http_of(guarded, TokenRole.OPERATE) as operator,
+    ):
+        document = http.get("/openapi.json").json()
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                place = path.replace("{", "").replace("}", "")
+                found = {
+                    asked.request(method, place, headers=headers, content=content).status_code
+                    for asked, headers, content in (
+                        (http, {}, b""), (consumer, {}, b""), (http, {"Origin": "http://evil.example"}, b""),
+                        (http, {"Host": "evil.example"}, b""), (http, {"Host": "a b"}, b""), (operator, {}, much),
+                    )
+                }  # fmt: skip
+                assert {400, 413, 421} <= found, f"{method} {path}: {found}"
+                assert found <= {int(status) for status in operation["responses"]}, f"{method} {path}: {found}"
+                assert operation.get("security") == ([] if 401 not in found else None), f"{method} {path}"
+        schemes = document["components"]["securitySchemes"]
+        assert document["security"] == [{}, *({name: []} for name in schemes)]
+        http.post("/v1/session", json={"token": TOKENS[TokenRole.READ]})
+        assert [one["name"] for one in schemes.values() if one.get("in") == "cookie"] == list(http.cookies)
+
+
 # --- the configuration --------------------------------------------------------------------------------------
 def test_a_listener_of_the_network_without_tokens_does_not_start(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"

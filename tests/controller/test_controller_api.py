@@ -104,6 +104,8 @@ def test_the_description_is_a_page_that_needs_nothing_else(http: httpx.Client) -
     assert page.headers["content-type"].startswith("text/html")
     for path in http.get("/openapi.json").json()["paths"]:
         assert f"<code>{path}</code>" in page.text
+    for interface in ("/amsi/v1", "/rni/v2", "/location/v2", "docs/mec.md"):
+        assert interface in page.text
     assert "<script" not in page.text
     assert "http://" not in page.text.replace("http://controller", "")
     assert "https://" not in page.text

@@ -133,9 +133,17 @@ def record(**changes: Any) -> MigrationRecord:
         "id": "1", "service": "s", "source": "a", "destination": "b", "strategy": "hybrid", "outcome": Outcome.DONE,
         "started_unix_s": 1000.0, "total_ms": 900.0, "freeze_ms": 40.0, "bytes_sent": 5,
         "phases": (Phase(name="prepare", start_ms=0.0, duration_ms=500.0),
+                   Phase(name="freeze.dump", start_ms=505.0, duration_ms=10.0),
+                   Phase(name="freeze.restore.load", start_ms=520.0, duration_ms=5.0),
+                   Phase(name="freeze.restore", start_ms=518.0, duration_ms=20.0),
+                   Phase(name="final.dump", start_ms=480.0, duration_ms=10.0),
                    Phase(name="freeze", start_ms=500.0, duration_ms=40.0)),
     }  # fmt: skip
     return MigrationRecord(**(values | changes))
+
+
+def name_of(parent: Any, spans: dict[str, Any]) -> str:
+    return next((name for name, one in spans.items() if parent and one.context.span_id == parent.span_id), "")
 
 
 def test_a_migration_is_a_span_and_its_phases_are_below_it() -> None:
@@ -145,7 +153,11 @@ def test_a_migration_is_a_span_and_its_phases_are_below_it() -> None:
     traces.told(record(), None)
     traces._provider.force_flush()
     spans = {span.name: span for span in exporter.get_finished_spans()}
-    assert set(spans) == {"migration", "prepare", "freeze"}
+    assert set(spans) == {"migration", *(phase.name for phase in record().phases)}
+    assert {name: name_of(span.parent, spans) for name, span in spans.items()} == {
+        "migration": "", "prepare": "migration", "freeze": "migration", "freeze.dump": "freeze",
+        "freeze.restore": "freeze", "freeze.restore.load": "freeze.restore", "final.dump": "migration",
+    }  # fmt: skip
     whole, freeze = spans["migration"], spans["freeze"]
     assert (whole.start_time, whole.end_time) == (1000_000_000_000, 1000_900_000_000)
     assert (freeze.start_time, freeze.end_time) == (1000_500_000_000, 1000_540_000_000)

@@ -73,7 +73,10 @@ async def test_a_request_that_fails_is_logged_without_what_it_came_with(
     headers = {"Authorization": f"Bearer {TOKEN}", "Cookie": f"{COOKIE}={SESSION}"}
     transport = httpx.ASGITransport(app(), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as http:
-        assert (await http.post("/v1/thing")).status_code == 500
+        failed = await http.post("/v1/thing")
+        assert failed.status_code == 500
+        assert "a mistake" not in failed.text, "what an error says is for the log only"
+        assert "log" in failed.json()["detail"]
         assert (await http.post(f"/rni/notifications/fail{SECRET}")).status_code == 500
         assert (await http.post(f"/rni/notifications/{SECRET}")).status_code == 200
         assert (await http.post("/v1/services/one")).status_code == 200

@@ -285,7 +285,7 @@ def consumer(lab: Lab, inbox: Inbox) -> Iterator[httpx.Client]:
     wanted = {
         "/amsi/v1/subscriptions": {
             "subscriptionType": "MobilityProcedureSubscription", "callbackReference": inbox.url,
-            "filterCriteria": {"appInstanceId": SERVICE},
+            "filterCriteria": {"appInstanceId": SERVICE, "mobilityStatus": [TRIGGERED, COMPLETED, FAILED]},
         },
         "/rni/v2/subscriptions": {
             "subscriptionType": "CellChangeSubscription", "callbackReference": inbox.url, "filterCriteriaAssocHo": {},

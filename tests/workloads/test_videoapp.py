@@ -103,7 +103,8 @@ def test_ranges_that_are_none(port: int) -> None:
 def test_bad_requests_are_answered_and_change_nothing(port: int) -> None:
     cookie = log_in(port)
     for body in ("", "{", "[]", "null", '{"seconds": "x", "position_s": 1}', '{"seconds": NaN, "position_s": 1}',
-                 '{"seconds": 1e999, "position_s": 1}'):  # fmt: skip
+                 '{"seconds": 1e999, "position_s": 1}', '{"seconds": 1%s, "position_s": 1}' % ("0" * 400),
+                 "[" * 4000):  # fmt: skip
         assert ask(port, "POST", "/api/watched", body, Cookie=cookie, Content_Length=str(len(body)))[0] == 400, body
     assert ask(port, "POST", "/api/watched", "x" * 5000, Cookie=cookie)[0] == 413
     assert ask(port, "GET", "/../service.py")[0] == 404

@@ -18,9 +18,17 @@ def token_of(environment: Mapping[str, str]) -> str:
     if not name:
         return ""
     try:
-        return Path(name).read_text().strip()
+        return token_in(name)
+    except BadInput as error:
+        raise BadInput(f"{FILE_VARIABLE}: {error}") from error
+
+
+def token_in(file: str) -> str:
+    """What a file holds, "" for nothing. Raises BadInput."""
+    try:
+        return Path(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the token in {name} ({FILE_VARIABLE}): {error}") from error
+        raise BadInput(f"cannot read the token in {file}: {error}") from error
 
 
 def authorization(token: str) -> dict[str, str]:

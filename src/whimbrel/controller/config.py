@@ -144,7 +144,7 @@ def parse(text: str) -> ControllerConfig:
         traces=check_endpoint(entries.traces),
         places=with_cells({name: place for name, place in places.items() if place is not None}, cells),
         cells=cells,
-        mec=mec_of(entries.mec, cells, local=listen.is_local and not api.tokens and not api.hosts),
+        mec=mec_of(entries.mec, cells, api.tokens, local=listen.is_local and not api.tokens and not api.hosts),
     )
 
 

@@ -1,5 +1,6 @@
-"""Traces of migrations for OpenTelemetry: a span of each that ended, and under it one for each of its phases, made from
-the times that its record has. An optional extra: without the packages nothing here is imported."""
+"""Traces of migrations for OpenTelemetry: a span of each that ended, under it one for each of its phases, and under
+these their parts (``freeze.dump`` is one of ``freeze``), made from the times that its record has. An optional extra:
+without the packages nothing here is imported."""
 
 from __future__ import annotations
 
@@ -59,9 +60,14 @@ class Traces:
 
         begin_ns = int(record.started_unix_s * 1e9)
         span = self._tracer.start_span("migration", start_time=begin_ns, attributes=_attributes(record))
-        for phase in record.phases:
+        spans = {"": span}
+        for phase in sorted(record.phases, key=lambda one: one.name.count(".")):  # a part ends before its phase does
             start_ns = begin_ns + int(phase.start_ms * 1e6)
-            part = self._tracer.start_span(phase.name, set_span_in_context(span), start_time=start_ns)
+            whole = phase.name.rpartition(".")[0]
+            while whole not in spans:
+                whole = whole.rpartition(".")[0]
+            part = self._tracer.start_span(phase.name, set_span_in_context(spans[whole]), start_time=start_ns)
+            spans[phase.name] = part
             part.end(start_ns + int(phase.duration_ms * 1e6))
         if record.outcome is not Outcome.DONE:
             span.set_status(Status(StatusCode.ERROR, record.error or record.outcome.value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,9 @@ class Away(MecBook):
             raise Unreachable("the database is away")
 
 
-async def test_what_is_kept_and_what_is_known_are_the_same(tmp_path: Path) -> None:
-    """Also where the database is away, and where a subscription is changed while it is removed."""
+async def test_what_is_kept_and_what_is_known_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the database is away, and where a subscription or a registration is changed while it is removed."""
+    now_s = time.time()
     database = Database(parse_database("", tmp_path / "c.sqlite3"))
     book = Away(database)
     kept = subscriptions.Subscriptions("ams", ams.kinds(), book, Deliverer(Allowed()), Allowed())
@@ -207,4 +209,43 @@ async def test_what_is_kept_and_what_is_known_are_the_same(tmp_path: Path) -> No
     assert isinstance(changed, Problem)
     assert changed.status == 404
     assert in_both() == set()
+
+    registrations = ams.Registrations(book)
+    await registrations.load()
+    consumer = ServiceConsumerId(app_instance_id="x")
+
+    def info(name: str) -> RegistrationInfo:
+        return RegistrationInfo(service_consumer_id=consumer, app_mobility_service_id=name, expiry_time=1)
+
+    async def registered() -> set[str]:
+        """As known, and as the next controller would know them."""
+        again = ams.Registrations(book)
+        await again.load()
+        assert registrations.all() == again.all()
+        return {one.app_mobility_service_id for one in again.all()}
+
+    await registrations.add(info("a"), None)
+    book.away = True
+    with pytest.raises(Unreachable):
+        await registrations.add(info("b"), None)
+    with pytest.raises(Unreachable):
+        await registrations.remove("a")
+    assert await registered() == {"a"}
+    book.away = False
+    for tasks in (
+        (registrations.remove("a"), registrations.change(info("a"), None)),
+        (registrations.add(info("a"), None), registrations.add(info("a"), None)),
+        (registrations.remove("a"), registrations.remove("a"), registrations.end_what_is_due()),
+    ):
+        first, second, *_ = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not isinstance(first, BaseException)
+        assert isinstance(second, Problem)
+        await registered()
+    assert await registered() == set()
+
+    await registrations.add(info("a"), None)
+    lasting = RegistrationInfo(service_consumer_id=consumer, app_mobility_service_id="a")
+    monkeypatch.setattr(ams.time, "time", lambda: now_s + 10)
+    changed, ended = await asyncio.gather(registrations.change(lasting, None), registrations.end_what_is_due())
+    assert (await registered(), ended) == ({"a"}, None), "it was registered for longer while its end was due"
     database.close()

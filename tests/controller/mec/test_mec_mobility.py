@@ -18,6 +18,7 @@ from whimbrel.model.errors import Refused
 
 SPEC = "mec021-ams"
 TRIGGERED, COMPLETED, FAILED = (f"INTERHOST_MOVEOUT_{what}" for what in ("TRIGGERED", "COMPLETED", "FAILED"))
+ALL = {"mobilityStatus": [TRIGGERED, COMPLETED, FAILED]}
 DEVICE = {"associateId": {"type": "UE_IPv4_ADDRESS", "value": "10.77.9.9"}}
 
 
@@ -131,14 +132,26 @@ def test_formats_that_nobody_speaks_are_refused(http: httpx.Client) -> None:
     assert http.get("/amsi/v1/app_mobility_services", headers={"Accept": "text/html"}).status_code == 406
 
 
+def test_a_path_or_a_method_that_is_not_there_is_a_problem_of_the_files_type(http: httpx.Client) -> None:
+    for method, path, status in (
+        ("GET", "/amsi/v1/nowhere", 404), ("PATCH", "/amsi/v1/subscriptions", 405), ("GET", "/amsi", 404),
+        ("HEAD", "/amsi/v1/subscriptions", 405),
+    ):  # fmt: skip
+        answer = http.request(method, path)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+        if method != "HEAD":
+            check_shape(SPEC, "ProblemDetails", answer.json())
+    assert http.get("/rni/v2/nowhere").headers["content-type"] == "application/problem+json"
+
+
 # --- notifications of migrations ----------------------------------------------------------------------------
 def test_a_migration_is_told_when_it_starts_and_when_it_is_done(
     server: MecServer, region: FakeRegion, http: httpx.Client, inbox: Inbox
 ) -> None:
     server.run("counter", "edge-1")
     registration = register(http, "counter").headers["Location"]
-    subscription = subscribe(http, inbox.url, filterCriteria={"appInstanceId": "counter"})
-    other = subscribe(http, f"{inbox.url}/other", filterCriteria={"appInstanceId": "another"})
+    subscription = subscribe(http, inbox.url, filterCriteria=ALL | {"appInstanceId": "counter"})
+    other = subscribe(http, f"{inbox.url}/other", filterCriteria=ALL | {"appInstanceId": "another"})
     region.go.clear()
     assert server.migrate("counter", "edge-2").status_code == 202
     begun = inbox.wait(lambda one: one.get("mobilityStatus") == TRIGGERED, "the start is told")
@@ -162,7 +175,7 @@ def test_a_migration_that_comes_to_nothing_is_told_as_failed_and_a_dry_run_not_a
     server: MecServer, region: FakeRegion, http: httpx.Client, inbox: Inbox
 ) -> None:
     server.run("counter", "edge-1")
-    subscription = subscribe(http, inbox.url)
+    subscription = subscribe(http, inbox.url, filterCriteria=ALL)
     assert server.migrate("counter", "edge-2", dry_run=True).status_code == 202
     region.go.clear()
 
@@ -176,6 +189,9 @@ def test_a_migration_that_comes_to_nothing_is_told_as_failed_and_a_dry_run_not_a
     assert http.post(f"/v1/migrations/{record['id']}/cancel").status_code == 202
     inbox.wait(lambda one: one.get("mobilityStatus") == FAILED, "the failure is told")
     assert statuses(inbox) == [TRIGGERED, FAILED]
+    for message in inbox.got:
+        check_shape(SPEC, "MobilityProcedureNotification", message)
+        assert message["associateId"] == [], "it is told also where nobody knows the service's users"
     region.agents["edge-1"].refuse_migration = Refused("there is no room")
     assert server.migrate("counter", "edge-2").status_code == 202
     wait_until(lambda: statuses(inbox) == [TRIGGERED, FAILED] * 2, "a refusal is a failure, too", 20)
@@ -189,15 +205,18 @@ def test_only_what_a_filter_asks_for_is_told(
     registration = register(http, "counter").headers["Location"]
     criteria = {
         "ends": {"mobilityStatus": [2]},
-        "user": {"associateId": [DEVICE["associateId"]]},
-        "stranger": {"associateId": [{"type": "UE_IPv4_ADDRESS", "value": "10.0.0.7"}]},
+        "usual": {},
+        "user": ALL | {"associateId": [DEVICE["associateId"]]},
+        "stranger": ALL | {"associateId": [{"type": "UE_IPv4_ADDRESS", "value": "10.0.0.7"}]},
     }
     made = [subscribe(http, f"{inbox.url}/{name}", filterCriteria=each) for name, each in criteria.items()]
     assert made[0]["filterCriteria"]["mobilityStatus"] == [COMPLETED]
+    assert made[1]["filterCriteria"] == {"mobilityStatus": [TRIGGERED]}, "what is meant where nothing is said"
+    assert http.get(made[1]["_links"]["self"]["href"]).json() == made[1]
     server.migrate("counter", "edge-2")
-    wait_until(lambda: len(inbox.got) >= 3, "three notifications", 20)
+    wait_until(lambda: inbox.paths.count("/user") == 2 and {"/ends", "/usual"} <= set(inbox.paths), "all are told", 20)
     told = sorted((path, one["mobilityStatus"]) for path, one in zip(inbox.paths, inbox.got, strict=True))
-    assert told == [("/ends", COMPLETED), ("/user", COMPLETED), ("/user", TRIGGERED)]
+    assert told == [("/ends", COMPLETED), ("/user", COMPLETED), ("/user", TRIGGERED), ("/usual", TRIGGERED)]
     for each in made:
         remove(http, each)
     http.delete(registration)
@@ -213,7 +232,7 @@ def test_users_of_the_planner_are_named_by_their_addresses(
     found = http.post("/v1/users/ue-1/discovery", json={"application": "app"})
     assert found.status_code == 201, found.text
     session = found.json()
-    subscription = subscribe(http, inbox.url)
+    subscription = subscribe(http, inbox.url, filterCriteria=ALL)
     target = next(name for name in ("edge-1", "edge-2") if name != session["server"])
     assert server.migrate(session["service"], target).status_code == 202
     done = inbox.wait(lambda one: one.get("mobilityStatus") == COMPLETED, "the end is told")
@@ -252,7 +271,7 @@ def test_a_subscription_is_changed_only_as_it_was_read(http: httpx.Client, inbox
     value = subscribe(http, inbox.url)
     href = value["_links"]["self"]["href"]
     tag = http.get(href).headers["ETag"]
-    changed = value | {"filterCriteria": {"appInstanceId": "x"}}
+    changed = value | {"filterCriteria": {"appInstanceId": "x", "mobilityStatus": [FAILED]}}
     assert http.put(href, json=changed, headers={"If-Match": tag}).json() == changed
     assert http.put(href, json=changed, headers={"If-Match": tag}).status_code == 412
     remove(http, value)
@@ -282,16 +301,24 @@ def test_a_subscription_ends_at_its_deadline_and_says_so_ahead(http: httpx.Clien
 
 def test_a_callback_that_the_operator_did_not_allow_is_forbidden(http: httpx.Client) -> None:
     body = {"subscriptionType": "MobilityProcedureSubscription", "filterCriteria": {}}
-    for url in ("http://192.0.2.7/", "http://169.254.169.254/latest"):
+    for url in (
+        "http://192.0.2.7/",
+        "http://169.254.169.254/latest",
+        "http://0/",
+        "http://0x0a000001/",
+        "http://a..b/",
+    ):
         answer = http.post("/amsi/v1/subscriptions", json=body | {"callbackReference": url})
         assert answer.status_code == 403
         assert "[mec] callbacks" in answer.json()["detail"]
+    for url in ("http://10.0.0.1%00.127.0.0.1/", "http://\u217027.0.0.1/"):
+        assert http.post("/amsi/v1/subscriptions", json=body | {"callbackReference": url}).status_code == 400
     assert http.post("/amsi/v1/subscriptions", json=body).status_code == 400, "nothing could ever be sent"
 
 
 def test_notifications_come_by_websocket(server: MecServer, region: FakeRegion, http: httpx.Client) -> None:
     server.run("counter", "edge-1")
-    value = subscribe(http, websockNotifConfig={"requestWebsocketUri": True})
+    value = subscribe(http, filterCriteria=ALL, websockNotifConfig={"requestWebsocketUri": True})
     with connect(value["websockNotifConfig"]["websocketUri"], proxy=None) as socket:
         server.migrate("counter", "edge-2")
         told = [json.loads(socket.recv(timeout=20))["mobilityStatus"] for _ in range(2)]
@@ -326,7 +353,7 @@ def test_what_was_registered_and_subscribed_survives_a_restart(tmp_path: Path, i
     with serving(tmp_path) as server:
         with server.http() as http:
             registration = register(http, "counter").headers["Location"]
-            value = subscribe(http, inbox.url)
+            value = subscribe(http, inbox.url, filterCriteria=ALL)
         server.kill()
         server.start()
         server.run("counter", "edge-1")

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from mec_server import MEC, Inbox, MecServer, check_shape, handover_of, report_of, serving
 from websockets.sync.client import connect
 
 from fakes import FakeRegion
 from live_controller import wait_until
+from whimbrel.controller.access import TokenRole, config_line
 from whimbrel.controller.handovers import port_of
 from whimbrel.controller.handovers.mec012 import USUAL_INTERRUPTION_MS, Mec012
 from whimbrel.controller.mec.rni.models import dbm_of, rsrp_of, rsrq_of
@@ -200,6 +202,51 @@ def test_another_controllers_radio_feeds_the_planner(
     assert subscriptions() == 0, "it leaves nothing behind"
 
 
+def test_a_service_that_asks_for_a_token_is_heard_with_it(tmp_path: Path) -> None:
+    """By HTTP and by websocket; with one that is not known the consumer says so, and goes on when it is exchanged."""
+    lines = (config_line("other", TokenRole.CONSUMER, "secret"), config_line("ops", TokenRole.OPERATE, "ops"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "rnis.token"
+    file.write_text("guess\n")
+    with serving(tmp_path / "a", extra=f"{MEC}\n[api]\ntokens = [{', '.join(lines)}]\n", token="ops") as server:
+        planner = PORT.format(rnis=server.url) + f'token_file = "{file}"\n'
+        with serving(tmp_path / "b", planner=planner) as consumer, server.http() as http, consumer.http() as there:
+            wait_until(lambda: "answered with status 401" in consumer.log.read_text(), "it is told why nothing comes")
+            file.write_text("secret\n")
+            wait_until(lambda: "is heard" in consumer.log.read_text(), "the consumer subscribes")
+            http.headers["Authorization"] = "Bearer ops"
+            event = report_of("ue-1", "gw-1")
+
+            def known() -> bool:
+                told = http.post("/v1/users/ue-1/events", content=msgspec.json.encode(event))
+                assert told.status_code == 200
+                user = there.get("/v1/users/ue-a")
+                return user.status_code == 200 and user.json()["base_station"] == "gw-2"
+
+            wait_until(known, "what the service tells by the websocket is heard", 20)
+            consumer.stop()
+            left = http.get("/rni/v2/subscriptions").json()["_links"].get("subscription", [])
+            assert left == [], "it leaves nothing behind"
+
+
+def test_a_token_goes_to_the_service_and_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("secret")
+    settings = SETTINGS | {"rnis": "https://rnis.example/rni/v2", "token_file": str(file)}
+    port = port_of("mec012").make(lambda event: None, settings)
+    assert isinstance(port, Mec012)
+    web, socket = ("http", "https"), ("ws", "wss")
+    assert port._own_address("https://rnis.example:443/x", web)
+    assert port._own_address("wss://rnis.example/x", socket)
+    for url, schemes in (
+        ("http://rnis.example:443/x", web), ("https://rnis.example:8443/x", web), ("ws://rnis.example:443/x", socket),
+        ("wss://other.example/x", socket),
+    ):  # fmt: skip
+        with pytest.raises(Exception, match="which is not at"):
+            port._own_address(url, schemes)
+
+
 SETTINGS = {
     "rnis": "http://127.0.0.1:9/rni/v2",
     "users": {"10.0.0.1": "ue-1"},
@@ -292,6 +339,8 @@ def test_measurements_become_reports(port: Mec012, told: list[UserEvent]) -> Non
         SETTINGS | {"callback": "unix:/x"},
         SETTINGS | {"users": ["ue-1"]},
         SETTINGS | {"colour": "red"},
+        SETTINGS | {"token_file": "/nowhere/token"},
+        SETTINGS | {"token_file": "/dev/null"},
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any]) -> None:

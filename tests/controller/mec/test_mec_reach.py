@@ -10,9 +10,10 @@ import httpcore
 import pytest
 from mec_server import Inbox
 
-from whimbrel.controller.mec import delivery
-from whimbrel.controller.mec.delivery import AT_ONCE, AT_ONCE_TO_HOST, AT_ONCE_TO_SLOW, Deliverer
-from whimbrel.controller.mec.reach import allowed_of, check_url, resolved
+from whimbrel.controller.mec import delivery, reach
+from whimbrel.controller.mec.delivery import Deliverer
+from whimbrel.controller.mec.lanes import AT_ONCE, AT_ONCE_TO_ONE, AT_ONCE_TO_SLOW
+from whimbrel.controller.mec.reach import allowed_of, check_callback, check_url, resolved
 from whimbrel.controller.mec.waiting import MOST, Budget, Waiting
 from whimbrel.model.errors import BadInput, Refused
 
@@ -38,7 +39,9 @@ def test_an_address_outside_is_refused_at_once(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["ftp://127.0.0.1/", "file:///etc/passwd", "unix:/run/x", "http://", "http://127.0.0.1:99999/", "http://[x/",
-     "http://u:p@127.0.0.1/", "http://127.0.0.1/a\r\nX: y", "http://127.0.0.1/" + "a" * 3000, "", "127.0.0.1:80"],
+     "http://u:p@127.0.0.1/", "http://127.0.0.1/a\r\nX: y", "http://127.0.0.1/" + "a" * 3000, "", "127.0.0.1:80",
+     "http://10.0.0.1%00.127.0.0.1/", "http://[fe80::1%25eth0]/", "http://\u217027.0.0.1/", "http://127.0.0.1\u3002x/",
+     "http://127.0.0.\u212a/", "http://\u00e4.example/", "http://127.0.0.1/\u00e4", "http://a,b/", "http://a\\b/"],
 )  # fmt: skip
 def test_what_is_no_place_to_post_to_is_refused(url: str) -> None:
     with pytest.raises(BadInput):
@@ -51,6 +54,39 @@ def test_only_a_controller_that_listens_locally_may_reach_its_host_by_default() 
         check_url("http://127.0.0.1:80/", allowed_of(None, local=False))
     with pytest.raises(Refused, match="allowed: nothing"):
         check_url("http://app.example/", allowed_of(None, local=False))
+
+
+@pytest.mark.parametrize("host", ["0", "0x0a000001", "169.254.43518", "a..b", "x" * 64])
+async def test_a_name_that_leads_elsewhere_or_nowhere_is_refused_at_once(host: str) -> None:
+    """Also one that is a number in disguise; none of these asks a name server."""
+    with pytest.raises(Refused, match="not allowed here"):
+        await check_callback(f"http://{host}/", allowed_of(["192.0.2.0/24"], local=False))
+
+
+async def test_a_name_that_leads_where_it_may_is_taken() -> None:
+    await check_callback("http://localhost/", allowed_of(["127.0.0.0/8", "::1/128"], local=False))
+    await check_callback("http://0177.1/", allowed_of(HERE, local=False))
+    await check_callback("http://nowhere.invalid:80/", allowed_of(["nowhere.invalid:80"], local=False))
+
+
+async def test_a_name_that_nobody_answers_for_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are threads for it: what else is done in threads goes on, and so do deliveries."""
+    answered = threading.Event()
+
+    def silent(*_: object, **__: object) -> list[object]:
+        answered.wait(60)
+        return []
+
+    monkeypatch.setattr(reach, "RESOLVE_S", 0.2)
+    monkeypatch.setattr(reach.socket, "getaddrinfo", silent)
+    try:
+        asked = (check_callback(f"http://n{n}/", allowed_of(HERE, local=False)) for n in range(40))
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(one, Refused) and "nobody said within" in str(one) for one in told)
+        assert await asyncio.to_thread(lambda: "free") == "free"
+        assert await asyncio.get_running_loop().run_in_executor(reach.SENT_TO, lambda: "free") == "free"
+    finally:
+        answered.set()
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "app", "app:0", "app:x", "10.0.0.0/99:80", ":80"])
@@ -126,21 +162,36 @@ async def test_one_that_never_answers_keeps_nobody_else_waiting(inbox: Inbox, br
         await deliverer.close()
 
 
-async def test_one_host_that_never_answers_takes_few_connections(inbox: Inbox, brief: None) -> None:
-    """However many subscriptions lead there: who subscribed after them is served before any of them is given up."""
+def spellings(count: int) -> list[str]:
+    """So many names of 127.0.0.2: numbers may begin with zeros. No name server is asked, and each is another name."""
+    return [f"0177.0.0.{'0' * number}2" for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.2"] * 3 * AT_ONCE, spellings(3 * AT_ONCE)], ids=["one name", "many names"])
+async def test_one_host_that_never_answers_takes_few_connections(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch, hosts: list[str]
+) -> None:
+    """However many subscriptions lead there, by however many names: who subscribed after them is served before any of
+    them is given up."""
+    monkeypatch.setattr(delivery, "TIMEOUT_S", 3600.0)
     with socket.create_server(("127.0.0.2", 0), backlog=100) as silent:
         silent.setblocking(False)
-        url = f"http://127.0.0.2:{silent.getsockname()[1]}/"
         deliverer = Deliverer(allowed_of(HERE, local=False))
-        for number in range(3 * AT_ONCE):
-            deliverer.post(f"slow-{number}", url, b"{}")
-        deliverer.post("quick", inbox.url, b"1")
-        while not inbox.got:
-            await asyncio.sleep(0.01)
-        assert len(deliverer._outboxes) == 3 * AT_ONCE + 1
-        assert deliverer._hosts["127.0.0.2"].users == 3 * AT_ONCE, "none of the slow ones has had its time"
-        assert deliverer._hosts["127.0.0.2"].turn.locked()
-        await deliverer.close()
+        try:
+            for number, host in enumerate(hosts):
+                deliverer.post(f"slow-{number}", f"http://{host}:{silent.getsockname()[1]}/", b"{}")
+            there = deliverer._hosts.known
+            async with asyncio.timeout(20):
+                while "127.0.0.2" not in there or there["127.0.0.2"].users < len(hosts):
+                    await asyncio.sleep(0.01)
+                deliverer.post("quick", inbox.url, b"1")
+                while not inbox.got:
+                    await asyncio.sleep(0.01)
+            assert list(there) == ["127.0.0.2"] or set(there) == {"127.0.0.1", "127.0.0.2"}
+            assert there["127.0.0.2"].users == len(hosts), "none of the slow ones has had its time"
+            assert there["127.0.0.2"].turn.locked()
+        finally:
+            await deliverer.close()
 
 
 async def test_hosts_that_never_answer_are_not_waited_for_again(
@@ -156,15 +207,15 @@ async def test_hosts_that_never_answer_are_not_waited_for_again(
         for host, url in zip(hosts, urls, strict=True):
             deliverer.post(host, url, b"{}")
         await settle(deliverer)
-        assert all(deliverer._hosts[host].slow for host in hosts)
+        assert all(deliverer._hosts.known[host].slow for host in hosts)
         monkeypatch.setattr(delivery, "TIMEOUT_S", 3600.0)
         for host, url in zip(hosts, urls, strict=True):
             deliverer.post(host, url, b"{}")
         deliverer.post("quick", inbox.url, b"1")
         while not inbox.got:
             await asyncio.sleep(0.01)
-        assert deliverer._slow.locked()
-        assert sum(one.turn._value < AT_ONCE_TO_HOST for one in deliverer._hosts.values()) >= AT_ONCE_TO_SLOW
+        assert deliverer._hosts.slow.locked()
+        assert sum(one.turn._value < AT_ONCE_TO_ONE for one in deliverer._hosts.known.values()) >= AT_ONCE_TO_SLOW
     finally:
         await deliverer.close()
         for one in silent:

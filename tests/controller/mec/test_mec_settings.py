@@ -123,6 +123,65 @@ def test_a_consumers_token_is_for_these_interfaces_only(tmp_path: Path) -> None:
         assert http.post("/rni/notifications/guess", json={}).status_code == 404, "no token, but a secret is needed"
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('app = ["x y"]', "is no service"), ('app = ["a*b"]', "is no service"), ('ops = ["x"]', "role consumer"),
+        ('nobody = ["x"]', "role consumer"), ('app = "x"', "array"),
+    ],
+)  # fmt: skip
+def test_a_speaker_that_cannot_be_meant_is_refused(line: str, says: str) -> None:
+    tokens = (config_line("app", TokenRole.CONSUMER, "1"), config_line("ops", TokenRole.OPERATE, "2"))
+    said = f"{NODES}\n[api]\ntokens = [{', '.join(tokens)}]\n[mec.speaks_for]\n"
+    assert parse(f'{said}app = ["video-*"]').mec.speakers.may("app", "video-ue-1")
+    with pytest.raises(BadInput, match=says):
+        parse(said + line)
+
+
+def test_a_consumer_speaks_for_the_services_that_are_named_and_an_operator_for_all(tmp_path: Path) -> None:
+    lines = [config_line(name, TokenRole.CONSUMER, f"secret-{name}") for name in ("one", "two")]
+    lines.append(config_line("ops", TokenRole.OPERATE, "other"))
+    api = f"\n[api]\ntokens = [{', '.join(lines)}]\n"
+    speaks = '\n[mec.speaks_for]\none = ["cam-*"]\n'
+    device = {"associateId": {"type": "UE_IPv4_ADDRESS", "value": "10.0.0.1"}}
+    fixed = device | {"appMobilityServiceLevel": "APP_MOBILITY_NOT_ALLOWED"}
+    path = "/amsi/v1/app_mobility_services"
+
+    def body(service: str, *devices: object) -> dict[str, object]:
+        return {"serviceConsumerId": {"appInstanceId": service}, "deviceInformation": list(devices)}
+
+    with (
+        serving(tmp_path, extra=MEC + speaks + api, token="other") as server,
+        as_(server, "secret-one") as one,
+        as_(server, "secret-two") as two,
+        as_(server, "other") as operator,
+    ):
+        for name in ("cam-1", "counter"):
+            run = {"name": name, "node": "edge-1", "image": "oci:/x"}
+            assert operator.post("/v1/services", json=run).status_code == 201
+
+        def moves(service: str) -> int:
+            wanted = {"service": service, "destination": "edge-2", "dry_run": True}
+            return operator.post("/v1/migrations", json=wanted).status_code
+
+        for http, service in ((one, "counter"), (two, "counter"), (two, "cam-1"), (one, "cam")):
+            refused = http.post(path, json=body(service, fixed))
+            assert refused.status_code == 403
+            assert "[mec.speaks_for]" in refused.json()["detail"]
+        plain = two.post(path, json=body("counter"))
+        assert plain.status_code == 201, "it takes part, and says nothing of anybody's devices"
+        assert two.put(plain.headers["Location"], json=body("counter", fixed)).status_code == 403
+        assert moves("counter") == 202
+        assert one.post(path, json=body("cam-1", fixed)).status_code == 201
+        assert moves("cam-1") == 422
+        assert operator.post(path, json=body("counter", fixed)).status_code == 201
+        server.stop()
+        text = server._config.read_text()
+        server._config.write_text(text.replace("one = [", "two = ["))
+        server.start()
+        assert moves("cam-1") == 202, "who speaks for it no longer is not heard"
+
+
 def as_(server: MecServer, token: str) -> httpx.Client:
     http = server.http()
     http.headers["Authorization"] = f"Bearer {token}"

@@ -8,6 +8,7 @@ rnis = "http://rnis.example:8080/rni/v2"          # its base
 users = { "10.100.0.1" = "ue-1" }                 # the network's addresses of users
 cells = { "0000001" = "bs-1" }                    # its cell identities of base stations
 callback = "http://controller.example:8077"       # how it reaches this controller; default: by a websocket
+token_file = "/etc/whimbrel/rnis.token"           # with the token that it asks for; default: none
 
 The service only tells. Orders still go to users in the answers to their reports, as with `answers`; who reports itself
 is believed before the network.
@@ -21,7 +22,7 @@ import math
 import secrets
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 import msgspec
@@ -29,6 +30,7 @@ import structlog
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, InvalidURI
 
+from whimbrel.client.token import authorization, token_in
 from whimbrel.controller.handovers.answers import Answers
 from whimbrel.controller.handovers.port import HandoverPort, Settings, Tell
 from whimbrel.controller.mec.common import TimeStamp
@@ -68,6 +70,7 @@ class Mec012Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     users: dict[str, str]
     cells: dict[str, str]
     callback: str = ""
+    token_file: str = ""
 
 
 class _Lost(Exception):
@@ -90,6 +93,7 @@ class Mec012(Answers):
                 urlsplit(value).scheme in ("http", "https") and urlsplit(value).hostname
             ):
                 raise BadInput(f"[planner.handover_settings] {name} {value!r} is no address: write http://HOST:PORT/…")
+        self._authorization()
         self.secret = secrets.token_urlsafe(16)
         self._tell = tell
         self._base = self._settings.rnis.rstrip("/")
@@ -130,6 +134,11 @@ class Mec012(Answers):
         """Subscribe, and hear until it fails. Raises _Lost and what the libraries raise."""
         made: dict[str, dict[str, Any]] = {}
         try:
+            shown = await asyncio.to_thread(self._authorization)  # each time: a token may be exchanged
+        except BadInput as error:
+            raise _Lost(str(error)) from None
+        http.headers.update(shown)
+        try:
             async with asyncio.TaskGroup() as group:
                 for body in self._bodies():
                     kind = body["subscriptionType"]
@@ -142,7 +151,7 @@ class Mec012(Answers):
                     made[href] = body
                     if not self._settings.callback:
                         uri = self._own_address(value["websockNotifConfig"]["websocketUri"], ("ws", "wss"))
-                        group.create_task(self._hear(uri))
+                        group.create_task(self._hear(uri, shown))
                 self._complaints.over("rnis")
                 log.info("the radio network information service is heard", rnis=self._base, subscriptions=len(made))
                 group.create_task(self._renew(http, made))
@@ -175,11 +184,29 @@ class Mec012(Answers):
         ]
 
     def _own_address(self, url: str, schemes: tuple[str, ...]) -> str:
-        """What the service names lies at the service: it sends us nowhere else. Raises _Lost."""
-        parts = urlsplit(url)
-        if parts.scheme not in schemes or parts.hostname != urlsplit(self._base).hostname:
-            raise _Lost(f"it names {url[:200]!r}, which is not at {urlsplit(self._base).hostname}")
+        """What the service names lies at the service: it sends us nowhere else, and a token only to the very place that
+        it is for. Raises _Lost."""
+        parts, base = urlsplit(url), urlsplit(self._base)
+        there = parts.scheme in schemes and parts.hostname == base.hostname
+        if self._settings.token_file:
+            secure = base.scheme == "https"
+            there = there and (parts.scheme in ("https", "wss")) == secure and _port(parts) == _port(base)
+        if not there:
+            raise _Lost(f"it names {url[:200]!r}, which is not at {base.netloc}")
         return url
+
+    def _authorization(self) -> dict[str, str]:
+        """The header by which we show our token. Raises BadInput."""
+        file = self._settings.token_file
+        if not file:
+            return {}
+        try:
+            shown = authorization(token_in(file))
+        except BadInput as error:
+            raise BadInput(f"[planner.handover_settings] token_file: {error}") from None
+        if not shown:
+            raise BadInput(f"[planner.handover_settings] token_file: {file} is empty: write the service's token there")
+        return shown
 
     async def _renew(self, http: httpx.AsyncClient, made: dict[str, dict[str, Any]]) -> None:
         while True:
@@ -187,9 +214,11 @@ class Mec012(Answers):
             for href, body in made.items():
                 _checked(await http.put(href, json=body | _deadline()), 200)
 
-    async def _hear(self, uri: str) -> None:
+    async def _hear(self, uri: str, shown: dict[str, str]) -> None:
         try:
-            async with connect(uri, open_timeout=TIMEOUT_S, max_size=MOST_MESSAGE_BYTES, proxy=None) as socket:
+            async with connect(
+                uri, additional_headers=shown, open_timeout=TIMEOUT_S, max_size=MOST_MESSAGE_BYTES, proxy=None
+            ) as socket:
                 async for message in socket:
                     self.take(message if isinstance(message, bytes) else message.encode())
         except (InvalidHandshake, InvalidURI) as error:
@@ -283,6 +312,10 @@ class Mec012(Answers):
 
 class _Kind(msgspec.Struct, frozen=True, rename="camel"):
     notification_type: str
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme in ("https", "wss") else 80)
 
 
 def _deadline() -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from whimbrel import __version__
-from whimbrel.controller.http.answers import SCHEMAS
+from whimbrel.controller.http.answers import SCHEMAS, problems
 from whimbrel.controller.http.errors import add_error_handlers
 from whimbrel.controller.http.experiments import experiment_routes
-from whimbrel.controller.http.guard import Guard
+from whimbrel.controller.http.guard import COOKIE, HEADER, Guard, is_open, refusals
 from whimbrel.controller.http.live import live_routes
 from whimbrel.controller.http.migrations import migration_routes
 from whimbrel.controller.http.nodes import node_routes
@@ -25,6 +25,17 @@ from whimbrel.controller.http.services import service_routes
 from whimbrel.controller.http.session import session_routes
 from whimbrel.controller.http.stores import store_routes
 from whimbrel.controller.parts import Controller
+
+SECURITY = {
+    "token": {"type": "http", "scheme": "bearer"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": f"From `POST /v1/session`; what changes something needs the header `{HEADER.title()}: 1` too",
+    },
+}
+"""Either will do; where the configuration names no tokens, nothing is needed."""
 
 
 def create_app(controller: Controller) -> FastAPI:
@@ -70,8 +81,20 @@ def _check_paths(router: APIRouter) -> None:
             raise RuntimeError(f"route {path} is under none of {', '.join(API_PATHS)}")
 
 
+def _complete(operation: dict[str, Any], method: str, path: str) -> None:
+    """With what may be answered before the route is reached, and without the framework's own 422."""
+    responses: dict[str, Any] = operation["responses"]
+    if "application/json" in responses.get("422", {}).get("content", {}):
+        del responses["422"]
+    for status, answer in problems(refusals(method, path)).items():
+        responses.setdefault(str(status), answer)
+    operation["responses"] = dict(sorted(responses.items()))
+    if is_open(method, path):
+        operation["security"] = []
+
+
 def _describe(app: FastAPI) -> None:
-    """FastAPI's own description, with the schemas of what is answered."""
+    """FastAPI's own description, with the schemas of what is answered, and what `Guard` answers."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -82,8 +105,13 @@ def _describe(app: FastAPI) -> None:
                 if set(SCHEMAS[name].get("enum", ())) != set(schemas[name].get("enum", (name,))):
                     raise RuntimeError(f"a body and an answer are both named {name}: rename one")
             schemas.update(sorted(SCHEMAS.items()))
-            document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-            document["security"] = [{}, {"token": []}]
+            for framework in ("HTTPValidationError", "ValidationError"):  # here they are problem documents
+                schemas.pop(framework, None)
+            for path, methods in document["paths"].items():
+                for method, operation in methods.items():
+                    _complete(operation, method.upper(), path)
+            document["components"]["securitySchemes"] = SECURITY
+            document["security"] = [{}, *({name: []} for name in SECURITY)]
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

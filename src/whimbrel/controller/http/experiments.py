@@ -26,7 +26,7 @@ def experiment_routes(experiments: Experiments) -> APIRouter:
         """What is in the folder `experiments_dir`, the newest first; nothing where none is configured."""
         return answer_json(await asyncio.to_thread(experiments.all))
 
-    @router.get("/files/{path:path}", **streams("*/*", "The file"))
+    @router.get("/files/{path:path}", **streams("*/*", "The file", errors=(404,)))
     async def result(path: str) -> Response:
         """A picture, a table or the figures of an experiment."""
         content, media_type = await asyncio.to_thread(experiments.file, path)

@@ -89,11 +89,6 @@ class Guard:
         method, path = scope.get("method", "GET"), scope["path"]
         if not self._access.asks:
             return LOCAL
-        is_open = (
-            path in OPEN
-            or is_under(path, NOTIFIED)
-            or (method in SAFE and not any(is_under(path, one) for one in API_PATHS))
-        )
         kind, _, token = headers.get("authorization", "").partition(" ")
         session = session_of(headers)
         by_cookie = False
@@ -102,7 +97,7 @@ class Guard:
         else:
             caller = self._access.by_session(session) if session else None
             by_cookie = caller is not None
-        if is_open:
+        if is_open(method, path):
             return caller
         if caller is None:
             raise _Refused(
@@ -144,6 +139,26 @@ class Guard:
             f"a body of more than {self._most_bytes} bytes is not taken: send less at once, or raise [api] max_body",
             connection="close",
         )  # fmt: skip
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether anybody may ask for it, without a token."""
+    if path in OPEN or is_under(path, NOTIFIED):
+        return True
+    return method in SAFE and not any(is_under(path, one) for one in API_PATHS)
+
+
+def refusals(method: str, path: str) -> tuple[int, ...]:
+    """By which statuses such a request may end here, before a route sees it."""
+    of_all = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.MISDIRECTED_REQUEST)
+    if not is_open(method, path):
+        return (*of_all, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return of_all if method in SAFE else (*of_all, HTTPStatus.FORBIDDEN)
+
+
+def problem_type(path: str) -> str:
+    """MEC 021's file gives its problems this type, the others' give theirs RFC 9457's."""
+    return "application/json" if is_under(path, "/amsi") else MEDIA_TYPE
 
 
 def session_of(headers: Headers) -> str:
@@ -193,7 +208,6 @@ async def _refuse(error: _Refused, scope: Scope, receive: Receive, send: Send) -
         await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
         return
     document: dict[str, Any] = problem(error.status, str(error), error.code)
-    # MEC 021's file gives its problems this type, the others' give theirs RFC 9457's.
-    media_type = "application/json" if is_under(scope["path"], "/amsi") else MEDIA_TYPE
+    media_type = problem_type(scope["path"])
     response = Response(msgspec.json.encode(document), error.status, error.headers, media_type=media_type)
     await response(scope, receive, send)

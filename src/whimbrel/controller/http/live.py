@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from whimbrel.controller.access import Access
-from whimbrel.controller.http.answers import answer_json, answers, page_of, streams
+from whimbrel.controller.http.answers import AGENTS, DATABASE, answer_json, answers, page_of, streams
 from whimbrel.controller.http.guard import session_of
 from whimbrel.controller.live.news import MOST_LISTENERS, RING
 from whimbrel.controller.live.views import LogEntry, RegionView, UserSamples
@@ -24,12 +24,12 @@ STREAM = "text/event-stream"
 def live_routes(watch: Watch, access: Access) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["region"])
 
-    @router.get("/region", **answers(RegionView))
+    @router.get("/region", **answers(RegionView, errors=(*AGENTS, *DATABASE)))
     async def region() -> Response:
         """All that a map of the region shows."""
         return answer_json(await watch.picture())
 
-    @router.get("/events", **streams(STREAM, "Events, for as long as somebody listens"))
+    @router.get("/events", **streams(STREAM, "Events, for as long as somebody listens", errors=(422,)))
     async def events(request: Request, last_event_id: Annotated[str, Header()] = "") -> Response:
         """Server-sent events: the picture, then what changes. With `Last-Event-ID` also the log since then. Who asked
         by a session hears nothing more once that is over."""

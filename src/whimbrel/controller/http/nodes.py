@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from whimbrel import __version__
-from whimbrel.controller.http.answers import answer_json, answers
+from whimbrel.controller.http.answers import AGENT, answer_json, answers
 from whimbrel.controller.region import Region
 from whimbrel.controller.views import Health, NodeView
 from whimbrel.model.node import ComputingPower
@@ -25,12 +25,12 @@ def node_routes(region: Region) -> APIRouter:
         """All nodes, live."""
         return answer_json(await region.views())
 
-    @router.get("/nodes/{name}", **answers(NodeView))
+    @router.get("/nodes/{name}", **answers(NodeView, errors=(404,)))
     async def node(name: str) -> Response:
         """One node, live."""
         return answer_json(await region.view(name))
 
-    @router.post("/nodes/{name}/benchmark", **answers(ComputingPower))
+    @router.post("/nodes/{name}/benchmark", **answers(ComputingPower, errors=(404, *AGENT)))
     async def benchmark(name: str) -> Response:
         """Measure the computing power of an edge node again."""
         return answer_json(await region.measure_power(name))

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from whimbrel.controller.http.answers import streams
+from whimbrel.controller.http.answers import AGENTS, DATABASE, streams
 from whimbrel.controller.http.guard import CALLER, SAFE
 from whimbrel.controller.metrics import CONTENT_TYPE, Metrics
 
@@ -61,7 +61,7 @@ def route_of(scope: Scope) -> str:
 def metrics_routes(metrics: Metrics) -> APIRouter:
     router = APIRouter(tags=["metrics"])
 
-    @router.get("/metrics", **streams("text/plain", "Prometheus's text format"))
+    @router.get("/metrics", **streams("text/plain", "Prometheus's text format", errors=(*AGENTS, *DATABASE)))
     async def figures() -> Response:
         """Figures of the region and of this controller for Prometheus."""
         return Response(await metrics.text(), media_type=CONTENT_TYPE)

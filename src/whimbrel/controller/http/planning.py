@@ -9,7 +9,18 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from whimbrel.controller.http.answers import MOST_INT, MOST_LIST, Body, answer_json, answers, page_of, schema_of
+from whimbrel.controller.http.answers import (
+    AGENT,
+    AGENTS,
+    DATABASE,
+    MOST_INT,
+    MOST_LIST,
+    Body,
+    answer_json,
+    answers,
+    page_of,
+    schema_of,
+)
 from whimbrel.controller.planning.loop import Planning
 from whimbrel.controller.problems import Unknown
 from whimbrel.controller.views import PlannerView
@@ -66,7 +77,7 @@ def planning_routes(planning: Planning) -> tuple[APIRouter, ...]:
 def _user_routes(planning: Planning) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["users"])
 
-    @router.post("/users/{user}/events", openapi_extra=EVENT, **answers(Orders))
+    @router.post("/users/{user}/events", openapi_extra=EVENT, **answers(Orders, errors=(404,)))
     async def user_event(user: str, request: Request) -> Response:
         """What a user's equipment tells: a report, a handover, a note. The answer has orders for it."""
         body = await request.body()
@@ -80,7 +91,7 @@ def _user_routes(planning: Planning) -> APIRouter:
             raise BadInput("that is no event of a user: it has too many lists in each other (docs/radio.md)") from None
         return answer_json(planning.take(user, event))
 
-    @router.post("/users/{user}/discovery", **answers(Session, 201, "Its service is ready"))
+    @router.post("/users/{user}/discovery", **answers(Session, 201, "Its service is ready", errors=(404, 409, *AGENT)))
     async def discovery(user: str, body: DiscoveryBody) -> Response:
         """Ask for an application; answers when the user's service is ready, with its address (201)."""
         return answer_json(await planning.discover(user, body.application), 201)
@@ -90,14 +101,14 @@ def _user_routes(planning: Planning) -> APIRouter:
         """All users that reported or have a service."""
         return answer_json(planning.statuses())
 
-    @router.get("/users/{user}", **answers(UserStatus))
+    @router.get("/users/{user}", **answers(UserStatus, errors=(404,)))
     async def user(user: str) -> Response:
         """One user."""
         if user not in planning.deployment.sessions and planning.users.get(user) is None:
             raise Unknown(f"there is no user {user!r}: see `whimbrel plan users`")
         return answer_json(planning.status(user))
 
-    @router.delete("/users/{user}", **answers(None, 204))
+    @router.delete("/users/{user}", **answers(None, 204, errors=(404, 409, *AGENT)))
     async def remove_user(user: str) -> Response:
         """The user, and its service (204)."""
         if user in planning.moves.running:
@@ -116,12 +127,12 @@ def _application_routes(planning: Planning) -> APIRouter:
         """What users may ask for."""
         return answer_json(sorted(planning.deployment.applications.values(), key=lambda one: one.name))
 
-    @router.post("/applications", **answers(Application, 201, "It is offered"))
+    @router.post("/applications", **answers(Application, 201, "It is offered", errors=DATABASE))
     async def offer(body: ApplicationBody) -> Response:
         """Offer an application, or change one (201)."""
         return answer_json(await planning.deployment.offer(Application(**body.model_dump())), 201)
 
-    @router.delete("/applications/{name}", **answers(None, 204))
+    @router.delete("/applications/{name}", **answers(None, 204, errors=(404, 409, *DATABASE)))
     async def withdraw(name: str) -> Response:
         """Offer it no more (204); 409 while somebody uses it."""
         await planning.deployment.withdraw(name)
@@ -146,7 +157,7 @@ def _planner_routes(planning: Planning) -> APIRouter:
         """Which planner decides, and which there are."""
         return answer_json(view())
 
-    @router.put("/planner", **answers(PlannerView))
+    @router.put("/planner", **answers(PlannerView, errors=DATABASE))
     async def choose(body: PlannerBody) -> Response:
         """Let another planner decide from now on, also after a restart."""
         changed = {name: value for name, value in body.model_dump().items() if value is not None}
@@ -154,7 +165,7 @@ def _planner_routes(planning: Planning) -> APIRouter:
         await planning.set(msgspec.structs.replace(before, **changed))
         return answer_json(view())
 
-    @router.get("/observation", **answers(Observation))
+    @router.get("/observation", **answers(Observation, errors=(*AGENTS, 503)))
     async def observation() -> Response:
         """What the monitor sees of the region now."""
         seen = await planning.observation()
@@ -162,7 +173,7 @@ def _planner_routes(planning: Planning) -> APIRouter:
             raise Unreachable("no server or no base station answers: see `whimbrel node ls`")
         return answer_json(seen)
 
-    @router.get("/decisions", **answers(list[Decision], paged=True))
+    @router.get("/decisions", **answers(list[Decision], paged=True, errors=(404, *DATABASE)))
     async def decisions(
         request: Request,
         user: str = "",
@@ -172,7 +183,7 @@ def _planner_routes(planning: Planning) -> APIRouter:
         """What was decided, why, and what came of it; the newest first; `cursor`: those older than this one."""
         return page_of(request, await planning.decisions(limit + 1, user, cursor), limit)
 
-    @router.get("/decisions/{decision_id}", **answers(Decision))
+    @router.get("/decisions/{decision_id}", **answers(Decision, errors=(404, *DATABASE)))
     async def decision(decision_id: str) -> Response:
         """One decision."""
         found = await planning.decision(decision_id)

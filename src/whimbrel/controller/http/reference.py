@@ -18,6 +18,12 @@ summary { cursor: pointer; } code, pre { font: .9em ui-monospace, monospace; }
 pre { overflow-x: auto; background: #8881; padding: .6rem; border-radius: 6px; }
 .m { display: inline-block; min-width: 4.5rem; font-weight: 600; } td, th { text-align: left; padding: .1rem .8rem .1rem 0; }
 """  # noqa: E501
+MEC = (
+    ("/amsi/v1", "ETSI GS MEC 021 v2.2.1, Application Mobility Service"),
+    ("/rni/v2", "ETSI GS MEC 012 v2.2.1, Radio Network Information"),
+    ("/location/v2", "ETSI GS MEC 013 v2.2.1, Location"),
+)
+"""They are described by files of their own."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
 
 
@@ -40,11 +46,14 @@ def page(document: dict[str, Any]) -> str:
         f"<p>{escape(schema.get('description', ''))}</p>{_json(schema)}</details>"
         for name, schema in sorted(document.get("components", {}).get("schemas", {}).items())
     )
+    interfaces = "".join(f"<li><code>{escape(path)}</code> {escape(name)}</li>" for path, name in MEC)
     parts = "".join(f"<h2>{escape(tag)}</h2>{''.join(operations)}" for tag, operations in groups.items())
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-        f'<h1>{title}</h1><p>For programs: <a href="/openapi.json">openapi.json</a>.</p>{parts}'
+        f'<h1>{title}</h1><p>For programs: <a href="/openapi.json">openapi.json</a>.</p>'
+        "<p>Beside this API, described by the specifications' own files (docs/mec.md says what of them is served):</p>"
+        f"<ul>{interfaces}</ul>{parts}"
         f"<h2>kinds</h2>{kinds}</body></html>"
     )
 

@@ -39,7 +39,7 @@ def session_routes(access: Access) -> APIRouter:
         """Whether one has to log in, and as whom one is."""
         return answer_json(view(request.scope.get(CALLER)), headers={"Cache-Control": "no-store"})
 
-    @router.post("/session", **answers(SessionView, 201, "Logged in: a cookie comes with it"))
+    @router.post("/session", **answers(SessionView, 201, "Logged in: a cookie comes with it", errors=(401,)))
     async def log_in(body: SessionBody, request: Request) -> Response:
         """Begin a session with a token; the cookie keeps it. Needless where no token is asked for."""
         caller = access.by_token(body.token)

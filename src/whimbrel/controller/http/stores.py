@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
 
-from whimbrel.controller.http.answers import Body, answer_json, answers
+from whimbrel.controller.http.answers import AGENT, AGENTS, Body, answer_json, answers
 from whimbrel.controller.stores import Stores
 from whimbrel.controller.views import ImageList, ImagePush, VolumeList
 
@@ -22,23 +22,23 @@ class PushBody(Body):
 def store_routes(stores: Stores) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["stores"])
 
-    @router.get("/volumes", **answers(VolumeList))
+    @router.get("/volumes", **answers(VolumeList, errors=AGENTS))
     async def list_volumes() -> Response:
         """All volumes, and which nodes did not answer."""
         return answer_json(await stores.volumes())
 
-    @router.delete("/volumes/{service}/{name}", **answers(None, 204))
+    @router.delete("/volumes/{service}/{name}", **answers(None, 204, errors=(404, 409, *AGENT)))
     async def remove_volume(service: str, name: str, node: str = "") -> Response:
         """Remove a volume that outlived its service."""
         await stores.remove_volume(service, name, node)
         return Response(status_code=204)
 
-    @router.get("/images", **answers(ImageList))
+    @router.get("/images", **answers(ImageList, errors=AGENTS))
     async def list_images() -> Response:
         """All images, and which nodes did not answer."""
         return answer_json(await stores.images())
 
-    @router.post("/images/push", **answers(ImagePush))
+    @router.post("/images/push", **answers(ImagePush, errors=(404, *AGENT)))
     async def push_image(body: PushBody) -> Response:
         """Bring an image to another node; answers when it is there."""
         return answer_json(await stores.push_image(body.image, body.destination, body.source))

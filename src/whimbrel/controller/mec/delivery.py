@@ -2,33 +2,23 @@
 
 A subscriber that is slow or gone costs a bounded queue and nobody else's time: each has a worker of its own that ends
 when it has nothing to do, what a full queue cannot take is dropped, the oldest first, and no host has more than a few
-connections at once. Hosts that were slow the last time share a lane of their own, so that however many of them there
-are, those that answer do not wait for them.
+connections at once (see `lanes`). A host is known by its address, by whatever names it is called: names cost nothing.
+Who answers for names may be slow, too, so they have lanes of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from dataclasses import dataclass
 
 import httpcore
 import structlog
 
-from whimbrel.controller.mec.reach import Allowed, Guard
+from whimbrel.controller.mec.lanes import Lanes
+from whimbrel.controller.mec.reach import RESOLVE_S, Allowed, To, is_address, place_of, plain, resolved
 from whimbrel.controller.mec.waiting import Budget, Waiting
 from whimbrel.controller.planning.complaints import Complaints
 
-AT_ONCE = 20
-AT_ONCE_TO_HOST = 4
-AT_ONCE_TO_SLOW = 4
-"""To all hosts together that were slow the last time."""
-SLOW_S = 1.0
-MOST_SLOW_HOSTS = 1000
-"""So many are remembered while nothing waits for them."""
 TIMEOUT_S = 5.0
 ATTEMPTS = 3
 AGAIN_AFTER_S = 0.5
@@ -43,28 +33,16 @@ class _Outbox:
     worker: asyncio.Task[None] | None = None
 
 
-@dataclass
-class _Host:
-    turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE_TO_HOST))
-    users: int = 0
-    slow: bool = False
-
-
 class Deliverer:
     """`post` and `send` never wait. All is called in the event loop."""
 
     def __init__(self, allowed: Allowed) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
-            network_backend=Guard(allowed),
-            max_connections=AT_ONCE + AT_ONCE_TO_SLOW,
-            max_keepalive_connections=0,
-            retries=0,
-        )
+        self._allowed = allowed
+        self._certificates = httpcore.default_ssl_context()
         self._budget = Budget()
         self._outboxes: dict[str, _Outbox] = {}
         self._sockets: dict[str, set[Waiting]] = {}
-        self._hosts: dict[str, _Host] = {}
-        self._quick, self._slow = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(AT_ONCE_TO_SLOW)
+        self._names, self._hosts = Lanes(), Lanes()
         self._complaints = Complaints()
 
     async def close(self) -> None:
@@ -73,7 +51,6 @@ class Deliverer:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         self.hang_up()
-        await self._pool.aclose()
 
     def hang_up(self) -> None:
         """End all websockets: the controller stops."""
@@ -105,37 +82,17 @@ class Deliverer:
                 await self._deliver(subscription, *item)
         del self._outboxes[subscription]
 
-    @asynccontextmanager
-    async def _turn(self, url: str) -> AsyncIterator[None]:
-        """A connection's share: of the host's, and of those that are as quick as it."""
-        name = (urlsplit(url).hostname or "").lower()
-        host = self._hosts.setdefault(name, _Host())
-        host.users += 1
-        try:
-            async with host.turn, self._slow if host.slow else self._quick:
-                began_s = time.monotonic()
-                try:
-                    async with asyncio.timeout(TIMEOUT_S):
-                        yield
-                    host.slow = time.monotonic() - began_s > SLOW_S
-                except TimeoutError:
-                    host.slow = True
-                    raise
-        finally:
-            host.users -= 1
-            if not host.users and (not host.slow or len(self._hosts) > MOST_SLOW_HOSTS):
-                del self._hosts[name]
-
     async def _deliver(self, subscription: str, url: str, body: bytes) -> None:
         why = ""
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(AGAIN_AFTER_S * 2**attempt)
             try:
-                async with self._turn(url):
-                    status = await self._post(url, body)
+                address = await self._address_of(url)
+                async with self._hosts.turn(str(plain(address)), TIMEOUT_S):
+                    status = await self._post(address, url, body)
             except TimeoutError:
-                why = f"no answer within {TIMEOUT_S:g} s"
+                why = "no answer in time"
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
                 why = str(error) or type(error).__name__
             except Exception as error:  # a URL that the library cannot send to, or a certificate: the worker lives on
@@ -150,11 +107,25 @@ class Deliverer:
                     break
         self._complaints.tell(subscription, f"a notification to {url[:200]} was not delivered: {why}")
 
-    async def _post(self, url: str, body: bytes) -> int:
+    async def _address_of(self, url: str) -> str:
+        """Raises httpcore.ConnectError for one that is not allowed, TimeoutError."""
+        host, port = place_of(url)
+        if is_address(host):
+            return await resolved(host, port, self._allowed)
+        async with self._names.turn(host, RESOLVE_S):
+            return await resolved(host, port, self._allowed)
+
+    async def _post(self, address: str, url: str, body: bytes) -> int:
         """The status; an answer's body is never read, however long it may be."""
         headers = [("Content-Type", "application/json"), ("Host", _host_of(url)), ("Connection", "close")]
-        async with self._pool.stream("POST", url, headers=headers, content=body) as response:
-            return response.status
+        connection = httpcore.AsyncHTTPConnection(
+            httpcore.URL(url).origin, ssl_context=self._certificates, network_backend=To(address)
+        )
+        try:
+            async with connection.stream("POST", url, headers=headers, content=body) as response:
+                return response.status
+        finally:
+            await connection.aclose()
 
     # --- by websocket ---------------------------------------------------------------------------------------
     def send(self, subscription: str, body: bytes) -> bool:

@@ -1,16 +1,19 @@
 """Where the controller may send what a stranger asked it to send: a subscriber names the address of its notifications,
 and the controller may stand where the subscriber cannot reach. So only what the operator named is connected to.
 
-The rule is applied to the address that a name resolved to, at the moment of connecting, and that very address is
-connected to: a name that resolves otherwise later (DNS rebinding) gains nothing.
+A name is resolved when it is subscribed with, so that the subscriber learns at once that it leads nowhere; what counts
+is the address that it resolves to at the moment of connecting, and that very address is connected to: a name that
+resolves otherwise later (DNS rebinding) gains nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpcore
@@ -19,7 +22,15 @@ import msgspec
 from whimbrel.model.errors import BadInput, Refused
 
 MOST_URL = 2048
+RESOLVE_S = 3.0
+"""A name that takes longer is as good as none."""
+ASKED = ThreadPoolExecutor(4, "resolve a name asked for")
+SENT_TO = ThreadPoolExecutor(32, "resolve a name sent to")
+"""Names that nobody answers for hold threads up for long: not those that the database needs, nor each other's."""
 LOOPBACK = ("127.0.0.0/8", "::1/128")
+
+HOST = re.compile(r"[a-z0-9_.:-]+")
+"""Names and addresses, in lower case."""
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -33,8 +44,8 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True):
     places: frozenset[tuple[str, int]] = frozenset()
 
     def has_address(self, address: str) -> bool:
-        plain = _plain(address)
-        return any(plain in network for network in self.networks if network.version == plain.version)
+        meant = plain(address)
+        return any(meant in network for network in self.networks if network.version == meant.version)
 
     def has_place(self, host: str, port: int) -> bool:
         return (host.lower(), port) in self.places
@@ -62,40 +73,77 @@ def allowed_of(said: Iterable[str] | None, *, local: bool) -> Allowed:
     return Allowed(networks=tuple(networks), places=frozenset(places))
 
 
-def check_url(url: str, allowed: Allowed) -> None:
-    """What can be said before a name is resolved. Raises BadInput (no URL to post to), Refused (not allowed)."""
+def place_of(url: str) -> tuple[str, int]:
+    """Host (lower case, without brackets) and port. Raises ValueError."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def check_url(url: str, allowed: Allowed) -> bool:
+    """What can be said before a name is resolved: whether it has to be. Raises BadInput (no URL to post to), Refused
+    (not allowed)."""
     if len(url) > MOST_URL:
         raise BadInput(f"a callback address of {len(url)} characters is too long: use at most {MOST_URL}")
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        host, port = place_of(url)
     except ValueError as error:
         raise BadInput(f"{url!r} is no URL: {error}") from None
     if parts.scheme not in ("http", "https") or not host or any(letter <= " " for letter in url):
         raise BadInput(f"{url!r} is no place to send notifications to: write http://HOST:PORT/PATH")
+    # Letters that only look like others, escapes and scopes: whoever reads them may read another host.
+    if not url.isascii() or not HOST.fullmatch(host):
+        raise BadInput(
+            f"the host of {url!r} is not written plainly: use letters, digits, '.', '-' and '_' (of other names the "
+            "form that begins with xn--), or an address"
+        )
     if parts.username is not None or parts.password is not None:
         raise BadInput("a callback address with a user's name in it is not taken: leave it out")
     if allowed.has_place(host, port):
-        return
-    try:
-        literal = ipaddress.ip_address(host)
-    except ValueError:
+        return False
+    if not is_address(host):
         if allowed.networks:
-            return  # a name: what it resolves to counts, when it is connected to
-    else:
-        if allowed.has_address(str(literal)):
-            return
-    raise Refused(
-        f"notifications to {host}:{port} are not allowed here (allowed: {allowed}): "
+            return True
+    elif allowed.has_address(host):
+        return False
+    raise _refused(host, port, allowed)
+
+
+async def check_callback(url: str, allowed: Allowed) -> None:
+    """The same, and where its name leads now; for some seconds at most. Raises BadInput, Refused."""
+    if not check_url(url, allowed):
+        return
+    host, port = place_of(url)
+    try:
+        async with asyncio.timeout(RESOLVE_S):
+            await resolved(host, port, allowed, ASKED)
+    except TimeoutError:
+        raise Refused(f"nobody said within {RESOLVE_S:g} s where {host} is: subscribe again when it is known") from None
+    except httpcore.ConnectError as error:
+        raise _refused(host, port, allowed, f": {error}") from None
+
+
+def _refused(host: str, port: int, allowed: Allowed, why: str = "") -> Refused:
+    return Refused(
+        f"notifications to {host}:{port} are not allowed here{why} (allowed: {allowed}): "
         "the operator may name it in `[mec] callbacks`"
     )
 
 
-class Guard(httpcore.AsyncNetworkBackend):
-    """Connects to allowed addresses, and to nothing else. Raises httpcore.ConnectError for others."""
+def is_address(host: str) -> bool:
+    """Whether it is no name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
-    def __init__(self, allowed: Allowed) -> None:
-        self._allowed = allowed
+
+class To(httpcore.AsyncNetworkBackend):
+    """Connects to one address, whatever host is asked for."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -106,8 +154,7 @@ class Guard(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        address = await resolved(host, port, self._allowed)
-        return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+        return await self._backend.connect_tcp(self._address, port, timeout, local_address, socket_options)
 
     async def connect_unix_socket(
         self,
@@ -121,21 +168,24 @@ class Guard(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-async def resolved(host: str, port: int, allowed: Allowed) -> str:
+async def resolved(host: str, port: int, allowed: Allowed, threads: ThreadPoolExecutor = SENT_TO) -> str:
     """The first address of the name that may be connected to. Raises httpcore.ConnectError."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise httpcore.ConnectError(f"{host} is not found: {error}") from error
-    addresses = [str(entry[4][0]) for entry in found]
+    addresses = [host]
+    if not is_address(host):
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:  # the latter: a label is empty, or too long
+            raise httpcore.ConnectError(f"{host} is not found: {error}") from error
+        addresses = [str(entry[4][0]) for entry in found]
     for address in addresses:
         if allowed.has_place(host, port) or allowed.has_address(address):
             return address
     raise httpcore.ConnectError(f"{host} is {', '.join(addresses)}, where notifications are not allowed to go")
 
 
-def _plain(address: str) -> IPAddress:
+def plain(address: str) -> IPAddress:
     """An IPv4 address that is written as one of IPv6 is what it is."""
-    plain = ipaddress.ip_address(address.partition("%")[0])
-    mapped = plain.ipv4_mapped if isinstance(plain, ipaddress.IPv6Address) else None
-    return mapped or plain
+    meant = ipaddress.ip_address(address.partition("%")[0])
+    mapped = meant.ipv4_mapped if isinstance(meant, ipaddress.IPv6Address) else None
+    return mapped or meant

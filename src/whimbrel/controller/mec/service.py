@@ -57,7 +57,7 @@ class Mec:
             name: Subscriptions(name, kinds, book, self.deliverer, config.callbacks)
             for name, kinds in (("ams", ams.kinds()), ("rni", rni.kinds()), ("location", location_kinds))
         }
-        self.registrations = ams.Registrations(book)
+        self.registrations = ams.Registrations(book, config.speakers)
         self.mobility = ams.Mobility(
             self.registrations, self._subscriptions["ams"], services, planning.deployment, people
         )

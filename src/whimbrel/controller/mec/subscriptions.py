@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -30,7 +29,8 @@ from whimbrel.controller.mec.common import (
 )
 from whimbrel.controller.mec.delivery import Deliverer
 from whimbrel.controller.mec.http import Problem, caller_of, convert, encode, forbidden, may_see, not_found
-from whimbrel.controller.mec.reach import Allowed, check_url
+from whimbrel.controller.mec.locks import Locks
+from whimbrel.controller.mec.reach import Allowed, check_callback
 from whimbrel.controller.mec.waiting import Waiting
 from whimbrel.model.errors import Refused, WhimbrelError
 
@@ -93,7 +93,7 @@ class Subscriptions:
         self._deliverer, self._allowed = deliverer, allowed
         self._all: dict[str, Subscription] = {}
         self._sizes: dict[str, int] = {}
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = Locks()
         self.on_end: Callable[[Subscription], None] = lambda _: None
 
     async def load(self) -> None:
@@ -118,10 +118,10 @@ class Subscriptions:
             raise not_found(f"there is no subscription {subscription_id!r}")
         return found
 
-    def check_callback(self, url: str) -> None:
+    async def _check_callback(self, url: str) -> None:
         """Raises BadInput, Problem 403."""
         try:
-            check_url(url, self._allowed)
+            await check_callback(url, self._allowed)
         except Refused as error:
             raise forbidden(str(error)) from None
 
@@ -129,10 +129,10 @@ class Subscriptions:
         """A new one, or another in the place of the one with this id. Raises BadInput, Problem 403, 404 and 429,
         Unreachable (the database is away: nothing has changed)."""
         if terms.notify_url:
-            self.check_callback(terms.notify_url)
+            await self._check_callback(terms.notify_url)
         if terms.expires_unix_s and terms.expires_unix_s <= time.time():
             raise Problem(400, "the subscription would be over already: give a deadline that is still to come")
-        async with self._lock_of(terms.id):
+        async with self._locks.of(terms.id):
             owner = caller.name if caller is not None else ""
             if not new:
                 owner = self.get(terms.id, caller=caller).terms.owner  # it may be gone meanwhile
@@ -160,19 +160,12 @@ class Subscriptions:
 
     async def remove(self, subscription_id: str, *kinds: str, caller: Caller | None = None) -> None:
         """Raises Problem 404, Unreachable (the database is away: it is still there)."""
-        async with self._lock_of(subscription_id):
+        async with self._locks.of(subscription_id):
             subscription = self.get(subscription_id, *kinds, caller=caller)
             await asyncio.to_thread(self._book.remove, self._api, subscription_id)
             del self._all[subscription_id], self._sizes[subscription_id]
             self._deliverer.forget(subscription_id)
             self.on_end(subscription)
-
-    def _lock_of(self, subscription_id: str) -> asyncio.Lock:
-        """One change of a subscription after the other: what is kept is what is known here."""
-        lock = self._locks.get(subscription_id)
-        if lock is None:
-            lock = self._locks[subscription_id] = asyncio.Lock()
-        return lock
 
     def notify(self, subscription: Subscription, message: Any) -> bool:
         """By websocket where it asked for one and has it open, else to its address. Whether there was a way."""

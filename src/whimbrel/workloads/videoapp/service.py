@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
             seconds, position_s = float(told["seconds"]), float(told["position_s"])
             if not (abs(seconds) < 1e6 and abs(position_s) < 1e6):
                 raise ValueError
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return self.refuse(HTTPStatus.BAD_REQUEST, 'post {"seconds": ..., "position_s": ...}')
         return self.json(self.service.watched(session, seconds, position_s))
 

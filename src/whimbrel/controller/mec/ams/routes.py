@@ -16,6 +16,7 @@ from whimbrel.controller.mec.ams.models import (
     KINDS,
     AdjacentAppInfoSubscription,
     MobilityProcedureSubscription,
+    MobilityStatus,
     RegistrationInfo,
     modern,
 )
@@ -134,6 +135,9 @@ def _subscription_routes(mobility: Mobility, url: str) -> APIRouter:
         )  # fmt: skip
         links = SelfLink(this=LinkType(href=href))
         value = msgspec.structs.replace(value, links=links, websock_notif_config=websocket)
+        if isinstance(value, MobilityProcedureSubscription) and not value.filter_criteria.mobility_status:
+            criteria = msgspec.structs.replace(value.filter_criteria, mobility_status=(MobilityStatus.TRIGGERED,))
+            value = msgspec.structs.replace(value, filter_criteria=criteria)  # what the specification's file demands
         subscription = await subscriptions.put(terms, value, caller_of(request), new=new)
         if kind == ADJACENT:
             await mobility.look_around([subscription])

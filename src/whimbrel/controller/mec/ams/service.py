@@ -39,7 +39,9 @@ from whimbrel.controller.mec.ams.models import (
 from whimbrel.controller.mec.book import MecBook
 from whimbrel.controller.mec.common import TimeStamp
 from whimbrel.controller.mec.http import Problem, encode, forbidden, may_see, not_found
+from whimbrel.controller.mec.locks import Locks
 from whimbrel.controller.mec.people import People
+from whimbrel.controller.mec.settings import Speakers
 from whimbrel.controller.mec.subscriptions import Subscription, Subscriptions
 from whimbrel.controller.planning.deploy import Deployment
 from whimbrel.controller.services import Services
@@ -56,6 +58,9 @@ NEIGHBOURS_EVERY_S = 2.0
 FIND_S = 1.0
 """A node that does not answer holds the news of a migration up no longer."""
 
+ANYBODY = Speakers()
+"""Of callers without tokens."""
+
 log = structlog.get_logger()
 
 
@@ -64,14 +69,18 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     expires_unix_s: float = 0.0
     owner: str = ""
 
+    def is_over(self) -> bool:
+        return bool(self.expires_unix_s) and self.expires_unix_s <= time.time()
+
 
 class Registrations:
-    """Of applications that take part, kept over a restart."""
+    """Of applications that take part, kept over a restart. `speakers`: whose word counts for which service."""
 
-    def __init__(self, book: MecBook) -> None:
-        self._book = book
+    def __init__(self, book: MecBook, speakers: Speakers = ANYBODY) -> None:
+        self._book, self._speakers = book, speakers
         self._rows: dict[str, _Row] = {}
         self._sizes: dict[str, int] = {}
+        self._locks = Locks()
 
     async def load(self) -> None:
         texts = await asyncio.to_thread(self._book.all, REGISTRATIONS)
@@ -91,28 +100,37 @@ class Registrations:
         return row.info
 
     async def add(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
-        """An id that the client names is its own, if nobody has it. Raises Problem 403 and 429."""
+        """An id that the client names is its own, if nobody has it. Raises Problem 403 (also where it does not speak
+        for the service) and 429."""
         wanted = info.app_mobility_service_id or f"ams-{secrets.token_hex(8)}"
-        if wanted in self._rows:
-            raise forbidden(f"application mobility service {wanted!r} is registered already: change it with PUT")
-        if len(self._rows) >= MOST_REGISTRATIONS:
-            raise Problem(429, f"there are {MOST_REGISTRATIONS} registrations already: remove one first")
-        owner = caller.name if caller is not None else ""
-        return await self._put(msgspec.structs.replace(info, app_mobility_service_id=wanted), owner)
+        async with self._locks.of(wanted):
+            if wanted in self._rows:
+                raise forbidden(f"application mobility service {wanted!r} is registered already: change it with PUT")
+            if len(self._rows) >= MOST_REGISTRATIONS:
+                raise Problem(429, f"there are {MOST_REGISTRATIONS} registrations already: remove one first")
+            owner = caller.name if caller is not None else ""
+            return await self._put(msgspec.structs.replace(info, app_mobility_service_id=wanted), owner)
 
     async def change(self, info: RegistrationInfo, caller: Caller | None) -> RegistrationInfo:
-        """Raises Problem 404 and 429."""
-        self.get(info.app_mobility_service_id, caller)
-        return await self._put(info, self._rows[info.app_mobility_service_id].owner)
+        """Raises Problem 403, 404 and 429."""
+        async with self._locks.of(info.app_mobility_service_id):
+            self.get(info.app_mobility_service_id, caller)  # it may be gone meanwhile
+            return await self._put(info, self._rows[info.app_mobility_service_id].owner)
 
     async def _put(self, info: RegistrationInfo, owner: str) -> RegistrationInfo:
+        instance = info.service_consumer_id.app_instance_id
+        if info.device_information and not self._speakers.may(owner, instance):
+            raise forbidden(
+                f"consumer {owner} does not speak for the devices of service {instance[:100]!r}: leave "
+                "deviceInformation out; the operator may name the service in `[mec.speaks_for]`"
+            )
         seconds = info.expiry_time if info.expiry_time is not msgspec.UNSET else 0
         row = _Row(info=info, expires_unix_s=time.time() + seconds if seconds else 0.0, owner=owner)
         name, text = info.app_mobility_service_id, encode(row).decode()
         before, size = self._rows.get(name), self._sizes.get(name, 0)
         if sum(self._sizes.values()) - size + len(text) > MOST_REGISTRATION_BYTES:
             raise Problem(429, f"the registrations take {MOST_REGISTRATION_BYTES >> 20} MiB already: remove one first")
-        self._rows[name], self._sizes[name] = row, len(text)  # at once: nobody else takes name and room meanwhile
+        self._rows[name], self._sizes[name] = row, len(text)  # at once: nobody else takes the room meanwhile
         try:
             await asyncio.to_thread(self._book.put, REGISTRATIONS, name, text)
         except BaseException:
@@ -123,33 +141,40 @@ class Registrations:
         return info
 
     async def remove(self, registration_id: str, caller: Caller | None = None) -> None:
-        """Raises Problem 404."""
-        self.get(registration_id, caller)
+        """Raises Problem 404, Unreachable (the database is away: it is still there)."""
+        async with self._locks.of(registration_id):
+            self.get(registration_id, caller)
+            await self._remove(registration_id)
+
+    async def _remove(self, registration_id: str) -> None:
         await asyncio.to_thread(self._book.remove, REGISTRATIONS, registration_id)
-        self._rows.pop(registration_id, None)
-        self._sizes.pop(registration_id, None)
+        del self._rows[registration_id], self._sizes[registration_id]
 
     async def end_what_is_due(self) -> None:
-        now_s = time.time()
-        for name, row in list(self._rows.items()):
-            if row.expires_unix_s and row.expires_unix_s <= now_s:
-                await self.remove(name)
-                log.info("an application's registration is over", id=name)
+        """Raises Unreachable (the database is away: they end at the next look)."""
+        for name in [name for name, row in self._rows.items() if row.is_over()]:
+            async with self._locks.of(name):
+                row = self._rows.get(name)  # it may have been removed, or registered for longer, meanwhile
+                if row is not None and row.is_over():
+                    await self._remove(name)
+                    log.info("an application's registration is over", id=name)
+
+    def _of(self, instance: str) -> list[RegistrationInfo]:
+        """Those that count: an earlier configuration may have let others speak."""
+        return [
+            row.info
+            for row in self._rows.values()
+            if row.info.service_consumer_id.app_instance_id == instance and self._speakers.may(row.owner, instance)
+        ]
 
     def devices_of(self, instance: str) -> list[AssociateId]:
-        return [
-            device.associate_id
-            for info in self.all()
-            if info.service_consumer_id.app_instance_id == instance
-            for device in info.device_information
-        ]
+        return [device.associate_id for info in self._of(instance) for device in info.device_information]
 
     def forbids(self, instance: str) -> str:
         """The id of a registration by which the instance may not be moved; "" for none."""
-        for info in self.all():
-            if info.service_consumer_id.app_instance_id == instance and any(
-                one.app_mobility_service_level == AppMobilityServiceLevel.NOT_ALLOWED for one in info.device_information
-            ):
+        fixed = AppMobilityServiceLevel.NOT_ALLOWED
+        for info in self._of(instance):
+            if any(one.app_mobility_service_level == fixed for one in info.device_information):
                 return info.app_mobility_service_id
         return ""
 
@@ -289,7 +314,7 @@ def _neighbour(other: ServiceStatus, one: Subscription) -> AdjacentAppInfoNotifi
 def _meets(criteria: MobilityCriteria, service: str, status: MobilityStatus, ids: Sequence[AssociateId]) -> bool:
     if criteria.app_instance_id and criteria.app_instance_id != service:
         return False
-    if criteria.mobility_status and status not in criteria.mobility_status:
+    if status not in criteria.mobility_status:
         return False
     return not criteria.associate_id or any(one in ids for one in criteria.associate_id)
 
