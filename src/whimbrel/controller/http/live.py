@@ -42,7 +42,7 @@ def live_routes(watch: Watch, access: Access) -> APIRouter:
             stream = _while_logged_in(stream, access, session_of(request.headers))
         return StreamingResponse(stream, media_type=STREAM, headers=headers)
 
-    @router.get("/users/{user}/samples", **answers(UserSamples))
+    @router.get("/users/{user}/samples", **answers(UserSamples, errors=(404,)))
     async def samples(user: str) -> Response:
         """The user's delay and signal of the last two minutes."""
         return answer_json(watch.samples(user))
