@@ -30,6 +30,17 @@ GBIT, MBIT100 = 125e6, 12.5e6
         (Situation(200 * MB, 0, 0.0, shared=True, max_downtime_ms=1000), HYBRID, ""),
         (Situation(200 * MB, 0, 0.0, shared=True, deadline_ms=60_000), HYBRID, ""),
         (Situation(200 * MB, 0, GBIT, shared=True, deadline_ms=60_000), SHARED, "both nodes mount"),
+        # after the first round: what is dirty again, how fast it is written, what is left of the deadline
+        (Situation(16 * MB, 0, MBIT100, 4e6, prepared=True, deadline_ms=4500), HYBRID, "keeps the freeze short"),
+        (
+            Situation(16 * MB, 0, MBIT100, 9e6, prepared=True, deadline_ms=4500),
+            POST_COPY,
+            "would miss --deadline 4.5 s",
+        ),
+        (Situation(16 * MB, 0, MBIT100, 12e6, prepared=True, max_downtime_ms=300), POST_COPY, "--max-downtime 300 ms"),
+        (Situation(16 * MB, 0, MBIT100, 12e6, prepared=True), HYBRID, "keeps the freeze short"),
+        (Situation(2 * MB, 0, GBIT, 1e6, prepared=True, deadline_ms=200), HYBRID, "keeps the freeze short"),
+        (Situation(2 * MB, 0, GBIT, 1e6, deadline_ms=200), HYBRID, "nothing meets --deadline 0.2 s"),
     ],
 )
 def test_what_is_chosen_and_why(situation: Situation, strategy: str, why: str) -> None:

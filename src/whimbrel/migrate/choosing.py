@@ -7,7 +7,8 @@ from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.migrate.preflight import means_of
 from whimbrel.migrate.staging.shared import stage_below
 from whimbrel.model.errors import Refused
-from whimbrel.plan.choice import HYBRID, SHARED, Situation, choose
+from whimbrel.plan.choice import HYBRID, POST_COPY, SHARED, Situation, choose
+from whimbrel.plan.convergence import RoundFacts, crossing_bytes_per_s
 from whimbrel.plan.means import possible
 from whimbrel.plan.strategies import AUTO, Carry, Strategy, strategy_of
 from whimbrel.wire.calls import OfferReply
@@ -89,3 +90,27 @@ def second_choice(job: Migration, strategy: Strategy, channel: PageChannel) -> S
     job.say(f"auto: {choice.reason} (link {min(measured, limit) * 8 / 1e6:.0f} Mbit/s)")
     job.strategy = choice.strategy
     return strategy_of(choice.strategy)
+
+
+def third_choice(job: Migration, strategy: Strategy, first: RoundFacts) -> bool:
+    """``auto`` once more, when the first round has told how fast the service writes and how fast that crosses: whether
+    what is dirty is to follow the resume, because rounds would miss a limit."""
+    request, written = job.request, first.written_bytes_per_s
+    limited = request.max_downtime_ms > 0 or request.deadline_ms > 0
+    if request.strategy != AUTO or strategy.name != HYBRID or not limited or written is None:
+        return False
+    rate = crossing_bytes_per_s([first])
+    choice = choose(
+        Situation(
+            memory_bytes=first.next_bytes,
+            files_bytes=0,  # they are there; what is written of them meanwhile is in the round
+            link_bytes_per_s=rate,
+            dirty_bytes_per_s=written,
+            prepared=True,
+            handover_in_ms=max(0.0, request.handover_in_ms - job.now_ms()) if request.handover_in_ms > 0 else 0.0,
+            max_downtime_ms=request.max_downtime_ms,
+            deadline_ms=max(1.0, request.deadline_ms - job.now_ms()) if request.deadline_ms > 0 else 0.0,
+        )
+    )
+    job.say(f"{written / 1e6:.1f} MB/s are written and {rate / 1e6:.1f} MB/s cross: {choice.reason}")
+    return choice.strategy == POST_COPY

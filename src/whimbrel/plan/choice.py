@@ -26,7 +26,8 @@ LAST_ROUND_MS = 50.0
 class Situation:
     """What is known of a migration. `link_bytes_per_s` is measured, or limited by the user, 0 while nobody knows (then
     nothing meets a limit); `dirty_bytes_per_s` is None before anybody has measured it; `shared`: the service's files
-    lie on storage that both nodes mount; `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit
+    lie on storage that both nodes mount; `prepared`: both nodes are ready, what is left is to cross and to restore;
+    `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit
     that there is none."""
 
     memory_bytes: int
@@ -34,6 +35,7 @@ class Situation:
     link_bytes_per_s: float
     dirty_bytes_per_s: float | None = None
     shared: bool = False
+    prepared: bool = False
     handover_in_ms: float = 0.0
     max_downtime_ms: float = 0.0
     deadline_ms: float = 0.0
@@ -98,7 +100,7 @@ def _hybrid(situation: Situation) -> Prediction:
     else:
         freeze_ms = fixed + LAST_ROUND_MS * share
         rounds_ms = _copy_ms(situation.memory_bytes, link) / (1 - share)
-    arrives_ms = FIXED_TOTAL_MS[HYBRID] + _files_ms(situation) + rounds_ms + freeze_ms
+    arrives_ms = _fixed_ms(HYBRID, situation) + _files_ms(situation) + rounds_ms + freeze_ms
     return Prediction(HYBRID, arrives_ms, freeze_ms)
 
 
@@ -106,7 +108,7 @@ def _post_copy(situation: Situation) -> Prediction:
     freeze_ms = FIXED_FREEZE_MS[POST_COPY] + _copy_ms(
         min(EAGER_BYTES, situation.memory_bytes), situation.link_bytes_per_s
     )
-    return Prediction(POST_COPY, FIXED_TOTAL_MS[POST_COPY] + _files_ms(situation) + freeze_ms, freeze_ms)
+    return Prediction(POST_COPY, _fixed_ms(POST_COPY, situation) + _files_ms(situation) + freeze_ms, freeze_ms)
 
 
 def _shared(situation: Situation) -> Prediction:
@@ -115,7 +117,13 @@ def _shared(situation: Situation) -> Prediction:
     freeze_ms = (
         FIXED_FREEZE_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + LAST_ROUND_MS * dirty / max(link, 1.0)
     )
-    return Prediction(SHARED, FIXED_TOTAL_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + freeze_ms, freeze_ms)
+    return Prediction(
+        SHARED, _fixed_ms(SHARED, situation) + _copy_ms(situation.memory_bytes, link) + freeze_ms, freeze_ms
+    )
+
+
+def _fixed_ms(strategy: str, situation: Situation) -> float:
+    return 0.0 if situation.prepared else FIXED_TOTAL_MS[strategy]
 
 
 def _copy_ms(size_bytes: float, bytes_per_s: float) -> float:

@@ -66,6 +66,10 @@ class Carrier(Protocol):
         arrived when this returns."""
         ...
 
+    def dirty_bytes(self) -> int | None:
+        """While the service runs: how much of its memory the next round would find written; None when nobody knows."""
+        ...
+
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         """The service stands still and CRIU writes its images: what may cross already, until it is `dumped`."""
         ...

@@ -19,6 +19,7 @@ from whimbrel.memory.batches import Pages, ReadAhead, merged
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
 from whimbrel.migrate.carriers.base import Carried
+from whimbrel.migrate.pace import Pace
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import vdso_of
 from whimbrel.migrate.staging.layers import PARENT, LayerFiles
@@ -35,24 +36,26 @@ class Layers(Protocol):
 
 
 class LayersHere:
-    """Files below `stage`, shipped afterwards."""
+    """Files below `stage`, shipped afterwards. `pace` is for writing them, where `stage` is not this node's own."""
 
-    def __init__(self, stage: Path) -> None:
-        self._files = LayerFiles(stage / LAYERS)
+    def __init__(self, stage: Path, pace: Pace) -> None:
+        self._files = LayerFiles(stage / LAYERS, pace)
+        self._pace = pace
 
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
         return self._files.write(number, batches, ns_pids), 0
 
     def interrupt(self) -> None:
-        """Files of this node's memory make nobody wait."""
+        self._pace.interrupt()
 
 
 class LayersThere:
     """Straight into the destination's memory, by CRIU's page server; `connect` opens a connection for a layer."""
 
-    def __init__(self, connect: Callable[[int], PageChannel]) -> None:
+    def __init__(self, connect: Callable[[int], PageChannel], pace: Pace) -> None:
         self._connect = connect
-        self._client = PageServerClient()
+        self._client = PageServerClient(pace)
+        self._pace = pace
         self._channel: PageChannel | None = None
 
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
@@ -66,6 +69,7 @@ class LayersThere:
         return pages, self._client.sent_bytes - before
 
     def interrupt(self) -> None:
+        self._pace.interrupt()
         if (channel := self._channel) is not None:
             channel.shutdown()
 
@@ -94,6 +98,9 @@ class StagedCarrier:
     def round(self, number: int) -> Carried:
         written = self._write(self._tracker.scan())
         return written + self._ship_folders([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])
+
+    def dirty_bytes(self) -> int:
+        return self._tracker.written_bytes()
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         return Carried()
