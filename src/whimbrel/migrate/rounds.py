@@ -17,7 +17,7 @@ from whimbrel.plan.strategies import AUTO, Carry
 REFRESH_MS = 1000.0
 """While a known handover is still far, what is written meanwhile crosses this often."""
 LONG_FREEZE_MS = 100.0
-"""What a migration is to stay below: where a deadline ends the rounds too early for that, `auto` lets the rest follow."""
+"""What a migration is to stay below: where a deadline ends the rounds too early for it, `auto` lets the rest follow."""
 
 
 async def run_rounds(job: Migration, parts: Parts) -> None:
