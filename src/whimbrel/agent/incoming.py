@@ -59,6 +59,7 @@ class Incoming:
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
             calls.OfferMigration: self.offer,
+            calls.TakeProbe: self.take_probe,
             calls.PrepareIncoming: self.prepare,
             calls.AbortIncoming: self.abort,
             calls.AwaitIncoming: self.wait_whole,
@@ -72,6 +73,9 @@ class Incoming:
             asyncio.to_thread(collect_resources, self._config),
         )
         return calls.OfferReply(capabilities=capabilities, resources=resources, has_image=has_image)
+
+    async def take_probe(self, call: calls.TakeProbe, _: EmitEvent) -> int:
+        return len(call.payload)
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
         """Layer, network, runc's placeholder, and the worker with CRIU ready; undone whole on any failure."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.migrate.preflight import means_of
+from whimbrel.migrate.speed import link_bytes_per_s, storage_bytes_per_s
 from whimbrel.migrate.staging.shared import stage_below
 from whimbrel.model.errors import Refused
 from whimbrel.plan.choice import HYBRID, POST_COPY, SHARED, Situation, choose
@@ -12,31 +15,34 @@ from whimbrel.plan.convergence import RoundFacts, crossing_bytes_per_s
 from whimbrel.plan.means import possible
 from whimbrel.plan.strategies import AUTO, Carry, Strategy, strategy_of
 from whimbrel.wire.calls import OfferReply
+from whimbrel.wire.rpc import Peer
 
 
-def first_choice(job: Migration) -> Strategy:
+async def first_choice(job: Migration, peer: Peer) -> Strategy:
     """What was asked for; for ``auto`` what the destination is to prepare for. Raises BadInput."""
     request = job.request
     if request.strategy != AUTO:
         return strategy_of(request.strategy)
     if not job.source.status.shared or request.handover_in_ms > 0:
         return strategy_of(HYBRID)
-    # The destination has to mount it too, or refuses (see `storage_needed`). The link cannot be measured yet: what the
-    # storage must be prepared for is decided by what the user allows of it.
+    # The destination has to mount it too, or refuses (see `storage_needed`).
+    link = await link_bytes_per_s(peer)
+    storage = await storage_bytes_per_s(Path(job.node.shared_directory), f".speed-{request.id}")
+    limit = request.bandwidth_bps / 8 or float("inf")
     choice = choose(
         Situation(
             memory_bytes=job.source.status.rss_bytes,
             files_bytes=0,
-            link_bytes_per_s=request.bandwidth_bps / 8,
+            link_bytes_per_s=min(link, limit),
+            storage_bytes_per_s=min(storage, limit),
             shared=True,
             max_downtime_ms=request.max_downtime_ms,
             deadline_ms=request.deadline_ms,
         )
     )
-    if choice.strategy != SHARED:
-        return strategy_of(HYBRID)
-    job.say(f"auto: {choice.reason}")
-    return strategy_of(SHARED)
+    rates = f"link {min(link, limit) * 8 / 1e6:.0f} Mbit/s, storage {min(storage, limit) * 8 / 1e6:.0f} Mbit/s"
+    job.say(f"auto: {choice.reason} ({rates})")
+    return strategy_of(SHARED if choice.strategy == SHARED else HYBRID)
 
 
 def storage_needed(job: Migration, strategy: Strategy) -> str:

@@ -1,7 +1,9 @@
 """Which strategy ``auto`` means for one migration. Pure; tested by tables.
 
 Known path and time (`fast` III-B): pre-copy ahead, and hybrid at the handover. Unknown path (`fast` III-C): what
-finishes soonest, which is the shared file system where both nodes mount it. A budget for the freeze and a deadline
+finishes soonest. For the paper that is the shared file system where both nodes mount it, because no files are copied;
+here none are by any strategy then, so it is a matter of how memory gets there: over the link, or written to the
+storage and read from it. A budget for the freeze and a deadline
 for the arrival decide otherwise where the prediction says that they would be missed.
 """
 
@@ -26,8 +28,8 @@ LAST_ROUND_MS = 50.0
 class Situation:
     """What is known of a migration. `link_bytes_per_s` is measured, or limited by the user, 0 while nobody knows (then
     nothing meets a limit); `dirty_bytes_per_s` is None before anybody has measured it; `shared`: the service's files
-    lie on storage that both nodes mount; `prepared`: both nodes are ready, what is left is to cross and to restore;
-    `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit
+    lie on storage that both nodes mount, which takes `storage_bytes_per_s` (None: as fast as the link); `prepared`: both
+    nodes are ready, what is left is to cross and to restore; `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit
     that there is none."""
 
     memory_bytes: int
@@ -35,6 +37,7 @@ class Situation:
     link_bytes_per_s: float
     dirty_bytes_per_s: float | None = None
     shared: bool = False
+    storage_bytes_per_s: float | None = None
     prepared: bool = False
     handover_in_ms: float = 0.0
     max_downtime_ms: float = 0.0
@@ -79,8 +82,12 @@ def choose(situation: Situation) -> Choice:
             when = f"the handover comes in {situation.handover_in_ms / 1e3:.1f} s"
             return Choice(HYBRID, f"{when}: memory crosses ahead, {_tell(hybrid)}")
     fitting = [prediction for prediction in found.values() if prediction.meets(situation)]
-    if SHARED in found and found[SHARED] in fitting and situation.handover_in_ms <= 0:
-        return Choice(SHARED, f"both nodes mount the service's storage: no file is copied, {_tell(found[SHARED])}")
+    shared = found.get(SHARED)
+    if shared is not None and situation.handover_in_ms <= 0 and (shared in fitting or hybrid in fitting):
+        others = [other for other in (hybrid, shared) if other in fitting]
+        best = min(others, key=lambda prediction: prediction.arrives_ms)  # hybrid where they are alike
+        told = f"{_tell(hybrid)}, {_tell(shared)}"
+        return Choice(best.strategy, f"both nodes mount the service's storage, so no file is copied: {told}")
     if hybrid in fitting:
         return Choice(HYBRID, f"it keeps the freeze short and nothing is at stake after it, {_tell(hybrid)}")
     if fitting:
@@ -112,8 +119,10 @@ def _post_copy(situation: Situation) -> Prediction:
 
 
 def _shared(situation: Situation) -> Prediction:
-    """Memory goes to the storage, and from there to the destination."""
-    link, dirty = situation.link_bytes_per_s, situation.dirty_bytes_per_s or 0.0
+    """Memory goes to the storage, and in the freeze from there to the destination."""
+    link, dirty = situation.storage_bytes_per_s, situation.dirty_bytes_per_s or 0.0
+    if link is None:
+        link = situation.link_bytes_per_s
     freeze_ms = (
         FIXED_FREEZE_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + LAST_ROUND_MS * dirty / max(link, 1.0)
     )

@@ -151,6 +151,13 @@ class OfferReply(msgspec.Struct, frozen=True, kw_only=True):
     has_image: bool
 
 
+class TakeProbe(Call, tag="incoming.probe", frozen=True):
+    """Bytes to be thrown away: how fast is the link? Answers with how many came."""
+
+    payload: bytes
+    reply: ClassVar[Any] = int
+
+
 class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
     """Make everything ready (image, root file system, network, runtime record) and open the page channel."""
 
@@ -293,6 +300,7 @@ AnyCall = (
     | ResolveMigration
     | GetMigration
     | OfferMigration
+    | TakeProbe
     | PrepareIncoming
     | AbortIncoming
     | AwaitIncoming
