@@ -68,11 +68,15 @@ class Incoming:
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
         has_image = await self._host.offer(call.spec, call.image_digest, call.description, call.shared)
+        images_only = call.shared and not call.spec.shared  # then there are other ways: the source chooses one
+        shared_problem = await self._host.shared.problem_with(call.shared) if images_only else ""
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config),
         )
-        return calls.OfferReply(capabilities=capabilities, resources=resources, has_image=has_image)
+        return calls.OfferReply(
+            capabilities=capabilities, resources=resources, has_image=has_image, shared_problem=shared_problem
+        )
 
     async def take_probe(self, call: calls.TakeProbe, _: EmitEvent) -> int:
         return len(call.payload)

@@ -310,11 +310,11 @@ class ServiceHost:
         await in_thread(place.end_departure)
 
     async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes, shared: str = "") -> bool:
-        """Destination: may it come, as far as one can see? `shared` is the storage that both must mount, if any.
+        """Destination: may it come, as far as one can see? `shared` is the storage that its root lives on, if any.
         Returns whether it brings no image, since that is here or can be unpacked here, or is its engine's business.
         Raises BadInput, Refused, Conflict."""
         self.refuse_taken(spec)
-        if shared:
+        if shared and spec.shared:
             await self.shared.require(shared, spec)
         if spec.engine is not EngineKind.RUNC:
             await self._guests.engine(spec.engine).offer(description)

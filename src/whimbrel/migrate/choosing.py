@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.migrate.preflight import means_of
 from whimbrel.migrate.speed import link_bytes_per_s, storage_bytes_per_s
-from whimbrel.migrate.staging.shared import stage_below
-from whimbrel.model.errors import Refused
 from whimbrel.plan.choice import HYBRID, POST_COPY, SHARED, Situation, choose
 from whimbrel.plan.convergence import RoundFacts, crossing_bytes_per_s
 from whimbrel.plan.means import possible
@@ -46,26 +45,27 @@ async def first_choice(job: Migration, peer: Peer) -> Strategy:
 
 
 def storage_needed(job: Migration, strategy: Strategy) -> str:
-    """Identity of the shared storage that the destination must mount too; "" when none is needed. Raises Refused when
-    it does not work here."""
+    """Identity of the shared storage that the destination must mount too; "" when none is needed or works here."""
     if job.source.status.shared:
         return job.source.status.shared
-    if strategy.carry is not Carry.SHARED:
-        return ""
-    node = job.node.endpoint.name
-    stage_below(job.node.shared_directory, job.request.id, node=node)
-    if not job.node.capabilities.shared:
-        raise Refused(
-            f"the shared storage of {node} is away (`whimbrel node ls` says why): use --strategy tmpfs or hybrid"
-        )
-    return job.node.capabilities.shared[0]
+    return job.node.capabilities.shared[0] if strategy.carry is Carry.SHARED and not _storage_problem(job) else ""
+
+
+def _storage_problem(job: Migration) -> str:
+    """Why this node cannot put memory on shared storage; empty when it can."""
+    if not job.node.shared_directory:
+        return f"{job.node.endpoint.name} mounts no shared storage (`shared_directory` in its agent's settings)"
+    if not job.source.status.shared and not job.node.capabilities.shared:
+        return f"the shared storage of {job.node.endpoint.name} is away (`whimbrel node ls` says why)"
+    return ""
 
 
 def possible_choice(job: Migration, strategy: Strategy, offer: OfferReply) -> Strategy:
     """The same if the two nodes have what it needs; for ``auto`` else the nearest that can work. Raises Refused."""
+    means = means_of(job.node.capabilities, job.source.run_dir, offer)
     strategy, why_another = possible(
         strategy,
-        means_of(job.node.capabilities, job.source.run_dir, offer),
+        replace(means, shared_problem=_storage_problem(job) or offer.shared_problem),
         job.source.status.rss_bytes,
         here=job.node.endpoint.name,
         there=job.destination.name,

@@ -28,9 +28,9 @@ LAST_ROUND_MS = 50.0
 class Situation:
     """What is known of a migration. `link_bytes_per_s` is measured, or limited by the user, 0 while nobody knows (then
     nothing meets a limit); `dirty_bytes_per_s` is None before anybody has measured it; `shared`: the service's files
-    lie on storage that both nodes mount, which takes `storage_bytes_per_s` (None: as fast as the link); `prepared`: both
-    nodes are ready, what is left is to cross and to restore; `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit
-    that there is none."""
+    lie on storage that both nodes mount, which takes `storage_bytes_per_s` (None: as fast as the link); `prepared`:
+    both nodes are ready, what is left is to cross and to restore; `handover_in_ms` 0 means that nobody knows when the
+    user leaves, 0 in a limit that there is none."""
 
     memory_bytes: int
     files_bytes: int

@@ -144,11 +144,13 @@ class OfferMigration(Call, tag="incoming.offer", frozen=True):
 
 
 class OfferReply(msgspec.Struct, frozen=True, kw_only=True):
-    """`has_image`: it is there, or can be unpacked there; else the source brings it."""
+    """`has_image`: it is there, or can be unpacked there; else the source brings it. `shared_problem`: why memory
+    cannot come over the shared storage that the source named; empty when it can."""
 
     capabilities: Capabilities
     resources: Resources
     has_image: bool
+    shared_problem: str = ""
 
 
 class TakeProbe(Call, tag="incoming.probe", frozen=True):

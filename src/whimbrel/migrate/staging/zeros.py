@@ -45,7 +45,7 @@ class Zeros:
             self.count += int(np.count_nonzero(zero))
             self._ranges[batch.ns_pid] = union(subtract(before, batch.ranges), ranges_of(pages[zero]))
             if not zero.all():
-                contents = memoryview(np.ascontiguousarray(words[~zero])).cast("B")
+                contents = memoryview(words[~zero].tobytes())
                 yield batch._replace(ranges=ranges_of(pages[~zero]), contents=contents)
 
     def outside(self, allowed: Mapping[int, Ranges], processes: Iterable[ProcessPages]) -> list[ProcessPages]:
