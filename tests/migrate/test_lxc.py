@@ -66,8 +66,9 @@ def test_a_system_container_moves(system: Running, nodes: dict[str, LxcNode]) ->
     assert limits["devices.list"] != "a *:* rwm"
     in_container(nodes[EDGES[0]], "echo kept > /root/file; rm /etc/issue; mkfifo /run/fifo; ln /root/file /root/again")
     in_container(nodes[EDGES[0]], "logger -t test before the move; echo mine > /dev/shm/mine")
-    for source, target in ((EDGES[0], EDGES[1]), (EDGES[1], EDGES[0])):
-        record = system.migrate(target)
+    strategies = ("hybrid", "tmpfs", "delta")  # streamed, by way of layers, as differences
+    for source, target, strategy in zip(EDGES, (*EDGES[1:], EDGES[0]), strategies, strict=True):
+        record = system.migrate(target, strategy)
         assert not record.error, record.error
         assert record.outcome is Outcome.DONE
         assert "after the commit" not in record.reason

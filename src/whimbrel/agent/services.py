@@ -229,7 +229,7 @@ class ServiceHost:
         self._starting[spec.name] = spec
         try:
             with self._doing(spec.name, "adopted"):
-                guest = await self._guests.engine(spec.engine).look(container)
+                guest = await self._guests.look(spec.engine, container)
                 for name, record in self._records.items():
                     if record.status.container == guest.container:
                         raise BadInput(f"container {container} is service {name} already")
@@ -317,7 +317,7 @@ class ServiceHost:
         if shared and spec.shared:
             await self.shared.require(shared, spec)
         if spec.engine is not EngineKind.RUNC:
-            await self._guests.engine(spec.engine).offer(description)
+            await self._guests.offer(spec.engine, description)
             return True
         await in_thread(self.volumes.refuse_kept, spec.name, parse_volumes(spec.volumes))
         if spec.shared:

@@ -17,6 +17,10 @@ from whimbrel.runtime.moving import Departure, Landing
 from whimbrel.runtime.runc import process_start_ticks
 
 
+class EngineAway(Refused):
+    """The engine is not installed, or does not run."""
+
+
 class Guest(msgspec.Struct, frozen=True, kw_only=True):
     """A running container of an engine: its id there, its first process (`start_ticks` tells it from a later one)
     and its control group."""
@@ -46,6 +50,9 @@ class Arrival:
 
 class Engine(Protocol):
     """One engine of one node. `clones` is a folder for mounts that are shown outside of the container meanwhile."""
+
+    async def answers(self) -> None:
+        """Whether it is there at all. Raises EngineAway."""
 
     async def look(self, container: str) -> Guest:
         """Find a running container by name or id. Raises BadInput, Refused when it could never move."""

@@ -154,6 +154,9 @@ class Docker:
         return output
 
     # --- destination --------------------------------------------------------------------------------------
+    async def answers(self) -> None:
+        await self.api.get("/version")
+
     async def offer(self, description: bytes) -> None:
         wanted = msgspec.msgpack.decode(description, type=Description)
         refuse_settings(wanted.config, wanted.host_config)

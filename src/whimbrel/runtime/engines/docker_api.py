@@ -11,6 +11,7 @@ import msgspec
 
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
+from whimbrel.runtime.engines.base import EngineAway
 
 API = "/v1.40"  # Docker 19.03 and newer
 QUICK_S = 30.0
@@ -52,7 +53,7 @@ class DockerApi:
                     method, API + path, params=query, content=content, headers={"Content-Type": "application/json"}
                 )
         except (httpx.TransportError, OSError) as error:
-            raise Refused(
+            raise EngineAway(
                 f"{self._title} does not answer at {self.socket} ({error or type(error).__name__}): start it, or name "
                 f"its socket as `{self._setting}` in agent.toml"
             ) from error

@@ -25,7 +25,7 @@ from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines import commands
-from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of, has_own_cgroupns
+from whimbrel.runtime.engines.base import Arrival, EngineAway, Guest, cgroup_of, has_own_cgroupns
 from whimbrel.runtime.engines.handover import WaitingRoom
 from whimbrel.runtime.engines.wrapper import ARRIVAL, REAL_CRIU
 from whimbrel.runtime.limits import apply_limits, read_limits
@@ -72,6 +72,12 @@ class Lxc:
         """What LXC says of a container, a list for each key; `State` and `PID` too."""
         queries = [word for key in keys for word in ("-c", key)]
         return _lists(await self._call("lxc-info", name, "-s", "-p", "-H", *queries))
+
+    async def answers(self) -> None:
+        """There is no daemon: its programs and its folder."""
+        await commands.run(["lxc-info", "--version"])
+        if not self.path.is_dir():
+            raise EngineAway(f"LXC has no folder {self.path}: make it, or name another as `lxc_path` in agent.toml")
 
     # --- source -------------------------------------------------------------------------------------------
     async def look(self, container: str) -> Guest:
