@@ -107,6 +107,10 @@ class Outgoing:
                 send_logs=lambda peer: self._host.send_logs(request.service, peer),
                 discard=lambda: self._host.discard(request.service, moved_to=call.destination.name),
             )
+            if status.spec.engine is not EngineKind.RUNC:
+                job.push_guest_image = lambda peer, tell: self._host.guest_images.push(
+                    status.spec.engine, job.source.departure.description, peer, request.bandwidth_bps, tell
+                )
             self._running[request.id] = job
             try:
                 log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)

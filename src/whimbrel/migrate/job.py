@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -40,7 +40,8 @@ class Node:
 
 @dataclass
 class Migration:
-    """One migration under way: what was asked, and what has happened so far."""
+    """One migration under way: what was asked, and what has happened so far. `push_guest_image`: brings the image of
+    another engine's container to the engine there, told how far it is; returns the bytes that it took."""
 
     request: MigrationRequest
     source: Source
@@ -51,6 +52,7 @@ class Migration:
     end: Callable[[], Any]
     send_logs: Callable[[Peer], Any]
     discard: Callable[[], Any]
+    push_guest_image: Callable[[Peer, Callable[[str], object]], Awaitable[int]] | None = None
     started_s: float = field(default_factory=time.monotonic)
     started_unix_s: float = field(default_factory=time.time)
     phases: list[Phase] = field(default_factory=list)

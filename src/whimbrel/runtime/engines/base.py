@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,6 +62,15 @@ class Engine(Protocol):
 
     async def offer(self, description: bytes) -> None:
         """May the container that another node describes so come? Raises Refused."""
+
+    async def has_image(self, description: bytes) -> bool:
+        """Whether that container's image is there; also when there is none to it."""
+
+    def image_out(self, description: bytes) -> AsyncIterator[bytes]:
+        """The container's image as an archive. Raises Refused."""
+
+    async def image_in(self, description: bytes, pieces: AsyncIterator[bytes]) -> None:
+        """Take it in; afterwards it is there. Raises Refused."""
 
     async def prepare(self, description: bytes, clones: Path, made: Callable[[str], None]) -> Arrival:
         """Make the container (`made` is told its id at once), and start it as far as it comes without its processes.

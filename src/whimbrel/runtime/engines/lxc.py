@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -176,6 +176,15 @@ class Lxc:
         for source in wanted.provided.values():
             if not source.startswith(_OF_THE_HOST) or ".." in source.split("/") or not Path(source).exists():
                 raise Refused(f"{source} of the host is mounted in it, which is not there")
+
+    async def has_image(self, description: bytes) -> bool:
+        return True  # there is none: the whole system crosses
+
+    def image_out(self, description: bytes) -> AsyncIterator[bytes]:
+        raise Refused("a system container of LXC has no image")
+
+    async def image_in(self, description: bytes, pieces: AsyncIterator[bytes]) -> None:
+        raise Refused("a system container of LXC has no image")
 
     async def prepare(self, description: bytes, clones: Path, made: Callable[[str], None]) -> Arrival:
         await self.offer(description)
