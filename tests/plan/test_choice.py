@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from whimbrel.plan.choice import HYBRID, POST_COPY, SHARED, Situation, choose, predictions
+from whimbrel.plan.choice import Situation, choose, predictions
+from whimbrel.plan.costs import ELSEWHERE, HYBRID, POST_COPY, SHARED, Costs
 from whimbrel.plan.strategies import known
 
 MB = 1 << 20
@@ -61,6 +64,16 @@ def test_what_is_chosen_and_why(situation: Situation, strategy: str, why: str) -
     choice = choose(situation)
     assert choice.strategy == strategy, choice.reason
     assert why in choice.reason
+
+
+def test_what_was_learnt_here_decides() -> None:
+    limited = Situation(200 * MB, 0, GBIT, max_downtime_ms=100)
+    assert choose(limited).strategy == HYBRID
+    slow = Costs({**ELSEWHERE.freeze_ms, HYBRID: 150.0}, ELSEWHERE.before_ms)
+    assert choose(replace(limited, costs=slow)).strategy == POST_COPY
+    quick = Costs({**ELSEWHERE.freeze_ms, SHARED: 40.0}, {**ELSEWHERE.before_ms, SHARED: 100.0})
+    by_storage = Situation(50 * MB, 0, GBIT, shared=True, storage_bytes_per_s=10 * GBIT)
+    assert (choose(by_storage).strategy, choose(replace(by_storage, costs=quick)).strategy) == (HYBRID, SHARED)
 
 
 def test_only_strategies_that_exist_are_chosen() -> None:

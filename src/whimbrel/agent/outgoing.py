@@ -34,6 +34,7 @@ from whimbrel.model.node import Endpoint
 from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
+from whimbrel.plan.costs import learnt
 from whimbrel.wire.calls import (
     AbortIncoming,
     AwaitIncoming,
@@ -99,6 +100,7 @@ class Outgoing:
                     self._journal,
                     self._nursery,
                     self._config.shared_directory,
+                    learnt(self._records.all()),
                 ),
                 destination=call.destination,
                 gateways=call.gateways,

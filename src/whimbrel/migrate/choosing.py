@@ -9,8 +9,9 @@ from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.migrate.preflight import means_of
 from whimbrel.migrate.speed import link_bytes_per_s, storage_bytes_per_s
-from whimbrel.plan.choice import HYBRID, POST_COPY, SHARED, Situation, choose
+from whimbrel.plan.choice import Situation, choose
 from whimbrel.plan.convergence import RoundFacts, crossing_bytes_per_s
+from whimbrel.plan.costs import HYBRID, POST_COPY, SHARED
 from whimbrel.plan.means import possible
 from whimbrel.plan.strategies import AUTO, Carry, Strategy, strategy_of
 from whimbrel.wire.calls import OfferReply
@@ -36,6 +37,7 @@ async def first_choice(job: Migration, peer: Peer) -> Strategy:
             storage_bytes_per_s=min(storage, limit),
             shared=True,
             max_downtime_ms=request.max_downtime_ms,
+            costs=job.node.costs,
             deadline_ms=request.deadline_ms,
         )
     )
@@ -90,6 +92,7 @@ def second_choice(job: Migration, strategy: Strategy, channel: PageChannel) -> S
             link_bytes_per_s=min(measured, limit),
             handover_in_ms=job.request.handover_in_ms,
             max_downtime_ms=job.request.max_downtime_ms,
+            costs=job.node.costs,
             deadline_ms=job.request.deadline_ms,
         )
     )
@@ -115,6 +118,7 @@ def third_choice(job: Migration, strategy: Strategy, first: RoundFacts) -> bool:
             prepared=True,
             handover_in_ms=max(0.0, request.handover_in_ms - job.now_ms()) if request.handover_in_ms > 0 else 0.0,
             max_downtime_ms=request.max_downtime_ms,
+            costs=job.node.costs,
             deadline_ms=max(1.0, request.deadline_ms - job.now_ms()) if request.deadline_ms > 0 else 0.0,
         )
     )

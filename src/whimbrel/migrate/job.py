@@ -20,6 +20,7 @@ from whimbrel.model.errors import Cancelled, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
 from whimbrel.model.node import Capabilities, Endpoint
 from whimbrel.network.port import ServicePort
+from whimbrel.plan.costs import ELSEWHERE, Costs
 from whimbrel.wire.rpc import Peer
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ HANG_S = 5.0
 
 @dataclass(frozen=True)
 class Node:
-    """What of the source's own node a migration needs."""
+    """What of the source's own node a migration needs. `costs`: learnt from the migrations that went out from it."""
 
     endpoint: Endpoint
     capabilities: Capabilities
@@ -36,6 +37,7 @@ class Node:
     journal: Journal
     nursery: Nursery
     shared_directory: str = ""
+    costs: Costs = ELSEWHERE
 
 
 @dataclass

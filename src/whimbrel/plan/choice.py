@@ -3,8 +3,8 @@
 Known path and time (`fast` III-B): pre-copy ahead, and hybrid at the handover. Unknown path (`fast` III-C): what
 finishes soonest. For the paper that is the shared file system where both nodes mount it, because no files are copied;
 here none are by any strategy then, so it is a matter of how memory gets there: over the link, or written to the
-storage and read from it. A budget for the freeze and a deadline
-for the arrival decide otherwise where the prediction says that they would be missed.
+storage and read from it. A budget for the freeze and a deadline for the arrival decide otherwise where the prediction
+says that they would be missed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isinf
 
-HYBRID, POST_COPY, SHARED = "hybrid", "post-copy", "shared"
+from whimbrel.plan.costs import ELSEWHERE, HYBRID, POST_COPY, SHARED, Costs
 
-# What a freeze costs without a single page, and prepare and finish with it: medians of `whimbrel bench downtime`.
-FIXED_FREEZE_MS = {HYBRID: 60.0, POST_COPY: 80.0, SHARED: 450.0}
-FIXED_TOTAL_MS = {HYBRID: 300.0, POST_COPY: 300.0, SHARED: 500.0}
 EAGER_BYTES = 2 << 20
 """What of a program's memory must be there before it runs at all: stacks, code it changed, what CRIU carries."""
 LAST_ROUND_MS = 50.0
@@ -42,6 +39,7 @@ class Situation:
     handover_in_ms: float = 0.0
     max_downtime_ms: float = 0.0
     deadline_ms: float = 0.0
+    costs: Costs = ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def choose(situation: Situation) -> Choice:
 def _hybrid(situation: Situation) -> Prediction:
     link, dirty = situation.link_bytes_per_s, situation.dirty_bytes_per_s or 0.0
     share = dirty / link if link > 0 else 1.0
-    fixed = FIXED_FREEZE_MS[HYBRID]
+    fixed = situation.costs.freeze_ms[HYBRID]
     if share >= 0.9:  # rounds do not shrink: everything is dirty again when a round has crossed
         freeze_ms = fixed + _copy_ms(situation.memory_bytes, link)
         rounds_ms = 2 * _copy_ms(situation.memory_bytes, link)
@@ -112,7 +110,7 @@ def _hybrid(situation: Situation) -> Prediction:
 
 
 def _post_copy(situation: Situation) -> Prediction:
-    freeze_ms = FIXED_FREEZE_MS[POST_COPY] + _copy_ms(
+    freeze_ms = situation.costs.freeze_ms[POST_COPY] + _copy_ms(
         min(EAGER_BYTES, situation.memory_bytes), situation.link_bytes_per_s
     )
     return Prediction(POST_COPY, _fixed_ms(POST_COPY, situation) + _files_ms(situation) + freeze_ms, freeze_ms)
@@ -123,16 +121,13 @@ def _shared(situation: Situation) -> Prediction:
     link, dirty = situation.storage_bytes_per_s, situation.dirty_bytes_per_s or 0.0
     if link is None:
         link = situation.link_bytes_per_s
-    freeze_ms = (
-        FIXED_FREEZE_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + LAST_ROUND_MS * dirty / max(link, 1.0)
-    )
-    return Prediction(
-        SHARED, _fixed_ms(SHARED, situation) + _copy_ms(situation.memory_bytes, link) + freeze_ms, freeze_ms
-    )
+    copy_ms = _copy_ms(situation.memory_bytes, link)
+    freeze_ms = situation.costs.freeze_ms[SHARED] + copy_ms + LAST_ROUND_MS * dirty / max(link, 1.0)
+    return Prediction(SHARED, _fixed_ms(SHARED, situation) + copy_ms + freeze_ms, freeze_ms)
 
 
 def _fixed_ms(strategy: str, situation: Situation) -> float:
-    return 0.0 if situation.prepared else FIXED_TOTAL_MS[strategy]
+    return 0.0 if situation.prepared else situation.costs.before_ms[strategy]
 
 
 def _copy_ms(size_bytes: float, bytes_per_s: float) -> float:
