@@ -90,8 +90,8 @@ def test_a_budget_that_the_last_pages_would_break_leaves_them_behind(running: Ru
 
 @pytest.mark.parametrize("strategy", sorted(known()))
 def test_bandwidth_is_kept_to(writer: Running, strategy: str) -> None:
-    """Memory of 24 MB over 200 Mbit/s takes a second at least, whatever the machine can do."""
-    bandwidth_bps = 200e6
+    """Memory of 24 MB over 400 Mbit/s takes half a second at least, whatever the machine can do."""
+    bandwidth_bps = 400e6
     record = writer.lab.controller.migrate(writer.name, EDGES[1], strategy, bandwidth_bps=bandwidth_bps)
     assert (record.outcome, record.error) == (Outcome.DONE, "")
     assert state_is_right(writer, "random")
