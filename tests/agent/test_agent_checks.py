@@ -42,7 +42,10 @@ def test_everything_is_told_and_nothing_is_left() -> None:
 @pytest.mark.real
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is needed to try mounts, links and control groups")
 def test_a_machine_that_was_set_up_passes() -> None:
-    assert [check for check in run_checks() if check.status is not Status.OK] == []
+    """Other engines need not run."""
+    not_ok = [check for check in run_checks() if check.status is not Status.OK]
+    assert [check for check in not_ok if check.name not in ("Docker", "Podman", "LXC")] == []
+    assert all(check.status is Status.WARN for check in not_ok)
 
 
 def test_missing_programs_are_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -143,6 +143,21 @@ def test_change(name: str, rescan: bool) -> None:
         assert not tracker.problems
 
 
+@pytest.mark.parametrize("name", ["written", "new mapping", "moved and written", "replaced at the same address"])
+def test_a_look_at_how_much_is_written_changes_nothing(name: str) -> None:
+    changes = CHANGES[name]
+    with program(as_steps(changes)) as child, TreeTracker(child.pid) as tracker:
+        shadow = Shadow(tracker)
+        shadow.round()
+        shadow.round()
+        for number in range(len(changes)):
+            child.step(number)
+            seen = tracker.written_bytes()
+            assert seen >= 50 * 4096
+            assert tracker.written_bytes() >= seen, "what was looked at is still to be reported"
+        assert shadow.verify(child.pid) > 100
+
+
 RESTLESS = """
 import mmap, os, random, threading, time
 rng, areas, lock = random.Random(1), {}, threading.Lock()

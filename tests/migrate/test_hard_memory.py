@@ -178,6 +178,47 @@ def test_memory_of_zeros_and_of_small_changes_arrives_whole(lab: Lab) -> None:
         cross_and_compare(lab, sparse)
 
 
+# Besides: a private mapping of a file of noise, page after page of which is overwritten with zeros.
+FILE = """
+noise = os.urandom(1 << 20)
+with open("/srv/noise", "wb") as file:
+    file.write(noise)
+with open("/srv/noise", "r+b") as file:
+    mapped = mmap.mmap(file.fileno(), 1 << 20, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+def overwrite():
+    done = 1 << 19
+    mapped[:done] = bytes(done)
+    while True:
+        time.sleep(0.02)
+        if done < 1 << 20:
+            mapped[done : done + 4096] = bytes(4096)
+            done += 4096
+        if mapped[:done] != bytes(done) or mapped[done:] != noise[done:]:
+            copy.append(0)  # and nothing is as it was
+threading.Thread(target=overwrite, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("strategy", ["tmpfs", "diskless", "shared"])
+def test_zero_pages_are_left_out_of_layers(lab: Lab, strategy: str) -> None:
+    """Also such as were something else in an older layer; not those that hide what a file holds."""
+    with serving(lab, "sparse", SPARSE + FILE) as sparse:
+        turns = 0
+        for target in (EDGES[1], EDGES[2]):
+            record = migrate(lab, "sparse", target, strategy, BANDWIDTH_BPS)
+            for _ in range(2):  # once more after more of it was touched
+                good, now = ask(sparse)
+                assert good, "a byte is not what the program wrote"
+            assert now > turns
+            turns = now
+            first = record.rounds[0]
+            if target == EDGES[1]:  # later most of the zeros do not even exist any more
+                assert first.zero_pages > ZERO_MB * 200
+                if strategy != "shared":
+                    assert first.bytes_sent < first.raw_bytes - first.zero_pages * PAGE_BYTES * 0.9
+            assert record.raw_bytes == sum(turn.dirty_pages for turn in record.rounds) * PAGE_BYTES
+
+
 def cross_and_compare(lab: Lab, sparse: socket.socket) -> None:
     turns = 0
     for target, strategy in ((EDGES[1], "hybrid"), (EDGES[2], "pre-copy"), (EDGES[1], "stop-and-copy")):

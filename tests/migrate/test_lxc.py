@@ -67,8 +67,9 @@ def test_a_system_container_moves(system: Running, nodes: dict[str, LxcNode]) ->
     assert limits["devices.list"] != "a *:* rwm"
     in_container(nodes[EDGES[0]], "echo kept > /root/file; rm /etc/issue; mkfifo /run/fifo; ln /root/file /root/again")
     in_container(nodes[EDGES[0]], "logger -t test before the move; echo mine > /dev/shm/mine")
-    for source, target in ((EDGES[0], EDGES[1]), (EDGES[1], EDGES[0])):
-        record = system.migrate(target)
+    there_and_back = ((EDGES[0], EDGES[1], "hybrid"), (EDGES[1], EDGES[0], "tmpfs"))  # streamed, and by way of layers
+    for source, target, strategy in there_and_back:
+        record = system.migrate(target, strategy)
         assert not record.error, record.error
         assert record.outcome is Outcome.DONE
         assert "after the commit" not in record.reason

@@ -56,9 +56,11 @@ def pod(lab: Lab, podmans: Podmans) -> Iterator[Running]:
 def test_the_container_moves_and_is_podmans_own(pod: Running, podmans: Podmans) -> None:
     count, _ = pod.user.ask("count")
     podmans[SOURCE]("exec", "pod", "/usr/bin/python3", "-c", "open('/keep/v', 'w').write('volume')")
+    podmans[DESTINATION]("rmi", "demo")
     for source, target in ((SOURCE, DESTINATION), (DESTINATION, SOURCE)):
         record = pod.migrate(target)
         assert not record.error, record.error
+        assert bool(record.image_bytes) == (target == DESTINATION), "brought ahead where it was missing"
         assert record.outcome is Outcome.DONE
         assert "after the commit" not in record.reason
         count = goes_on(pod, count)

@@ -17,9 +17,9 @@ from whimbrel.plan.strategies import known
 from whimbrel.workloads.memory.service import expected_digest
 
 
-def state_is_right(running: Running) -> bool:
+def state_is_right(running: Running, contents: str = "words", zero_share: float = 0.0) -> bool:
     writes, digest = running.user.ask("digest")
-    return digest == expected_digest(writes, running.memory_mb)
+    return digest == expected_digest(writes, running.memory_mb, contents, zero_share)
 
 
 @pytest.mark.parametrize("strategy", sorted(known()))

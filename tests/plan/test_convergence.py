@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
@@ -38,6 +40,24 @@ def rounds(*facts: tuple[int, float]) -> list[RoundFacts]:
 )
 def test_decide(facts: list[tuple[int, float]], limits: Limits, elapsed_ms: float, verdict: Stop) -> None:
     assert decide(rounds(*facts), limits, elapsed_ms=elapsed_ms) is verdict
+
+
+@pytest.mark.parametrize(
+    ("left_mb", "deadline_ms", "verdict"),
+    [
+        (16, 9000, Stop.GO_ON),  # 4.5 s are over; a round of 1.3 s and a freeze of 0.5 s after it
+        (16, 6000, Stop.DEADLINE),
+        (0, 4600, Stop.GO_ON),
+        (48, 9000, Stop.DEADLINE),  # all of it is written again while it crosses
+    ],
+)
+def test_what_is_dirty_after_the_first_round_tells_whether_another_fits(
+    left_mb: int, deadline_ms: float, verdict: Stop
+) -> None:
+    first = RoundFacts(dirty_bytes=48 * MB, duration_ms=4000, left_bytes=left_mb * MB)
+    assert decide([first], Limits(deadline_ms=deadline_ms), elapsed_ms=4500) is verdict
+    assert decide([replace(first, left_bytes=None)], Limits(deadline_ms=deadline_ms), elapsed_ms=4500) is Stop.DEADLINE
+    assert predicted_freeze_ms([first], Limits(fixed_freeze_ms=50)) == pytest.approx(50 + 4000 * left_mb / 48)
 
 
 def test_the_prediction_is_the_fixed_part_and_the_next_dirty_set_at_the_rate_seen() -> None:

@@ -12,6 +12,7 @@ from whimbrel.plan.strategies import known, strategy_of
 
 MB = 1 << 20
 ALL = Means(tracking=True, soft_dirty=True, lazy=True, stage_here_bytes=1000 * MB, stage_there_bytes=1000 * MB)
+NO_STORAGE = replace(ALL, shared_problem="edge-2 mounts no shared storage")
 NO_TRACKING = replace(ALL, tracking=False)
 NOTHING = Means(tracking=False, soft_dirty=False, lazy=False, stage_here_bytes=0, stage_there_bytes=0)
 
@@ -40,6 +41,9 @@ def test_nothing_is_lacking_where_all_is_there(strategy: str) -> None:
         ("tmpfs", replace(ALL, stage_there_bytes=200 * MB), "in memory on edge-2, where there is room for", "hybrid"),
         ("diskless", replace(ALL, stage_there_bytes=200 * MB), "in memory on edge-2", "hybrid"),
         ("diskless", replace(ALL, stage_there_bytes=0, lazy=False), "in memory on edge-2", "pre-copy"),
+        ("shared", NO_STORAGE, "edge-2 mounts no shared storage", "diskless"),
+        ("shared", replace(NO_STORAGE, stage_there_bytes=0), "edge-2 mounts no shared storage", "hybrid"),
+        ("shared", replace(NOTHING, shared_problem="none"), "none", None),
         ("hybrid", NOTHING, "edge-1 cannot track writes", None),
     ],
 )

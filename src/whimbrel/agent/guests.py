@@ -23,13 +23,14 @@ from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.network.sockets import foreign_address
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder
 from whimbrel.runtime.cgroups import Cgroup
-from whimbrel.runtime.engines.base import Arrival, Engine, Guest
+from whimbrel.runtime.engines.base import Arrival, Engine, EngineAway, Guest
 from whimbrel.runtime.logger import add_log_segments, tail
 from whimbrel.runtime.mounts import drop_clones
 from whimbrel.runtime.moving import Departure
 from whimbrel.runtime.runc import process_start_ticks
 
 log = structlog.get_logger()
+_OTHER_NODE = "or choose a node whose `whimbrel check` finds {kind} in order"
 VISITORS_S = 5.0  # how long a `docker exec` or a health check may take to end by itself
 
 
@@ -45,6 +46,33 @@ class Guests:
             known = ", ".join(sorted(self._engines)) or "none"
             raise BadInput(f"{self._node} knows no engine {kind}: it knows {known}")
         return engine
+
+    async def look(self, kind: EngineKind, container: str) -> Guest:
+        """`Engine.look`; an engine that is away is refused with those that answer here."""
+        engine = self.engine(kind)
+        try:
+            await engine.answers()
+            return await engine.look(container)
+        except EngineAway as error:
+            others = [str(other) for other in self._engines if other is not kind and await self._answers(other)]
+            here = f"{' and '.join(others)} can be had here" if others else "no other engine can be had here"
+            raise Refused(f"{self._node}: {error}; {here}, {_OTHER_NODE.format(kind=kind)}") from error
+
+    async def offer(self, kind: EngineKind, description: bytes) -> None:
+        """`Engine.offer`: a container stays with its kind of engine, so another node is the way out."""
+        engine = self.engine(kind)
+        try:
+            await engine.answers()
+            await engine.offer(description)
+        except EngineAway as error:
+            raise Refused(f"{self._node}: {error}; {_OTHER_NODE.format(kind=kind)}") from error
+
+    async def _answers(self, kind: EngineKind) -> bool:
+        try:
+            await self._engines[kind].answers()
+        except WhimbrelError:
+            return False
+        return True
 
     # --- adopt --------------------------------------------------------------------------------------------
     async def adopt(self, spec: ServiceSpec, guest: Guest, place: Place) -> Record:

@@ -59,6 +59,7 @@ class Incoming:
     def handlers(self) -> dict[type[calls.Call], Handler]:
         return {
             calls.OfferMigration: self.offer,
+            calls.TakeProbe: self.take_probe,
             calls.PrepareIncoming: self.prepare,
             calls.AbortIncoming: self.abort,
             calls.AwaitIncoming: self.wait_whole,
@@ -67,11 +68,18 @@ class Incoming:
 
     async def offer(self, call: calls.OfferMigration, _: EmitEvent) -> calls.OfferReply:
         has_image = await self._host.offer(call.spec, call.image_digest, call.description, call.shared)
+        images_only = call.shared and not call.spec.shared  # then there are other ways: the source chooses one
+        shared_problem = await self._host.shared.problem_with(call.shared) if images_only else ""
         capabilities, resources = await asyncio.gather(
             asyncio.to_thread(collect_capabilities),
             asyncio.to_thread(collect_resources, self._config),
         )
-        return calls.OfferReply(capabilities=capabilities, resources=resources, has_image=has_image)
+        return calls.OfferReply(
+            capabilities=capabilities, resources=resources, has_image=has_image, shared_problem=shared_problem
+        )
+
+    async def take_probe(self, call: calls.TakeProbe, _: EmitEvent) -> int:
+        return len(call.payload)
 
     async def prepare(self, call: calls.PrepareIncoming, _: EmitEvent) -> calls.IncomingReady:
         """Layer, network, runc's placeholder, and the worker with CRIU ready; undone whole on any failure."""

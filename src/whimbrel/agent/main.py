@@ -118,7 +118,8 @@ class Agent:
     def handlers(self) -> dict[type[calls.Call], Handler]:
         table: dict[type[calls.Call], Handler] = {calls.GetNode: self._node, calls.SetPeers: self._set_peers}
         calls_of_services = ServiceCalls(self.services) if self.services is not None else None
-        for part in (calls_of_services, self.images, self.incoming):
+        guest_images = self.services.guest_images if self.services is not None else None
+        for part in (calls_of_services, self.images, guest_images, self.incoming):
             if part is not None:
                 table.update(part.handlers())
         if self.outgoing is not None:

@@ -34,6 +34,7 @@ from whimbrel.model.node import Endpoint
 from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
+from whimbrel.plan.costs import learnt
 from whimbrel.wire.calls import (
     AbortIncoming,
     AwaitIncoming,
@@ -99,6 +100,7 @@ class Outgoing:
                     self._journal,
                     self._nursery,
                     self._config.shared_directory,
+                    learnt(self._records.all()),
                 ),
                 destination=call.destination,
                 gateways=call.gateways,
@@ -107,6 +109,10 @@ class Outgoing:
                 send_logs=lambda peer: self._host.send_logs(request.service, peer),
                 discard=lambda: self._host.discard(request.service, moved_to=call.destination.name),
             )
+            if status.spec.engine is not EngineKind.RUNC:
+                job.push_guest_image = lambda peer, tell: self._host.guest_images.push(
+                    status.spec.engine, job.source.departure.description, peer, request.bandwidth_bps, tell
+                )
             self._running[request.id] = job
             try:
                 log.info("migration starts", id=request.id, service=request.service, to=call.destination.name)

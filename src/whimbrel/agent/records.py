@@ -40,6 +40,11 @@ class RecordStore:
     def get(self, migration: str) -> MigrationRecord | None:
         return self._records.get(migration)
 
+    def all(self) -> tuple[MigrationRecord, ...]:
+        """The oldest first."""
+        with self._lock:
+            return tuple(self._records.values())
+
     def put(self, record: MigrationRecord) -> None:
         """Keep it, in the place of an earlier one with its id. Raises OSError when the disk does not take it; it is
         known until the agent ends all the same."""

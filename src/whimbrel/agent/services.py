@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from whimbrel.agent.guest_images import GuestImages
 from whimbrel.agent.guests import Guests
 from whimbrel.agent.place import Place, Record
 from whimbrel.agent.shared import SharedWatch
@@ -73,6 +74,7 @@ class ServiceHost:
         self._port, self._gateway = port, gateway
         self.shared = shared or SharedWatch(node)
         self._guests = Guests(node, port, gateway, engines or {})
+        self.guest_images = GuestImages(self._guests)
         self._records: dict[str, Record] = {}
         self._starting: dict[str, ServiceSpec] = {}
         self._busy: dict[str, str] = {}
@@ -229,7 +231,7 @@ class ServiceHost:
         self._starting[spec.name] = spec
         try:
             with self._doing(spec.name, "adopted"):
-                guest = await self._guests.engine(spec.engine).look(container)
+                guest = await self._guests.look(spec.engine, container)
                 for name, record in self._records.items():
                     if record.status.container == guest.container:
                         raise BadInput(f"container {container} is service {name} already")
@@ -310,15 +312,15 @@ class ServiceHost:
         await in_thread(place.end_departure)
 
     async def offer(self, spec: ServiceSpec, image_digest: str, description: bytes, shared: str = "") -> bool:
-        """Destination: may it come, as far as one can see? `shared` is the storage that both must mount, if any.
-        Returns whether it brings no image, since that is here or can be unpacked here, or is its engine's business.
+        """Destination: may it come, as far as one can see? `shared` is the storage that its root lives on, if any.
+        Returns whether it brings no image, since that is here or can be unpacked here, or there is none to it.
         Raises BadInput, Refused, Conflict."""
         self.refuse_taken(spec)
-        if shared:
+        if shared and spec.shared:
             await self.shared.require(shared, spec)
         if spec.engine is not EngineKind.RUNC:
-            await self._guests.engine(spec.engine).offer(description)
-            return True
+            await self._guests.offer(spec.engine, description)
+            return await self._guests.engine(spec.engine).has_image(description)
         await in_thread(self.volumes.refuse_kept, spec.name, parse_volumes(spec.volumes))
         if spec.shared:
             return True

@@ -63,20 +63,21 @@ class SharedWatch:
         return self.added_to(capabilities)
 
     async def require(self, wanted: str, spec: ServiceSpec) -> None:
-        """Looks again. Raises Refused unless the storage `wanted`, where `spec`'s root or its images are to be, is in
-        working order here."""
+        """Looks again. Raises Refused unless the storage `wanted`, where `spec`'s root is, is in working order here."""
+        if problem := await self.problem_with(wanted):
+            raise Refused(
+                f"{problem}: choose a node that mounts the storage {wanted}, which {spec.name} lives on (see `whimbrel "
+                "node ls`)"
+            )
+
+    async def problem_with(self, wanted: str) -> str:
+        """Looks again. Why the storage `wanted` is not in working order here; empty when it is."""
         await self.look()
-        way_out = (
-            f"choose a node that mounts the storage {wanted}, which {spec.name} lives on (see `whimbrel node ls`)"
-            if spec.shared
-            else "use --strategy tmpfs or hybrid"
-        )
         if self.mount is None:
-            raise Refused(f"{self._node} mounts no shared storage: {way_out}")
+            return f"{self._node} mounts no shared storage"
         if self.mount.problem:
-            raise Refused(f"the shared storage of {self._node} is away ({self.mount.problem}): {way_out}")
-        if self.mount.id != wanted:
-            raise Refused(f"{self._node} mounts another shared storage ({self.mount.id}): {way_out}")
+            return f"the shared storage of {self._node} is away ({self.mount.problem})"
+        return "" if self.mount.id == wanted else f"{self._node} mounts another shared storage ({self.mount.id})"
 
     def require_roots(self) -> str:
         """The identity of the storage that a new service's root may live on. Raises Refused when there is none."""

@@ -17,7 +17,7 @@ from whimbrel import __version__
 from whimbrel.bench.table import ms
 from whimbrel.client.outage import median, quantile
 from whimbrel.model.migration import MigrationRecord, Outcome
-from whimbrel.plan.choice import HYBRID
+from whimbrel.plan.costs import HYBRID
 from whimbrel.plan.strategies import AUTO
 
 BASELINE = "baseline"

@@ -91,6 +91,10 @@ class TreeTracker:
             raise
         return results
 
+    def written_bytes(self) -> int:
+        """How much the next scan would find now, of a tree that runs: nothing is attached or re-armed by this look."""
+        return sum(pages.size_bytes for pages in self.scan(final=True))
+
     def close(self) -> None:
         """Ends the tracking; the processes run on untouched. Safe to repeat."""
         while self._processes:

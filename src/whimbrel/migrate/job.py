@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from whimbrel.model.errors import Cancelled, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
 from whimbrel.model.node import Capabilities, Endpoint
 from whimbrel.network.port import ServicePort
+from whimbrel.plan.costs import ELSEWHERE, Costs
 from whimbrel.wire.rpc import Peer
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ HANG_S = 5.0
 
 @dataclass(frozen=True)
 class Node:
-    """What of the source's own node a migration needs."""
+    """What of the source's own node a migration needs. `costs`: learnt from the migrations that went out from it."""
 
     endpoint: Endpoint
     capabilities: Capabilities
@@ -36,11 +37,13 @@ class Node:
     journal: Journal
     nursery: Nursery
     shared_directory: str = ""
+    costs: Costs = ELSEWHERE
 
 
 @dataclass
 class Migration:
-    """One migration under way: what was asked, and what has happened so far."""
+    """One migration under way: what was asked, and what has happened so far. `push_guest_image`: brings the image of
+    another engine's container to the engine there, told how far it is; returns the bytes that it took."""
 
     request: MigrationRequest
     source: Source
@@ -51,6 +54,7 @@ class Migration:
     end: Callable[[], Any]
     send_logs: Callable[[Peer], Any]
     discard: Callable[[], Any]
+    push_guest_image: Callable[[Peer, Callable[[str], object]], Awaitable[int]] | None = None
     started_s: float = field(default_factory=time.monotonic)
     started_unix_s: float = field(default_factory=time.time)
     phases: list[Phase] = field(default_factory=list)

@@ -33,7 +33,6 @@ pages that are coded alike (`memory.codecs.Coding`), ascending. At most 4,096 pa
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 import threading
@@ -43,6 +42,7 @@ from enum import IntEnum
 import msgspec
 
 from whimbrel.memory.codecs import Coded
+from whimbrel.migrate.pace import Pace
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, Unreachable
 
 HEADER = struct.Struct("<B3xIQQ")
@@ -53,7 +53,6 @@ NOT_SENT_BYTES = 128 << 10
 PROBE_BYTES = 64 << 10
 PROBE_ENOUGH_S = 0.02
 _TCP_NOTSENT_LOWAT = 25  # Python does not name it
-PACED_BYTES = 1 << 16
 _LINK_WATCH = (
     (socket.TCP_KEEPIDLE, 1),
     (socket.TCP_KEEPINTVL, 1),
@@ -126,10 +125,8 @@ class PageChannel:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self.sock = sock
         self.sent_bytes = 0
-        self._pace_bps = 0.0
+        self._pace = Pace()
         self._sending = threading.Lock()
-        self._paced_until = 0.0
-        self._shut = threading.Event()
 
     @classmethod
     def connect(cls, host: str, port: int, token: str, *, number: int = 0, timeout_s: float = 3.0) -> PageChannel:
@@ -147,12 +144,11 @@ class PageChannel:
 
     @property
     def limit_bytes_per_s(self) -> float:
-        return self._pace_bps / 8
+        return self._pace.bytes_per_s
 
     def limit(self, bandwidth_bps: float) -> None:
         """From now on send no faster than this (bits per second; 0 = as fast as it goes)."""
-        self._pace_bps = bandwidth_bps
-        self._paced_until = time.monotonic()
+        self._pace.limit(bandwidth_bps)
 
     def measure_bytes_per_s(self) -> float:
         """How fast the link carries: a little first, more if that went through quickly; the last try counts."""
@@ -177,26 +173,14 @@ class PageChannel:
         """Go on with another connection; the old one is closed."""
         with self._sending:
             old, self.sock = self.sock, fresh.sock
-            self._shut.clear()
+            self._pace.go_on()
         old.close()
-
-    def _pace(self, size_bytes: int) -> None:
-        now = time.monotonic()
-        self._paced_until = max(self._paced_until, now - 0.01) + size_bytes * 8 / self._pace_bps
-        if self._paced_until > now and self._shut.wait(self._paced_until - now):
-            raise OSError(errno.ESHUTDOWN, "it was shut")
 
     def _put(self, *parts: bytes | memoryview) -> None:
         """Hand all parts to the connection, in slices when there is a limit."""
         for index, part in enumerate(parts):
             more = socket.MSG_MORE if index < len(parts) - 1 else 0
-            if self._pace_bps <= 0:
-                self.sock.sendall(part, more)
-                continue
-            view = memoryview(part)
-            for at in range(0, len(view), PACED_BYTES):
-                piece = view[at : at + PACED_BYTES]
-                self._pace(len(piece))
+            for piece in self._pace.pieces(part):
                 self.sock.sendall(piece, more)
 
     def send(self, kind: Kind, number: int = 0, payload: bytes | memoryview = b"", *, ranges: int = 0) -> None:
@@ -268,7 +252,7 @@ class PageChannel:
 
     def shutdown(self) -> None:
         """Wake whoever waits on this socket in another thread; then `close`."""
-        self._shut.set()
+        self._pace.interrupt()
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:

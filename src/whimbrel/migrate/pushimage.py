@@ -72,13 +72,15 @@ async def push_image(
 
 
 async def bring_image(job: Migration, peer: Peer) -> None:
-    """The destination gets the service's image unless it has it, or another engine sees to that."""
-    if job.source.image is None:
-        return
+    """The destination gets the service's image unless it has it; another engine's out of the engine itself."""
 
-    def tell(detail: str, fraction: float) -> None:
+    def tell(detail: str, fraction: float = -1.0) -> None:
         job.emit(Progress(migration=job.request.id, phase="prepare", detail=detail, fraction=fraction))
 
+    if job.push_guest_image is not None:
+        job.image_bytes = await job.push_guest_image(peer, tell)
+    if job.source.image is None:
+        return
     pushed = await push_image(
         job.source.image, peer, job.destination.host, tell, job.node.nursery, bandwidth_bps=job.request.bandwidth_bps
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from whimbrel.migrate.carriers.base import Carried
+from whimbrel.migrate.choosing import third_choice
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.parts import Parts
 from whimbrel.model.migration import Progress, Round
@@ -15,6 +16,8 @@ from whimbrel.plan.strategies import AUTO, Carry
 
 REFRESH_MS = 1000.0
 """While a known handover is still far, what is written meanwhile crosses this often."""
+LONG_FREEZE_MS = 100.0
+"""What a migration is to stay below: where a deadline ends the rounds too early for it, `auto` lets the rest follow."""
 
 
 async def run_rounds(job: Migration, parts: Parts) -> None:
@@ -25,9 +28,10 @@ async def run_rounds(job: Migration, parts: Parts) -> None:
         deadline_ms=job.request.deadline_ms,
         converge=parts.strategy.rounds.converge,
     )
-    facts: list[RoundFacts] = []
-    verdict = Stop.GO_ON
-    while verdict is Stop.GO_ON:
+    facts: list[RoundFacts] = [await _one_round(job, parts, 1)]
+    hopeless = third_choice(job, parts.strategy, facts[0])
+    verdict = decide(facts, limits, elapsed_ms=job.now_ms())
+    while verdict is Stop.GO_ON and not hopeless:
         facts.append(await _one_round(job, parts, len(facts) + 1))
         verdict = decide(facts, limits, elapsed_ms=job.now_ms())
     if parts.strategy.rounds.converge:
@@ -36,10 +40,15 @@ async def run_rounds(job: Migration, parts: Parts) -> None:
             await asyncio.sleep(min(left_ms, REFRESH_MS) / 1e3)
             facts.append(await _one_round(job, parts, len(facts) + 1))
     freeze_ms = predicted_freeze_ms(facts, limits)
-    job.say(f"{verdict} after {len(facts)} rounds; freeze predicted {freeze_ms:.0f} ms")
-    if job.request.strategy == AUTO and 0 < job.request.max_downtime_ms < freeze_ms:
+    why = "more rounds would not help" if verdict is Stop.GO_ON else verdict
+    job.say(f"{why} after {len(facts)} round{'s' if len(facts) > 1 else ''}; freeze predicted {freeze_ms:.0f} ms")
+    if job.request.strategy != AUTO or not parts.strategy.lazy:
+        return
+    limit_ms = job.request.max_downtime_ms or (LONG_FREEZE_MS if hopeless or verdict is Stop.DEADLINE else 0.0)
+    if 0 < limit_ms < freeze_ms:
         parts.carrier.leave_behind()
-        job.say("that is over --max-downtime, so what is dirty now follows the resume")
+        over = "--max-downtime" if job.request.max_downtime_ms else f"{LONG_FREEZE_MS:.0f} ms"
+        job.say(f"that is over {over}, so what is dirty now follows the resume")
 
 
 async def until_handover(job: Migration, parts: Parts) -> None:
@@ -93,7 +102,12 @@ async def _one_round(job: Migration, parts: Parts, number: int) -> RoundFacts:
         job.say(carried.remark)
     _add_parts(job, f"round.{number}", carried)
     job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"round {number}: {carried.pages} pages"))
-    return RoundFacts(dirty_bytes=carried.pages * PAGE_BYTES + file_bytes, duration_ms=took_ms)
+    left_bytes = await parts.hands.do(parts.carrier.dirty_bytes)
+    return RoundFacts(
+        dirty_bytes=carried.pages * PAGE_BYTES + file_bytes,
+        duration_ms=took_ms,
+        left_bytes=None if left_bytes is None else left_bytes + file_bytes,  # of files as much again
+    )
 
 
 def _add_parts(job: Migration, name: str, carried: Carried) -> None:

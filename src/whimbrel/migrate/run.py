@@ -95,7 +95,7 @@ def _own_cancellation(job: Migration) -> Any:
 
 async def _preflight(job: Migration, peer: Peer) -> Strategy:
     """Raises Refused for whatever can be known to be in the way. Returns the strategy, as far as it is known now."""
-    strategy = first_choice(job)
+    strategy = await first_choice(job, peer)
     job.strategy = strategy.name
     status = job.source.status
     departure = job.source.departure

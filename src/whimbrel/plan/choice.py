@@ -1,8 +1,10 @@
 """Which strategy ``auto`` means for one migration. Pure; tested by tables.
 
 Known path and time (`fast` III-B): pre-copy ahead, and hybrid at the handover. Unknown path (`fast` III-C): what
-finishes soonest, which is the shared file system where both nodes mount it. A budget for the freeze and a deadline
-for the arrival decide otherwise where the prediction says that they would be missed.
+finishes soonest. For the paper that is the shared file system where both nodes mount it, because no files are copied;
+here none are by any strategy then, so it is a matter of how memory gets there: over the link, or written to the
+storage and read from it. A budget for the freeze and a deadline for the arrival decide otherwise where the prediction
+says that they would be missed.
 """
 
 from __future__ import annotations
@@ -11,11 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isinf
 
-HYBRID, POST_COPY, SHARED = "hybrid", "post-copy", "shared"
+from whimbrel.plan.costs import ELSEWHERE, HYBRID, POST_COPY, SHARED, Costs
 
-# What a freeze costs without a single page, and prepare and finish with it: medians of `whimbrel bench downtime`.
-FIXED_FREEZE_MS = {HYBRID: 60.0, POST_COPY: 80.0, SHARED: 450.0}
-FIXED_TOTAL_MS = {HYBRID: 300.0, POST_COPY: 300.0, SHARED: 500.0}
 EAGER_BYTES = 2 << 20
 """What of a program's memory must be there before it runs at all: stacks, code it changed, what CRIU carries."""
 LAST_ROUND_MS = 50.0
@@ -26,17 +25,21 @@ LAST_ROUND_MS = 50.0
 class Situation:
     """What is known of a migration. `link_bytes_per_s` is measured, or limited by the user, 0 while nobody knows (then
     nothing meets a limit); `dirty_bytes_per_s` is None before anybody has measured it; `shared`: the service's files
-    lie on storage that both nodes mount; `handover_in_ms` 0 means that nobody knows when the user leaves, 0 in a limit
-    that there is none."""
+    lie on storage that both nodes mount, which takes `storage_bytes_per_s` (None: as fast as the link); `prepared`:
+    both nodes are ready, what is left is to cross and to restore; `handover_in_ms` 0 means that nobody knows when the
+    user leaves, 0 in a limit that there is none."""
 
     memory_bytes: int
     files_bytes: int
     link_bytes_per_s: float
     dirty_bytes_per_s: float | None = None
     shared: bool = False
+    storage_bytes_per_s: float | None = None
+    prepared: bool = False
     handover_in_ms: float = 0.0
     max_downtime_ms: float = 0.0
     deadline_ms: float = 0.0
+    costs: Costs = ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,12 @@ def choose(situation: Situation) -> Choice:
             when = f"the handover comes in {situation.handover_in_ms / 1e3:.1f} s"
             return Choice(HYBRID, f"{when}: memory crosses ahead, {_tell(hybrid)}")
     fitting = [prediction for prediction in found.values() if prediction.meets(situation)]
-    if SHARED in found and found[SHARED] in fitting and situation.handover_in_ms <= 0:
-        return Choice(SHARED, f"both nodes mount the service's storage: no file is copied, {_tell(found[SHARED])}")
+    shared = found.get(SHARED)
+    if shared is not None and situation.handover_in_ms <= 0 and (shared in fitting or hybrid in fitting):
+        others = [other for other in (hybrid, shared) if other in fitting]
+        best = min(others, key=lambda prediction: prediction.arrives_ms)  # hybrid where they are alike
+        told = f"{_tell(hybrid)}, {_tell(shared)}"
+        return Choice(best.strategy, f"both nodes mount the service's storage, so no file is copied: {told}")
     if hybrid in fitting:
         return Choice(HYBRID, f"it keeps the freeze short and nothing is at stake after it, {_tell(hybrid)}")
     if fitting:
@@ -91,31 +98,36 @@ def choose(situation: Situation) -> Choice:
 def _hybrid(situation: Situation) -> Prediction:
     link, dirty = situation.link_bytes_per_s, situation.dirty_bytes_per_s or 0.0
     share = dirty / link if link > 0 else 1.0
-    fixed = FIXED_FREEZE_MS[HYBRID]
+    fixed = situation.costs.freeze_ms[HYBRID]
     if share >= 0.9:  # rounds do not shrink: everything is dirty again when a round has crossed
         freeze_ms = fixed + _copy_ms(situation.memory_bytes, link)
         rounds_ms = 2 * _copy_ms(situation.memory_bytes, link)
     else:
         freeze_ms = fixed + LAST_ROUND_MS * share
         rounds_ms = _copy_ms(situation.memory_bytes, link) / (1 - share)
-    arrives_ms = FIXED_TOTAL_MS[HYBRID] + _files_ms(situation) + rounds_ms + freeze_ms
+    arrives_ms = _fixed_ms(HYBRID, situation) + _files_ms(situation) + rounds_ms + freeze_ms
     return Prediction(HYBRID, arrives_ms, freeze_ms)
 
 
 def _post_copy(situation: Situation) -> Prediction:
-    freeze_ms = FIXED_FREEZE_MS[POST_COPY] + _copy_ms(
+    freeze_ms = situation.costs.freeze_ms[POST_COPY] + _copy_ms(
         min(EAGER_BYTES, situation.memory_bytes), situation.link_bytes_per_s
     )
-    return Prediction(POST_COPY, FIXED_TOTAL_MS[POST_COPY] + _files_ms(situation) + freeze_ms, freeze_ms)
+    return Prediction(POST_COPY, _fixed_ms(POST_COPY, situation) + _files_ms(situation) + freeze_ms, freeze_ms)
 
 
 def _shared(situation: Situation) -> Prediction:
-    """Memory goes to the storage, and from there to the destination."""
-    link, dirty = situation.link_bytes_per_s, situation.dirty_bytes_per_s or 0.0
-    freeze_ms = (
-        FIXED_FREEZE_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + LAST_ROUND_MS * dirty / max(link, 1.0)
-    )
-    return Prediction(SHARED, FIXED_TOTAL_MS[SHARED] + _copy_ms(situation.memory_bytes, link) + freeze_ms, freeze_ms)
+    """Memory goes to the storage, and in the freeze from there to the destination."""
+    link, dirty = situation.storage_bytes_per_s, situation.dirty_bytes_per_s or 0.0
+    if link is None:
+        link = situation.link_bytes_per_s
+    copy_ms = _copy_ms(situation.memory_bytes, link)
+    freeze_ms = situation.costs.freeze_ms[SHARED] + copy_ms + LAST_ROUND_MS * dirty / max(link, 1.0)
+    return Prediction(SHARED, _fixed_ms(SHARED, situation) + copy_ms + freeze_ms, freeze_ms)
+
+
+def _fixed_ms(strategy: str, situation: Situation) -> float:
+    return 0.0 if situation.prepared else situation.costs.before_ms[strategy]
 
 
 def _copy_ms(size_bytes: float, bytes_per_s: float) -> float:

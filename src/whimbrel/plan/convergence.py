@@ -24,10 +24,22 @@ class Stop(StrEnum):
 
 @dataclass(frozen=True)
 class RoundFacts:
-    """One round that has crossed: how much was dirty at its start, and how long it took to send."""
+    """One round that has crossed: how much was dirty at its start, how long it took to send, and how much was dirty
+    again when it had crossed (None where nobody looked)."""
 
     dirty_bytes: int
     duration_ms: float
+    left_bytes: int | None = None
+
+    @property
+    def next_bytes(self) -> int:
+        """What a next round would carry: unless somebody looked, as much again."""
+        return self.dirty_bytes if self.left_bytes is None else self.left_bytes
+
+    @property
+    def written_bytes_per_s(self) -> float | None:
+        """The rate at which the program wrote to memory that was clean, while this round crossed."""
+        return None if self.left_bytes is None or self.duration_ms <= 0 else self.left_bytes / self.duration_ms * 1e3
 
 
 @dataclass(frozen=True)
@@ -45,17 +57,36 @@ class Limits:
 
 
 def predicted_freeze_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
-    """The freeze if it began now: the fixed part, and as much as the last round had dirty at the rate seen so far.
+    """The freeze if it began now: the fixed part, and what is dirty at the rate seen so far.
 
-    After the first round, which holds all of memory, that is all of it: far too much, but only a second round tells how
-    much the program writes. Infinite before any round.
+    Where nobody looked, as much as the last round carried counts as dirty: after the first, which holds all of memory,
+    that is far too much. Infinite before any round.
     """
     if not rounds:
         return float("inf")
+    return limits.fixed_freeze_ms + _crossing_ms(rounds, rounds[-1].next_bytes)
+
+
+def crossing_bytes_per_s(rounds: Sequence[RoundFacts]) -> float:
+    """How fast dirty memory has crossed so far, codecs and all; infinite when it took no time."""
     sent_bytes = sum(facts.dirty_bytes for facts in rounds)
     took_ms = sum(facts.duration_ms for facts in rounds)
-    rate = sent_bytes / took_ms if took_ms > 0 else float("inf")
-    return limits.fixed_freeze_ms + (rounds[-1].dirty_bytes / rate if rate > 0 else 0.0)
+    return sent_bytes / took_ms * 1e3 if took_ms > 0 else float("inf")
+
+
+def _crossing_ms(rounds: Sequence[RoundFacts], size_bytes: float) -> float:
+    rate = crossing_bytes_per_s(rounds)
+    return size_bytes / rate * 1e3 if rate > 0 else 0.0
+
+
+def _after_another_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
+    """Another round and the freeze after it, in which crosses what is written during that round: as much as the rate
+    of writing says, and no more than what is dirty now, which is where the program writes."""
+    last = rounds[-1]
+    round_ms = _crossing_ms(rounds, last.next_bytes) if last.left_bytes is not None else last.duration_ms
+    written = last.written_bytes_per_s
+    again_bytes = last.next_bytes if written is None else min(last.next_bytes, written * round_ms / 1e3)
+    return round_ms + limits.fixed_freeze_ms + _crossing_ms(rounds, again_bytes)
 
 
 def decide(rounds: Sequence[RoundFacts], limits: Limits, *, elapsed_ms: float = 0.0) -> Stop:
@@ -64,7 +95,7 @@ def decide(rounds: Sequence[RoundFacts], limits: Limits, *, elapsed_ms: float = 
         return Stop.GO_ON
     last = rounds[-1]
     freeze_ms = predicted_freeze_ms(rounds, limits)
-    if limits.deadline_ms > 0 and elapsed_ms + last.duration_ms + freeze_ms >= limits.deadline_ms:
+    if limits.deadline_ms > 0 and elapsed_ms + _after_another_ms(rounds, limits) >= limits.deadline_ms:
         return Stop.DEADLINE
     if len(rounds) >= limits.max_rounds:
         return Stop.ROUND_LIMIT

@@ -20,17 +20,21 @@ STAGED_THERE = frozenset({Carry.RSYNC, Carry.PAGE_SERVER})
 class Means:
     """What two nodes have of what a strategy may need: `tracking` of writes (userfaultfd, `PAGEMAP_SCAN`) and
     `soft_dirty` bits at the source, userfaultfd for a `lazy` restore at the destination, and the room in the tmpfs in
-    which images are staged, at both."""
+    which images are staged, at both. `shared_problem`: why memory cannot cross over storage that both mount; empty when
+    it can."""
 
     tracking: bool
     soft_dirty: bool
     lazy: bool
     stage_here_bytes: int
     stage_there_bytes: int
+    shared_problem: str = ""
 
 
 def lacking(strategy: Strategy, means: Means, memory_bytes: int, *, here: str, there: str) -> str:
     """Why a service of this memory cannot move by this strategy, in one piece of a line; empty when it can."""
+    if strategy.carry is Carry.SHARED and means.shared_problem:
+        return means.shared_problem
     own_layers = strategy.carry in (Carry.RSYNC, Carry.SHARED)  # CRIU's pre-dump may write them: by soft-dirty bits
     if not means.tracking and not (own_layers and means.soft_dirty):
         also = " and tracks no soft-dirty bits" if own_layers else ""

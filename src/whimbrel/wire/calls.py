@@ -9,7 +9,7 @@ import msgspec
 
 from whimbrel.model.migration import MigrationRecord, MigrationRequest
 from whimbrel.model.node import Capabilities, ComputingPower, Endpoint, NodeStatus, Resources
-from whimbrel.model.service import ExecResult, ImageInfo, ServiceProbe, ServiceSpec, ServiceStatus
+from whimbrel.model.service import EngineKind, ExecResult, ImageInfo, ServiceProbe, ServiceSpec, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 
 
@@ -144,11 +144,20 @@ class OfferMigration(Call, tag="incoming.offer", frozen=True):
 
 
 class OfferReply(msgspec.Struct, frozen=True, kw_only=True):
-    """`has_image`: it is there, or can be unpacked there; else the source brings it."""
+    """`has_image`: it is there, or can be unpacked there; else the source brings it. `shared_problem`: why memory
+    cannot come over the shared storage that the source named; empty when it can."""
 
     capabilities: Capabilities
     resources: Resources
     has_image: bool
+    shared_problem: str = ""
+
+
+class TakeProbe(Call, tag="incoming.probe", frozen=True):
+    """Bytes to be thrown away: how fast is the link? Answers with how many came."""
+
+    payload: bytes
+    reply: ClassVar[Any] = int
 
 
 class PrepareIncoming(Call, tag="incoming.prepare", frozen=True):
@@ -244,6 +253,24 @@ class ImageSlot(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
 
 
+class TakeGuestImage(Call, tag="guest-image.take", frozen=True):
+    """Let another engine take in the image of the container that its own engine describes so. Answers with the
+    transfer's name; "" when the image is there."""
+
+    engine: EngineKind
+    description: bytes
+    reply: ClassVar[Any] = str
+
+
+class GuestImagePiece(Call, tag="guest-image.piece", frozen=True):
+    """The next bytes of the archive; the `last` (empty) is answered when the engine has the image."""
+
+    transfer: str
+    data: bytes
+    last: bool = False
+    reply: ClassVar[Any] = bool
+
+
 # --- holding packets at a gateway -------------------------------------------------------------------------
 class PrepareHold(Call, tag="hold.prepare", frozen=True):
     """Make room for the packets of one address: queue size and retry times; changes no traffic."""
@@ -293,6 +320,7 @@ AnyCall = (
     | ResolveMigration
     | GetMigration
     | OfferMigration
+    | TakeProbe
     | PrepareIncoming
     | AbortIncoming
     | AwaitIncoming
@@ -302,6 +330,8 @@ AnyCall = (
     | ListImages
     | PushImage
     | TakeImage
+    | TakeGuestImage
+    | GuestImagePiece
     | PrepareHold
     | Hold
     | RenewHold

@@ -66,6 +66,10 @@ class Carrier(Protocol):
         arrived when this returns."""
         ...
 
+    def dirty_bytes(self) -> int | None:
+        """While the service runs: how much of its memory the next round would find written; None when nobody knows."""
+        ...
+
     def while_holding(self, held: Callable[[], bool]) -> Carried:
         """Packets begin to be held, which takes far gateways a while, and the service runs: what may cross already,
         until they are `held`."""

@@ -9,6 +9,7 @@ from whimbrel.migrate.carriers.staged import LayersHere, LayersThere, StagedCarr
 from whimbrel.migrate.carriers.stream import StreamCarrier
 from whimbrel.migrate.dump import Dump
 from whimbrel.migrate.job import Migration
+from whimbrel.migrate.pace import Pace
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.staging.shared import Publish
 from whimbrel.migrate.staging.ship import Rsync
@@ -21,22 +22,31 @@ def make_carrier(job: Migration, strategy: Strategy, channel: PageChannel, ready
     source, host = job.source, job.destination.host
     if strategy.carry is Carry.STREAM:
         return StreamCarrier(source.pid, channel, strategy, holes=source.holes)
-    own_way = has_soft_dirty() and strategy.carry is not Carry.PAGE_SERVER
-    if not own_way:
-        why = "feeds CRIU's page server" if has_soft_dirty() else "stands in for the soft-dirty bits this kernel lacks"
-        job.say(f"our write-protect tracker {why}")
-    else:
-        job.say("CRIU's own pre-dump finds what was written, by the kernel's soft-dirty bits")
     shared = strategy.carry is Carry.SHARED
-    ship = Publish() if shared else Rsync(host, ready.stage_port, ready.token, job.request.bandwidth_bps)
-    if own_way:
+    limit_bps = job.request.bandwidth_bps
+    why = _why_our_tracker(strategy, limited=limit_bps > 0)
+    job.say(why or "CRIU's own pre-dump finds what was written, by the kernel's soft-dirty bits")
+    ship = Publish() if shared else Rsync(host, ready.stage_port, ready.token, limit_bps)
+    if not why:
         return PreDumpCarrier(source.pid, dump.stage, source.run_dir, ship)
     if strategy.carry in (Carry.RSYNC, Carry.SHARED):
-        return StagedCarrier(source.pid, dump.stage, LayersHere(dump.stage), ship)
+        pace = Pace(limit_bps if shared else 0.0)  # else the layers are written to memory here, and rsync is held back
+        return StagedCarrier(source.pid, dump.stage, LayersHere(dump.stage, pace), ship)
 
     def connect(layer: int) -> PageChannel:
         connection = PageChannel.connect(host, ready.stage_port, ready.token)
         connection.send(Kind.ROUND, layer)
         return connection
 
-    return StagedCarrier(source.pid, dump.stage, LayersThere(connect), ship)
+    return StagedCarrier(source.pid, dump.stage, LayersThere(connect, Pace(limit_bps)), ship)
+
+
+def _why_our_tracker(strategy: Strategy, *, limited: bool) -> str:
+    """In words, why CRIU's own pre-dump is not what finds the pages; empty when it is."""
+    if not has_soft_dirty():
+        return "our write-protect tracker stands in for the soft-dirty bits this kernel lacks"
+    if strategy.carry is Carry.PAGE_SERVER:
+        return "our write-protect tracker feeds CRIU's page server"
+    if strategy.carry is Carry.SHARED and limited:
+        return "our write-protect tracker writes the layers, because CRIU's own pre-dump keeps to no --bandwidth"
+    return ""

@@ -46,6 +46,9 @@ class PreDumpCarrier:
         parts = (("dump", (dumped_s - start) * 1e3), ("copy", (time.monotonic() - dumped_s) * 1e3))
         return Carried(pages=pages, sent_bytes=sent, parts_ms=parts)
 
+    def dirty_bytes(self) -> None:
+        """Only CRIU's next dump tells."""
+
     def while_holding(self, held: Callable[[], bool]) -> Carried:
         return Carried()
 

@@ -7,23 +7,22 @@ destination by CRIU's page server. Which of them is decided in `carriers.choose`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from whimbrel.checkpoint.images import PE_PARENT, PE_PRESENT, pagemap_pids, read_pagemap, write_pagemap
 from whimbrel.memory.batches import Pages, ReadAhead, merged
 from whimbrel.memory.processes import ns_pids_of
+from whimbrel.memory.ranges import Ranges
 from whimbrel.memory.tracker import ProcessPages, TreeTracker
 from whimbrel.migrate.carriers.base import Carried
+from whimbrel.migrate.pace import Pace
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.migrate.pages import vdso_of
 from whimbrel.migrate.staging.layers import PARENT, LayerFiles
 from whimbrel.migrate.staging.pageserver import PageServerClient
 from whimbrel.migrate.staging.ship import LAYERS, Ship
+from whimbrel.migrate.staging.zeros import Zeros, droppable
 
 
 class Layers(Protocol):
@@ -35,24 +34,26 @@ class Layers(Protocol):
 
 
 class LayersHere:
-    """Files below `stage`, shipped afterwards."""
+    """Files below `stage`, shipped afterwards. `pace` is for writing them, where `stage` is not this node's own."""
 
-    def __init__(self, stage: Path) -> None:
-        self._files = LayerFiles(stage / LAYERS)
+    def __init__(self, stage: Path, pace: Pace) -> None:
+        self._files = LayerFiles(stage / LAYERS, pace)
+        self._pace = pace
 
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
         return self._files.write(number, batches, ns_pids), 0
 
     def interrupt(self) -> None:
-        """Files of this node's memory make nobody wait."""
+        self._pace.interrupt()
 
 
 class LayersThere:
     """Straight into the destination's memory, by CRIU's page server; `connect` opens a connection for a layer."""
 
-    def __init__(self, connect: Callable[[int], PageChannel]) -> None:
+    def __init__(self, connect: Callable[[int], PageChannel], pace: Pace) -> None:
         self._connect = connect
-        self._client = PageServerClient()
+        self._client = PageServerClient(pace)
+        self._pace = pace
         self._channel: PageChannel | None = None
 
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> tuple[int, int]:
@@ -66,6 +67,7 @@ class LayersThere:
         return pages, self._client.sent_bytes - before
 
     def interrupt(self) -> None:
+        self._pace.interrupt()
         if (channel := self._channel) is not None:
             channel.shutdown()
 
@@ -81,6 +83,7 @@ class StagedCarrier:
         self._number = 0
         self._pages_sent = 0
         self._ahead = ReadAhead()
+        self._zeros = Zeros()
         self._tracker = TreeTracker(root_pid)
 
     @property
@@ -95,6 +98,9 @@ class StagedCarrier:
         written = self._write(self._tracker.scan())
         return written + self._ship_folders([f"{LAYERS}/{self._number}"] if self._layers_are_here else [])
 
+    def dirty_bytes(self) -> int:
+        return self._tracker.written_bytes()
+
     def while_holding(self, held: Callable[[], bool]) -> Carried:
         return Carried()
 
@@ -102,10 +108,12 @@ class StagedCarrier:
         return Carried()
 
     def last(self, images: Path) -> Carried:
-        return self._write(merged(self._tracker.scan(final=True), vdso_of(self._root_pid)))
+        allowed = droppable(images)
+        dirty = self._tracker.scan(final=True)
+        return self._write(merged(dirty, self._zeros.outside(allowed, dirty), vdso_of(self._root_pid)), allowed)
 
     def deliver(self, images: Path) -> Carried:
-        _let_parent_hold_all(images)
+        self._zeros.settle(images)
         link = images / PARENT
         link.unlink(missing_ok=True)
         link.symlink_to(f"../{LAYERS}/{self._number}")
@@ -145,12 +153,16 @@ class StagedCarrier:
     def _layers_are_here(self) -> bool:
         return isinstance(self._layers, LayersHere)
 
-    def _write(self, dirty: list[ProcessPages]) -> Carried:
-        start = time.monotonic()
+    def _write(self, dirty: list[ProcessPages], zeros_in: Mapping[int, Ranges] | None = None) -> Carried:
+        """A layer; `zeros_in`: pages of zeros are left out there alone."""
+        start, zeros = time.monotonic(), self._zeros.count
         self._number += 1
-        pages, sent = self._layers.write(self._number, self._ahead.all_of(dirty), ns_pids_of(self._root_pid))
+        batches = self._zeros.left_out_of(self._ahead.all_of(dirty), zeros_in)
+        pages, sent = self._layers.write(self._number, batches, ns_pids_of(self._root_pid))
         self._pages_sent += sent
-        return Carried(pages=pages, sent_bytes=sent, parts_ms=(("dump", (time.monotonic() - start) * 1e3),))
+        zeros = self._zeros.count - zeros
+        took_ms = (time.monotonic() - start) * 1e3
+        return Carried(pages=pages + zeros, sent_bytes=sent, zero_pages=zeros, parts_ms=(("dump", took_ms),))
 
     def _ship_folders(self, names: list[str]) -> Carried:
         if not names:
@@ -159,13 +171,3 @@ class StagedCarrier:
         sent = self._ship.folders(self._stage, names)
         self._pages_sent += sent
         return Carried(sent_bytes=sent, parts_ms=(("copy", (time.monotonic() - start) * 1e3),))
-
-
-def _let_parent_hold_all(images: Path) -> None:
-    """Of a process that started after the dump's parent was made, CRIU marks the pages as to come later ("lazy").
-    They are in the layers like all others."""
-    for ns_pid in pagemap_pids(images):
-        pages = read_pagemap(images, ns_pid)
-        later = (pages.flags & PE_PRESENT) == 0
-        if (pages.flags[later] != PE_PARENT).any():
-            write_pagemap(images, replace(pages, flags=np.where(later, np.uint32(PE_PARENT), pages.flags)))

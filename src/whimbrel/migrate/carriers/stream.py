@@ -55,6 +55,9 @@ class StreamCarrier:
         self._channel.expect(Kind.ACK, number=number)
         return carried
 
+    def dirty_bytes(self) -> int:
+        return self._tracker.written_bytes()
+
     def leave_behind(self) -> None:
         self._behind = True
 

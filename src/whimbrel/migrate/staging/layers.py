@@ -7,10 +7,11 @@ known by then: those it holds as present, the others as held by its parent (`tra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import BufferedWriter
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 from whimbrel.checkpoint.images import PE_PARENT, PE_PRESENT, Pagemap, write_pagemap
 from whimbrel.memory.batches import Pages
 from whimbrel.memory.ranges import EMPTY, Ranges, subtract, total_bytes, union
+from whimbrel.migrate.pace import Pace
 from whimbrel.model.units import PAGE_BYTES
 
 PARENT = "parent"
@@ -50,10 +52,11 @@ class KnownPages:
 
 
 class LayerFiles:
-    """Layers as directories ``1``, ``2``, … of one folder. Blocks."""
+    """Layers as directories ``1``, ``2``, … of one folder, written no faster than `pace` says. Blocks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pace: Pace) -> None:
         self.folder = folder
+        self._pace = pace
         self._known = KnownPages()
 
     def write(self, number: int, batches: Iterable[Pages], ns_pids: Collection[int]) -> int:
@@ -65,12 +68,12 @@ class LayerFiles:
             (layer / PARENT).symlink_to(f"../{number - 1}")
         own: dict[int, list[Ranges]] = {ns_pid: [] for ns_pid in ns_pids}
         with ExitStack() as stack:
-            files: dict[int, BufferedWriter] = {}
+            files: dict[int, FileIO] = {}
             for batch in batches:
                 if batch.ns_pid not in files:
                     path = layer / f"pages-{batch.ns_pid}.img"
-                    files[batch.ns_pid] = stack.enter_context(path.open("wb", buffering=0))  # type: ignore[arg-type]
-                files[batch.ns_pid].write(batch.contents)
+                    files[batch.ns_pid] = stack.enter_context(FileIO(path, "wb"))
+                self._write_contents(files[batch.ns_pid], batch.contents)
                 own.setdefault(batch.ns_pid, []).append(batch.ranges)
         pages = 0
         for ns_pid, parts in own.items():
@@ -80,6 +83,13 @@ class LayerFiles:
             self._known.add(ns_pid, ranges)
             pages += total_bytes(ranges) // PAGE_BYTES
         return pages
+
+    def _write_contents(self, file: FileIO, contents: memoryview) -> None:
+        for piece in self._pace.pieces(contents):
+            while piece := piece[file.write(piece) or 0 :]:
+                continue
+        if self._pace.bytes_per_s:  # else the kernel may keep it, and write all of it at once
+            os.fdatasync(file.fileno())
 
     def _write_map(self, layer: Path, ns_pid: int, own: Ranges) -> None:
         pieces = self._known.map_with(ns_pid, own)

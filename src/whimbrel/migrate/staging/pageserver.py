@@ -18,6 +18,7 @@ from whimbrel.checkpoint.images import PE_PRESENT
 from whimbrel.checkpoint.swrk import criu_path, prepare_run_dir
 from whimbrel.memory.batches import Pages
 from whimbrel.memory.ranges import EMPTY, Ranges, as_ranges, intersect
+from whimbrel.migrate.pace import Pace
 from whimbrel.migrate.staging.layers import PARENT, KnownPages, Piece
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
@@ -29,10 +30,11 @@ _END = 1 << 63
 
 
 class PageServerClient:
-    """Sends layers; `connect` gives a socket that a page server listens on, for the layer of that number."""
+    """Sends layers, no faster than `pace` says."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace) -> None:
         self._known = KnownPages()
+        self._pace = pace
         self.sent_bytes = 0
 
     def send(self, sock: socket.socket, batches: Iterable[Pages], ns_pids: Collection[int]) -> int:
@@ -89,8 +91,10 @@ class PageServerClient:
 
     def _send_all(self, sock: socket.socket, parts: list[bytes | memoryview]) -> None:
         total = sum(len(part) for part in parts)
-        sent = sock.sendmsg(parts)
-        if sent < total:
+        if self._pace.bytes_per_s:
+            for piece in self._pace.pieces(b"".join(parts)):
+                sock.sendall(piece)
+        elif (sent := sock.sendmsg(parts)) < total:
             sock.sendall(b"".join(parts)[sent:])
         self.sent_bytes += total
 

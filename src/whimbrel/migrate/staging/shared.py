@@ -21,8 +21,7 @@ def stage_below(shared_directory: str, migration: str, *, node: str) -> Path:
     """The migration's folder as this node sees it. Raises Refused when the node mounts no shared storage."""
     if not shared_directory:
         raise Refused(
-            f"{node} mounts no shared storage (`shared_directory` in its agent's settings): use --strategy tmpfs or "
-            "hybrid"
+            f"{node} mounts no shared storage (`shared_directory` in its agent's settings): use another strategy"
         )
     return Path(shared_directory) / FOLDER / migration
 
@@ -46,8 +45,8 @@ def find_stage(stage: Path, migration: str, *, node: str) -> None:
                 return
         if time.monotonic() > deadline:
             raise Refused(
-                f"{node} does not mount the same shared storage as the source: mount it there, or use --strategy tmpfs "
-                "or hybrid"
+                f"{node} does not see what the source writes to the shared storage: mount the same one there, or use "
+                "another strategy"
             )
         time.sleep(0.05)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,10 @@ from whimbrel.model.errors import Refused
 from whimbrel.model.service import ExecResult
 from whimbrel.runtime.moving import Departure, Landing
 from whimbrel.runtime.runc import process_start_ticks
+
+
+class EngineAway(Refused):
+    """The engine is not installed, or does not run."""
 
 
 class Guest(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +51,9 @@ class Arrival:
 class Engine(Protocol):
     """One engine of one node. `clones` is a folder for mounts that are shown outside of the container meanwhile."""
 
+    async def answers(self) -> None:
+        """Whether it is there at all. Raises EngineAway."""
+
     async def look(self, container: str) -> Guest:
         """Find a running container by name or id. Raises BadInput, Refused when it could never move."""
 
@@ -55,6 +62,15 @@ class Engine(Protocol):
 
     async def offer(self, description: bytes) -> None:
         """May the container that another node describes so come? Raises Refused."""
+
+    async def has_image(self, description: bytes) -> bool:
+        """Whether that container's image is there; also when there is none to it."""
+
+    def image_out(self, description: bytes) -> AsyncIterator[bytes]:
+        """The container's image as an archive. Raises Refused."""
+
+    async def image_in(self, description: bytes, pieces: AsyncIterator[bytes]) -> None:
+        """Take it in; afterwards it is there. Raises Refused."""
 
     async def prepare(self, description: bytes, clones: Path, made: Callable[[str], None]) -> Arrival:
         """Make the container (`made` is told its id at once), and start it as far as it comes without its processes.

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from whimbrel.model.errors import Refused
 from whimbrel.model.service import ExecResult
+from whimbrel.runtime.engines.base import EngineAway
 
 MAX_OUTPUT_BYTES = 1 << 20
 
 
 async def run(argv: Sequence[str], *, timeout_s: float = 60.0, max_bytes: int = MAX_OUTPUT_BYTES) -> ExecResult:
-    """Its exit code and output. Raises Refused when it is not installed or takes longer than `timeout_s`."""
+    """Its exit code and output. Raises EngineAway when it is not installed, Refused after `timeout_s`."""
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -24,7 +25,7 @@ async def run(argv: Sequence[str], *, timeout_s: float = 60.0, max_bytes: int = 
             start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise Refused(f"{argv[0]} is not installed here: run `whimbrel check`") from error
+        raise EngineAway(f"{argv[0]} is not installed here") from error
     assert process.stdout is not None
     assert process.stderr is not None
     try:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,9 @@ class Docker:
         return output
 
     # --- destination --------------------------------------------------------------------------------------
+    async def answers(self) -> None:
+        await self.api.get("/version")
+
     async def offer(self, description: bytes) -> None:
         wanted = msgspec.msgpack.decode(description, type=Description)
         refuse_settings(wanted.config, wanted.host_config)
@@ -163,18 +166,35 @@ class Docker:
         for name in _named(wanted):
             if await self._exists(f"/volumes/{name}"):
                 raise Refused(f"{self.title} has a volume {name} there already: remove it (`volume rm {name}`)")
-        await self._image(wanted)
+
+    async def has_image(self, description: bytes) -> bool:
+        return bool(await self._reference(msgspec.msgpack.decode(description, type=Description)))
+
+    async def image_out(self, description: bytes) -> AsyncIterator[bytes]:
+        wanted = msgspec.msgpack.decode(description, type=Description)
+        async for piece in self.api.download(f"/images/{await self._image(wanted)}/get"):
+            yield piece
+
+    async def image_in(self, description: bytes, pieces: AsyncIterator[bytes]) -> None:
+        await self.api.upload("/images/load", pieces)
+        await self._image(msgspec.msgpack.decode(description, type=Description))
 
     async def _image(self, wanted: Description) -> str:
-        """The same image under its name, or by its digest."""
-        for reference in (wanted.image, wanted.image_id):
-            with contextlib.suppress(BadInput):
-                if (await self.api.get(f"/images/{reference}/json"))["Id"] == wanted.image_id:
-                    return reference
+        """`_reference`; raises Refused when there is none."""
+        if reference := await self._reference(wanted):
+            return reference
         raise Refused(
             f"{self.title} has no image {wanted.image} ({wanted.image_id[:19]}) there: pull it, or carry it with "
             "`save` and `load`"
         )
+
+    async def _reference(self, wanted: Description) -> str:
+        """The same image under its name, or by its digest; empty when it is not there."""
+        for reference in (wanted.image, wanted.image_id):
+            with contextlib.suppress(BadInput):
+                if (await self.api.get(f"/images/{reference}/json"))["Id"] == wanted.image_id:
+                    return reference
+        return ""
 
     async def prepare(self, description: bytes, clones: Path, made: Callable[[str], None]) -> Arrival:
         await self.offer(description)

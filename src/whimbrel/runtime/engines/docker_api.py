@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
+from whimbrel.runtime.engines.base import EngineAway
 
 API = "/v1.40"  # Docker 19.03 and newer
 QUICK_S = 30.0
+PIECE_BYTES = 1 << 20
 _FRAME = struct.Struct(">B3xI")
 
 
@@ -42,24 +46,53 @@ class DockerApi:
     async def _send(
         self, method: str, path: str, query: dict[str, Any] | None, body: Any, timeout_s: float | None
     ) -> bytes:
-        import httpx  # here: an agent is back sooner without it, and most have no Docker to ask
-
-        transport = httpx.AsyncHTTPTransport(uds=str(self.socket), verify=False)
-        limits = httpx.Timeout(timeout_s, connect=QUICK_S)
         content = None if body is None else msgspec.json.encode(body)
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://docker", timeout=limits) as client:
+            async with self._client(timeout_s) as client:
                 answer = await client.request(
                     method, API + path, params=query, content=content, headers={"Content-Type": "application/json"}
                 )
         except (httpx.TransportError, OSError) as error:
-            raise Refused(
-                f"{self._title} does not answer at {self.socket} ({error or type(error).__name__}): start it, or name "
-                f"its socket as `{self._setting}` in agent.toml"
-            ) from error
+            raise self._away(error) from error
         if answer.is_error:
             raise _error(self._title, answer.status_code, answer.content)
         return answer.content
+
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        """The answer as it comes, in pieces."""
+        try:
+            async with self._client(None) as client, client.stream("GET", API + path) as answer:
+                if answer.is_error:
+                    raise _error(self._title, answer.status_code, await answer.aread())
+                async for piece in answer.aiter_bytes(PIECE_BYTES):
+                    yield piece
+        except (httpx.TransportError, OSError) as error:
+            raise self._away(error) from error
+
+    async def upload(self, path: str, pieces: AsyncIterator[bytes]) -> None:
+        """A tar archive. Raises Refused with the engine's own reason, which it may give after it said 200."""
+        try:
+            async with self._client(None) as client:
+                headers = {"Content-Type": "application/x-tar"}
+                answer = await client.post(API + path, content=pieces, headers=headers)
+        except (httpx.TransportError, OSError) as error:
+            raise self._away(error) from error
+        if answer.is_error:
+            raise _error(self._title, answer.status_code, answer.content)
+        for line in answer.content.splitlines():
+            if b'"error"' in line:
+                raise Refused(f"{self._title}: {' '.join(line.decode(errors='replace').split())}")
+
+    def _client(self, timeout_s: float | None) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=str(self.socket), verify=False)
+        limits = httpx.Timeout(timeout_s, connect=QUICK_S)
+        return httpx.AsyncClient(transport=transport, base_url="http://docker", timeout=limits)
+
+    def _away(self, error: Exception) -> EngineAway:
+        return EngineAway(
+            f"{self._title} does not answer at {self.socket} ({error or type(error).__name__}): start it, or name "
+            f"its socket as `{self._setting}` in agent.toml"
+        )
 
     async def exec(self, container: str, argv: tuple[str, ...], *, timeout_s: float, max_bytes: int) -> ExecResult:
         """Run a command inside. Raises Refused after `timeout_s`: the command goes on, its output is not waited for."""

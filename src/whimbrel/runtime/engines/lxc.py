@@ -16,7 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -25,7 +25,7 @@ from whimbrel.model.errors import BadInput, Refused, WhimbrelError
 from whimbrel.model.service import ExecResult
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines import commands
-from whimbrel.runtime.engines.base import Arrival, Guest, cgroup_of, has_own_cgroupns
+from whimbrel.runtime.engines.base import Arrival, EngineAway, Guest, cgroup_of, has_own_cgroupns
 from whimbrel.runtime.engines.handover import WaitingRoom
 from whimbrel.runtime.engines.wrapper import ARRIVAL, REAL_CRIU
 from whimbrel.runtime.limits import apply_limits, read_limits
@@ -72,6 +72,12 @@ class Lxc:
         """What LXC says of a container, a list for each key; `State` and `PID` too."""
         queries = [word for key in keys for word in ("-c", key)]
         return _lists(await self._call("lxc-info", name, "-s", "-p", "-H", *queries))
+
+    async def answers(self) -> None:
+        """There is no daemon: its programs and its folder."""
+        await commands.run(["lxc-info", "--version"])
+        if not self.path.is_dir():
+            raise EngineAway(f"LXC has no folder {self.path}: make it, or name another as `lxc_path` in agent.toml")
 
     # --- source -------------------------------------------------------------------------------------------
     async def look(self, container: str) -> Guest:
@@ -170,6 +176,15 @@ class Lxc:
         for source in wanted.provided.values():
             if not source.startswith(_OF_THE_HOST) or ".." in source.split("/") or not Path(source).exists():
                 raise Refused(f"{source} of the host is mounted in it, which is not there")
+
+    async def has_image(self, description: bytes) -> bool:
+        return True  # there is none: the whole system crosses
+
+    def image_out(self, description: bytes) -> AsyncIterator[bytes]:
+        raise Refused("a system container of LXC has no image")
+
+    async def image_in(self, description: bytes, pieces: AsyncIterator[bytes]) -> None:
+        raise Refused("a system container of LXC has no image")
 
     async def prepare(self, description: bytes, clones: Path, made: Callable[[str], None]) -> Arrival:
         await self.offer(description)
