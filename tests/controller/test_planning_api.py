@@ -48,6 +48,7 @@ class Phone:
         self.orders: dict[str, HandoverOrder] = {}
         self.obeys = True
         self.troubles = 0
+        self.other_dbm = -54.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work)
 
@@ -68,7 +69,7 @@ class Phone:
                     self.troubles += 1
 
     def _step(self, client: ControllerClient) -> None:
-        levels = {name: -50.0 if name == self.serving else -54.0 for name in STATIONS}
+        levels = {name: -50.0 if name == self.serving else self.other_dbm for name in STATIONS}
         told = client.tell(
             report(
                 self.name, serving=self.serving, wants=self.wants, forecast=self.forecast, unix_s=time.time(),
@@ -286,6 +287,31 @@ def test_a_forecast_handover_takes_the_service_along(live: LiveController, clien
         wait_until(lambda: client.user(user).server == "edge-2", "the session knows")
         time.sleep(1.5)
         assert len(client.decisions(user=user)) == 1, "nothing moves that need not"
+
+
+def test_a_handover_of_the_planners_own_is_coordinated_too(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    """From gw-1 everything is 60 ms away, from gw-2 an edge is 1 ms away, and the radio asks for no handover."""
+    client.set_planner(paused=True)
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        for name, agent in live.region.agents.items():
+            agent.paths = tuple(
+                replace(path, rate_bps=40e6, round_trip_ms=60.0 if "gw-1" in (name, path.to) else path.round_trip_ms)
+                for path in agent.paths
+            )
+        wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
+        phone.other_dbm = -40.0
+        wait_until(lambda: "-40" in str(client.observation().users[0].signals), "another one is heard better")
+        client.set_planner(paused=False)
+        decision = over(client, user=user)[-1]
+        assert decision.state is DecisionState.DONE, decision.error
+        assert (decision.base_station, decision.server, decision.order) == ("gw-2", "edge-2", "coordinated")
+        assert decision.predicted.pre_migration_ms > 4000, "longer than a forecast that is gone is waited for"
+        assert decision.handover_at_unix_s > decision.made_unix_s + decision.predicted.pre_migration_ms / 1e3
+        times = decision.predicted
+        assert times.interruption_ms == max(times.migration_ms, times.handover_ms), "not their sum"
 
 
 def test_a_planner_that_follows_moves_after_the_handover(

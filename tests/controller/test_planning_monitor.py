@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from planning_people import application, forecast, node, nodes, report, session
 
 from whimbrel.controller.planning.decide import NOTICE_S, Wish, begins_at_s, decision_of, timing_of
-from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of
+from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of, patience_s
 from whimbrel.controller.planning.monitor import Person, observe, region_of, violates
 from whimbrel.controller.planning.outcome import concluded, freeze_lag_s, frozen, start_lag_s
 from whimbrel.model.decision import Decision, DecisionState
@@ -169,6 +169,19 @@ def test_a_handover_is_due_as_forecast_or_at_once() -> None:
     assert (now.in_s, now.latest_s) == (0.0, PATIENCE_S)
 
 
+def test_what_is_planned_for_is_what_will_be_heard_then() -> None:
+    """bs-2 is too weak to be taken now, and strong at t'; without levels of the forecast it stays as it is."""
+    heard = tuple(Hears(base_station=name, rssi_dbm=dbm, filtered_dbm=dbm)
+                  for name, dbm in {"bs-1": -50.0, "bs-2": -70.0}.items())  # fmt: skip
+    levels = {"bs-1": -80.0, "bs-2": -55.0}
+    due = due_of(report(hears=heard, forecast=forecast(levels_dbm=levels)), 0.0, ahead=True)
+    (user,) = seen_of(person(report=report(hears=heard), due=due))[0].users
+    assert {one.base_station: (one.rssi_dbm, one.then_dbm) for one in user.signals}["bs-2"] == (-70.0, -55.0)
+    due = due_of(report(hears=heard, forecast=forecast(levels_dbm={"bs-2": math.nan})), 0.0, ahead=True)
+    (user,) = seen_of(person(report=report(hears=heard), due=due))[0].users
+    assert {one.base_station: one.then_dbm for one in user.signals}["bs-2"] == -70.0, "what cannot be is left out"
+
+
 def wish(**changes: Any) -> Wish:
     due = due_of(report(forecast=forecast(in_s=20.0)), 0.0, ahead=True)
     values = {
@@ -190,6 +203,27 @@ def test_a_coordinated_decision_begins_as_late_as_it_can() -> None:
     assert decision.predicted.interruption_ms == 500, "the migration is hidden behind the handover"
     assert "forecast in 20.0 s" in decision.reason
     assert "edge-2" in decision.reason
+
+
+@pytest.mark.parametrize("order", [Order.COORDINATED, Order.EARLY, Order.LATE])
+def test_a_handover_that_the_planner_chose_itself_waits_for_the_memory(order: Order) -> None:
+    own = wish(due=None, patience_s=patience_s(report()))
+    timing = timing_of(own, order, 100.0)
+    ahead_s = own.durations.pre_migration_s * 1.1
+    assert timing.migration_at_s >= 100.0 + ahead_s
+    ends_s = timing.handover_at_s + own.durations.handover_s
+    if order is Order.COORDINATED:
+        assert timing.handover_at_s <= timing.migration_at_s <= ends_s, "the migration lies inside the handover"
+        assert timing.interruption_s == pytest.approx(own.durations.handover_s)
+    else:
+        assert timing.migration_at_s - ends_s < 0.1, "one right after the other, not ten seconds between"
+    assert timing_of(wish(due=None, patience_s=0.0), order, 100.0).handover_at_s == 100.0, "who cannot wait does not"
+
+
+def test_who_hears_its_base_station_well_can_wait_longer() -> None:
+    weak = tuple(Hears(base_station=name, rssi_dbm=-80.0, filtered_dbm=-80.0) for name in ("bs-1", "bs-2"))
+    assert patience_s(report()) == LONG_PATIENCE_S
+    assert patience_s(report(hears=weak)) == PATIENCE_S
 
 
 def test_an_uncoordinated_one_begins_with_the_handover_and_adds_up() -> None:

@@ -18,8 +18,9 @@ from whimbrel.controller.planning.book import PlanBook
 from whimbrel.controller.planning.complaints import Complaints
 from whimbrel.controller.planning.decide import Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.deploy import Deployment
-from whimbrel.controller.planning.due import due_of
-from whimbrel.controller.planning.monitor import SLA_REPORTS, Person, Region, observe, region_of, violates
+from whimbrel.controller.planning.due import due_of, patience_s
+from whimbrel.controller.planning.foresee import Foresight
+from whimbrel.controller.planning.monitor import MOST_USERS, SLA_REPORTS, Person, Region, observe, region_of, violates
 from whimbrel.controller.planning.moves import Moves, failed
 from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lag_s, start_lag_s
 from whimbrel.controller.planning.probes import Probes
@@ -31,11 +32,11 @@ from whimbrel.controller.services import Services
 from whimbrel.controller.views import NodeView
 from whimbrel.model.application import Application, Session, SessionState
 from whimbrel.model.decision import Decision, PlannerSetting, UserStatus
-from whimbrel.model.edge import Amounts, Observation, Speed
+from whimbrel.model.edge import Amounts, BaseStation, Observation, Speed
 from whimbrel.model.errors import Refused, WhimbrelError
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.model.placement import Plan
-from whimbrel.model.radio import Orders, UserEvent
+from whimbrel.model.radio import Orders, UserEvent, UserReport
 from whimbrel.model.service import ServiceState, ServiceStatus
 from whimbrel.plan.ahead import preparation_of
 from whimbrel.plan.downtime import learn, measured_of
@@ -79,11 +80,13 @@ class Planning:
         self.moves = Moves(migrations, self.users, self.handovers, book, self._over)
         self.setting = config.setting
         self._stations = {station.name: station for station in config.base_stations}
+        self._foresight = Foresight(self._station)
         self._sight = Sight()
         self._records: tuple[MigrationRecord, ...] = ()
         self._speeds: tuple[Speed, ...] = ()
         self._start_lag_s = USUAL_START_S
         self._failures: dict[str, tuple[int, float]] = {}  # by user: how many on end, and when there may be another
+        self._own_wish: dict[str, str] = {}  # by user: the last decision that the radio had not asked for
         self._problems: dict[str, str] = {}
         self._complaints = Complaints(self._complain)
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,7 +129,12 @@ class Planning:
             listener(text, facts)
 
     def _take(self, event: UserEvent) -> None:
+        if isinstance(event, UserReport):
+            event = self._foresight.seen(event, time.monotonic())
         self.users.take(event.user, event)
+
+    def _station(self, name: str) -> BaseStation:
+        return self._stations.get(name) or BaseStation(name=name, max_users=MOST_USERS)
 
     def statuses(self) -> list[UserStatus]:
         """All users, those with a service first, by name."""
@@ -230,8 +238,11 @@ class Planning:
         planner = planner_of(self.setting.planner)
         people = self._people(planner)
         for person in people:
-            if person.going is not None:
-                await self.moves.reconsider(person.session.user, self._due(person.session.user, ahead=True))
+            user = person.session.user
+            move = self.moves.running.get(user)
+            # what no forecast set off is not undone for want of one
+            if person.going is not None and move is not None and self._own_wish.get(user) != move.decision.id:
+                await self.moves.reconsider(user, self._due(user, ahead=True))
         if self.setting.paused or not any(person.going is None for person in people):
             return
         seen = self._observe(planner, people)
@@ -254,6 +265,7 @@ class Planning:
                     due=due,
                     preparation_ms=self._preparation_ms(seen, one.from_server, one.server) if one.migrates else 0.0,
                     handover_ms=person.handover_ms,
+                    patience_s=patience_s(person.report),
                 )
                 await self._decide(planner, wish)
 
@@ -270,8 +282,9 @@ class Planning:
         if begins_at_s(wish, timing) > now_s + self._config.every_s + LEAST_BETWEEN_S:
             return  # there is time: a later plan knows more
         decision = decision_of(wish, timing, decision_id=new_id(now_s), planner=planner.name, now_unix_s=now_s)
-        latest_s = now_s + (wish.due.latest_s if wish.due is not None else 0.0)
-        await self.moves.begin(decision, strategy=self.setting.strategy, latest_handover_unix_s=latest_s)
+        if wish.due is None:
+            self._own_wish[user] = decision.id
+        await self.moves.begin(decision, strategy=self.setting.strategy, latest_handover_unix_s=now_s + wish.latest_s)
 
     async def _over(self, decision: Decision) -> None:
         """A decision was carried out, or was not."""
@@ -281,6 +294,7 @@ class Planning:
         else:
             self._failures.pop(decision.user, None)
         await self._safely("the monitor", self.look())
+        self._own_wish.pop(decision.user, None)
         session = self.deployment.sessions.get(decision.user)
         if session is not None:
             await self._safely("the database", self._placed(session, decision.base_station))

@@ -220,11 +220,12 @@ def _radio(person: Person, stations: set[str]) -> tuple[str, tuple[Signal, ...]]
         if placed_for in stations and placed_for != report.serving:
             return placed_for, (Signal(report.serving, heard[report.serving]),)
         return report.serving, tuple(Signal(name, level) for name, level in heard.items())
-    least_dbm = heard.get(due.target, max(heard.values())) - ABOUT_AS_GOOD_DB
+    then = {name: due.levels_dbm.get(name, level) for name, level in heard.items()}
+    least_dbm = then.get(due.target, max(then.values())) - ABOUT_AS_GOOD_DB
     signals = [Signal(report.serving, heard[report.serving], LEAST_DBM)]
     signals += [
-        Signal(name, level)
+        Signal(name, level, then[name])
         for name, level in heard.items()
-        if name != report.serving and (name == due.target or level >= least_dbm)
+        if name != report.serving and (name == due.target or then[name] >= least_dbm)
     ]
     return report.serving, tuple(signals)
