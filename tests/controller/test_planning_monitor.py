@@ -11,7 +11,7 @@ from planning_people import application, forecast, node, nodes, report, session
 
 from whimbrel.controller.planning.decide import NOTICE_S, Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of, patience_s
-from whimbrel.controller.planning.monitor import Person, observe, region_of, violates
+from whimbrel.controller.planning.monitor import UNKNOWN_RATE_BPS, Person, observe, region_of, violates
 from whimbrel.controller.planning.outcome import concluded, freeze_lag_s, frozen, start_lag_s
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.edge import Amounts, BaseStation, Observation
@@ -60,6 +60,40 @@ def test_what_other_services_take_is_no_capacity() -> None:
     assert servers["edge-1"].cpus == 0, "never below nothing"
     assert servers["edge-1"].memory_bytes == (8 << 30) - 1e9
     assert servers["edge-2"].cpus == 1.0
+
+
+def rates_of(views: Any, carried: dict[frozenset[str], float]) -> dict[frozenset[str], float]:
+    links = region_of(views, {}, (), carried).links
+    return {frozenset((one.a, one.b)): one.bandwidth_bps for one in links}
+
+
+def test_a_link_carries_what_migrations_got_and_no_more_than_is_configured() -> None:
+    near, far = frozenset(("edge-1", "edge-2")), frozenset(("edge-1", "cloud"))
+    rates = rates_of(nodes(), {near: 3e7, far: 9e9})
+    assert (rates[near], rates[far]) == (3e7, 1e8)
+    silent = [node(one.name, paths=tuple(replace(path, rate_bps=0.0) for path in one.paths)) for one in nodes()]
+    rates = rates_of(silent, {near: 3e7})
+    assert (rates[near], rates[far]) == (3e7, UNKNOWN_RATE_BPS), "without a configured rate what was seen counts"
+
+
+def test_storage_is_what_is_free_and_what_the_planned_services_hold() -> None:
+    views = nodes()
+    full = replace(views[0].resources, disk_available_bytes=100, disk_total_bytes=1 << 40)  # type: ignore[type-var]
+    views[0] = node("edge-1", resources=full)
+    others = [("edge-1", Amounts(cpus=0.0, memory_bytes=0.0, storage_bytes=1e9))]
+    (server,) = [one for one in region_of(views, {}, others, {}, {"edge-1": 30.0}).servers if one.name == "edge-1"]
+    assert server.capacity.storage_bytes == 130, "what others hold is not free already"
+
+
+def test_a_service_takes_the_storage_that_crossed_with_it() -> None:
+    wants = person(application=application(storage_bytes=5e6), moved_bytes=7e6)
+    assert seen_of(wants)[0].users[0].demand.storage_bytes == 7e6
+    views = nodes()
+    tiny = replace(views[1].resources, disk_available_bytes=6_000_000)  # type: ignore[type-var]
+    views[1] = node("edge-2", resources=tiny)
+    due = due_of(report(forecast=forecast()), 0.0, ahead=True)
+    seen = seen_of(person(due=due, moved_bytes=7e6), views=views)[0]
+    assert planner_of("orchestrated").plan(seen).assignments[0].server != "edge-2", "its files would not fit there"
 
 
 def test_how_a_base_station_is_set_up_comes_from_the_configuration() -> None:

@@ -12,6 +12,7 @@ from whimbrel.model.history import Form, Measured
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
 from whimbrel.plan.downtime import (
     UNKNOWN,
+    carried_bps,
     fit,
     learn,
     measured_of,
@@ -173,3 +174,20 @@ def test_our_own_records_are_learnt_from() -> None:
     assert one.bandwidth_bps == pytest.approx(1e9)
     assert (one.sizes.checkpoint_bytes, one.sizes.delta_bytes) == (2e8, 1e6)
     assert measured_of(msgspec.structs.replace(record, outcome=Outcome.ROLLED_BACK)) is None
+
+
+def test_what_a_link_carried_is_the_median_of_its_migrations() -> None:
+    def record(number: int, mbits: float, source: str = "a", destination: str = "b", **round_: int) -> MigrationRecord:
+        size = 12_500_000
+        values = {"n": 1, "dirty_pages": 1, "bytes_sent": size, "duration_ms": size * 8e3 / (mbits * 1e6)} | round_
+        return MigrationRecord(id=str(number), service="s", source=source, destination=destination, strategy="hybrid",
+                               outcome=Outcome.ROLLED_BACK, rounds=(Round(**values),))  # fmt: skip
+
+    ones = [record(1, 100.0), record(2, 30.0, "b", "a"), record(3, 90.0), record(4, 5.0, "a", "c")]
+    tiny = record(5, 1.0, bytes_sent=1000, duration_ms=1)
+    carried = carried_bps([*ones, tiny, record(6, 1.0, bytes_sent=0, duration_ms=0)])
+    assert carried[frozenset("ab")] == pytest.approx(90e6)
+    assert carried[frozenset("ac")] == pytest.approx(5e6)
+    old = [record(n, 1.0) for n in range(20)]
+    new = [record(n, 50.0) for n in range(10)]
+    assert carried_bps(old + new)[frozenset("ab")] == pytest.approx(50e6), "links change: the last ones count"

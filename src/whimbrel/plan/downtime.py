@@ -202,6 +202,24 @@ def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_
     )
 
 
+LEAST_ROUND_BYTES = float(1 << 20)
+"""Less than that fits into buffers, and says nothing of a link."""
+LAST_MOVES = 10
+
+
+def carried_bps(records: Sequence[MigrationRecord]) -> dict[frozenset[str], float]:
+    """B_ss' as it was: what rounds carried between two nodes, of both ways the median of the last migrations. `records`
+    oldest first. A pair without a round of any size is not named."""
+    found: dict[frozenset[str], list[float]] = {}
+    for record in records:
+        rounds = [one for one in record.rounds if one.bytes_sent >= LEAST_ROUND_BYTES and one.duration_ms > 0]
+        if rounds and record.source != record.destination:
+            rate_bps = sum(one.bytes_sent for one in rounds) * 8e3 / sum(one.duration_ms for one in rounds)
+            if not wrong(rate_bps, 1.0, MOST_BPS):
+                found.setdefault(frozenset((record.source, record.destination)), []).append(rate_bps)
+    return {pair: median(rates[-LAST_MOVES:]) for pair, rates in found.items()}
+
+
 def _checkpointed_bytes(sizes: Sizes, form: Form) -> float:
     return sizes.image_bytes if form is Form.PAPER else sizes.checkpoint_bytes
 

@@ -39,7 +39,7 @@ from whimbrel.model.placement import Plan
 from whimbrel.model.radio import Orders, UserEvent, UserReport
 from whimbrel.model.service import ServiceState, ServiceStatus
 from whimbrel.plan.ahead import preparation_of
-from whimbrel.plan.downtime import learn, measured_of
+from whimbrel.plan.downtime import carried_bps, learn, measured_of
 from whimbrel.plan.placement.problem import Solve
 from whimbrel.plan.planners import Planner, planner_of
 from whimbrel.plan.timing import Order
@@ -84,6 +84,7 @@ class Planning:
         self._sight = Sight()
         self._records: tuple[MigrationRecord, ...] = ()
         self._speeds: tuple[Speed, ...] = ()
+        self._carried: dict[frozenset[str], float] = {}
         self._start_lag_s = USUAL_START_S
         self._failures: dict[str, tuple[int, float]] = {}  # by user: how many on end, and when there may be another
         self._own_wish: dict[str, str] = {}  # by user: the last decision that the radio had not asked for
@@ -225,6 +226,7 @@ class Planning:
             records = await self._migrations.newest(HISTORY)
             self._sight = Sight(tuple(views), listed.services, listed.unreachable)
             self._records = tuple(reversed(records))
+            self._carried = carried_bps(self._records)
             powers = {node.name: node.resources.computing_power for node in views
                       if node.resources is not None and node.resources.computing_power > 0}  # fmt: skip
             history = [one for record in self._records if (one := measured_of(record)) is not None]
@@ -348,7 +350,9 @@ class Planning:
             processing_ms=sum(processing) / len(processing) if processing else None,
             tasks_per_s=state.tasks_per_s(time.monotonic()),
             handover_ms=state.handover_ms,
-        )
+            moved_bytes=max((float(one.image_bytes + one.file_bytes) for one in self._records
+                             if one.service == session.service), default=0.0),
+        )  # fmt: skip
 
     def _observe(self, planner: Planner, people: Sequence[Person]) -> Observation | None:
         seen, left = observe(self._region(people), people, self._speeds, time.time())
@@ -369,7 +373,11 @@ class Planning:
                 application = self.deployment.applications.get(session.application) if session is not None else None
                 measured = Amounts(cpus=max(0.0, use.cpus_used), memory_bytes=float(max(0, use.memory_bytes)))
                 others.append((node.name, application.demand if application is not None else measured))
-        return region_of(self._sight.nodes, self._stations, others)
+        held: dict[str, float] = {}
+        for person in people:
+            if person.server and person.going is None:
+                held[person.server] = held.get(person.server, 0.0) + person.storage_bytes
+        return region_of(self._sight.nodes, self._stations, others, self._carried, held)
 
     async def _place(self, session: Session, application: Application) -> tuple[str, str]:
         """See `deploy.Place`. Raises Refused."""
