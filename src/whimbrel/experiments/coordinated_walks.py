@@ -85,7 +85,7 @@ class Length:
     seconds: float
     speed_m_per_s: float = 0.0
     decisions: int = 0
-    after_s: float = 4.0
+    after_s: float = 3.0
 
 
 WHOLE = Length(1600.0)
@@ -96,7 +96,7 @@ def length_of(cell: Cell, *, quick: bool) -> Length:
     crosses the paper's links, one."""
     if not quick:
         return WHOLE
-    return Length(36.0, 1.5) if cell.workload == "simple" else Length(32.0, 1.5, decisions=1)
+    return Length(28.0, 1.5) if cell.workload == "simple" else Length(32.0, 1.5, decisions=1)
 
 
 def topology_text(prefix: str) -> str:
@@ -167,6 +167,7 @@ def walk_on(user: subprocess.Popen[bytes], controller: ControllerClient, length:
         made = controller.decisions(USER, 10) if length.decisions else []
         ended = [one for one in made if one.made_unix_s >= since_unix_s and one.state is not DecisionState.RUNNING]
         if length.decisions and len(ended) >= length.decisions:
+            controller.set_planner(paused=True)  # another handover would be waited for, with its memory
             end = min(end, max(one.ended_unix_s for one in ended) - time.time() + length.after_s + time.monotonic())
 
 

@@ -47,7 +47,6 @@ from whimbrel.plan.timing import Order
 WATCH_S = 2.0
 """Nodes and services are asked so often: round trips and capacity change slowly, and every answer costs the agents."""
 LEAST_BETWEEN_S = 0.1
-SOLVE_S = 0.8
 HISTORY = 400
 RETRY_S = 10.0
 MOST_RETRY_S = 300.0
@@ -400,10 +399,12 @@ class Planning:
 
     async def _solve(self, planner: Planner, seen: Observation) -> Plan:
         def work() -> Plan:
-            from whimbrel.solvers.timed import within  # here: SciPy would keep every start of a controller waiting
+            from whimbrel.solvers.chosen import within  # here: SciPy would keep every start of a controller waiting
 
-            solve: Solve = within(SOLVE_S)
+            solve: Solve = within(self._config.solver, self._config.solve_s, began_s=begun_s)
             return planner.plan(seen, self._config.policy, solve)
+
+        begun_s = time.monotonic()
 
         return await asyncio.to_thread(work)
 
