@@ -384,6 +384,56 @@ def test_the_agreed_delay_is_watched(live: LiveController, client: ControllerCli
     assert live.log.read_text().count("the agreed delay is not kept") == 1
 
 
+def test_late_reports_count_not_looks(live: LiveController, client: ControllerClient, user: str) -> None:
+    client.offer(application(max_delay_ms=2.0))
+    hears = tuple(Hears(base_station=name, rssi_dbm=-50.0, filtered_dbm=-50.0) for name in STATIONS)
+    quiet = report(user, serving="gw-1", hears=hears, unix_s=time.time(), delay=None)
+    client.tell(quiet)
+    client.discover(user, "app")
+    late = replace(quiet, delay=report().delay)
+    for _ in range(2):
+        client.tell(late)
+    for _ in range(5):
+        client.users()
+        client.observation()
+        client.tell(quiet)
+    assert client.user(user).sla == "kept", "two late reports, however often somebody looks"
+    client.tell(late)
+    assert client.user(user).sla == "violated"
+
+
+def test_a_violation_is_a_reason_to_plan_for_what_the_dead_band_kept(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    """Another server answers 2 ms sooner, which is not enough to move for, until the agreed delay is not kept."""
+    client.offer(application(max_delay_ms=1000.0, cpus=0.5))
+    with Phone(live, user):
+        client.discover(user, "app")
+        for name, agent in live.region.agents.items():  # of 30 ms less than the tenth, and of 300 tasks more than T_mig
+            agent.paths = tuple(
+                replace(path, round_trip_ms={("edge-1", "gw-1"): 30.0, ("edge-2", "gw-1"): 28.0}.get(
+                    (min(name, path.to), max(name, path.to)), 50.0))
+                for path in agent.paths
+            )  # fmt: skip
+        wait_until(lambda: any(link.rtt_ms == 28 for link in client.observation().links), "that is seen")
+        time.sleep(1.5)
+        assert client.decisions(user=user) == []
+        client.offer(application(max_delay_ms=2.0, cpus=0.5))
+        decision = over(client, user=user)[-1]
+        assert (decision.from_server, decision.server) == ("edge-1", "edge-2")
+        assert (decision.plan_by, decision.plan_gap) == ("lagrange", 0.0)
+        last = client.planner().last
+        assert last is not None
+        assert (last.planner, last.gap) == ("orchestrated", 0.0)
+        errors = client.prediction_errors()
+        assert set(errors.by_strategy) <= {one.strategy for one in client.migrations()}
+
+
+def test_an_application_that_fits_on_no_server_is_refused(live: LiveController, client: ControllerClient) -> None:
+    with pytest.raises(BadInput, match="application app: the service of user anybody fits on no server"):
+        client.offer(application(cpus=1e4))
+
+
 # --- restarts of the controller -------------------------------------------------------------------------------
 def test_sessions_and_applications_outlive_the_controller(own: LiveController) -> None:
     with own.client() as client, Phone(own):

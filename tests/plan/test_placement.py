@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from plan import small_regions as small
 from whimbrel.model.edge import Amounts, Observation, User
 from whimbrel.model.errors import BadInput, StepFailed
-from whimbrel.model.placement import Plan, Policy
+from whimbrel.model.placement import Plan, Policy, figures_of
 from whimbrel.plan.made import region
 from whimbrel.plan.placement import lagrange
 from whimbrel.plan.placement.check import violations
@@ -345,3 +346,34 @@ def test_the_time_for_making_the_problem_counts() -> None:
     plan = ORCHESTRATED.plan(seen, Policy(), early)
     assert violations(seen, plan) == ()
     assert clock.now_s <= 1.0 + 5 * clock.tick_s
+
+
+def test_without_overlap_a_move_costs_both_downtimes() -> None:
+    seen = moving(-90.0, -50.0)
+    for overlaps in (True, False):
+        problem = formulate(seen, Policy(hysteresis_db=0, overlaps=overlaps))
+        migration_ms, handover_ms = problem.migration_ms[0, 1], seen.users[0].handover_ms
+        assert migration_ms > 0
+        expected_ms = max(migration_ms, handover_ms) if overlaps else migration_ms + handover_ms
+        assert problem.cost[0, 1, 1] == pytest.approx(expected_ms)
+
+
+def test_the_dead_band_is_not_for_who_is_worse_off_than_agreed() -> None:
+    """A tenth of the delay is to be saved; another server saves less."""
+    policy = Policy(deadband=0.9, hysteresis_db=0)
+    for violated in (False, True):
+        seen = moving(-50.0, -90.0, on="edge-2")
+        user = msgspec.structs.replace(seen.users[0], violated=violated)
+        plan = ORCHESTRATED.plan(msgspec.structs.replace(seen, users=(user,)), policy)
+        assert plan.assignments[0].migrates == violated
+
+
+def test_a_plan_in_figures_says_how_far_from_optimal_it_may_be() -> None:
+    seen = region(users=14, servers=3, stations=3, tightness=0.7)
+    figures = figures_of(ORCHESTRATED.plan(seen), made_unix_s=1.0, took_ms=2.0)
+    assert figures.gap is not None
+    assert figures.profit_ms + figures.gap * figures.profit_ms == pytest.approx(figures.bound_ms)
+    assert (figures.users, figures.left) == (14, 0)
+    assert json.loads(msgspec.json.encode(figures))["gap"] == figures.gap
+    nothing = figures_of(planner_of("nearest").plan(seen), made_unix_s=1.0, took_ms=2.0)
+    assert (nothing.gap, nothing.bound_ms) == (None, None), "a baseline proves nothing"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from whimbrel.controller.planning.due import Due
 from whimbrel.model.application import Session
 from whimbrel.model.decision import Decision, Times
-from whimbrel.model.placement import Assignment
+from whimbrel.model.placement import Assignment, PlanFigures
 from whimbrel.plan.timing import Durations, Order, Timing, trigger
 
 NOTICE_S = 0.6
@@ -72,8 +72,10 @@ def begins_at_s(wish: Wish, timing: Timing) -> float:
     return min(times)
 
 
-def decision_of(wish: Wish, timing: Timing, *, decision_id: str, planner: str, now_unix_s: float) -> Decision:
-    """`timing` on the wall clock."""
+def decision_of(
+    wish: Wish, timing: Timing, *, decision_id: str, planner: str, now_unix_s: float, plan: PlanFigures | None = None
+) -> Decision:
+    """`timing` on the wall clock; `plan`: what it is of."""
     one, durations = wish.assignment, wish.durations
     came = bool(one.from_base_station) and one.base_station != one.from_base_station
     return Decision(
@@ -99,6 +101,8 @@ def decision_of(wish: Wish, timing: Timing, *, decision_id: str, planner: str, n
         migration_at_unix_s=timing.migration_at_s if wish.migrates else 0.0,
         handover_at_unix_s=timing.handover_at_s if wish.hands_over else 0.0,
         late_by_ms=round(timing.late_by_s * 1e3, 3),
+        plan_gap=plan.gap if plan is not None else None,
+        plan_by=plan.by if plan is not None else "",
     )
 
 

@@ -29,6 +29,7 @@ from whimbrel.model.edge import (
     Sizes,
     Speed,
     User,
+    check_capacity,
 )
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Role, Tier
@@ -65,6 +66,7 @@ class Person:
     tasks_per_s: float | None = None
     handover_ms: float = 500.0
     moved_bytes: float = 0.0
+    violated: bool = False
 
     @property
     def storage_bytes(self) -> float:
@@ -152,6 +154,20 @@ def observe(
     )
 
 
+def check_demand(region: Region, application: Application) -> None:
+    """Raises BadInput for an application whose service no server could carry, though it were empty. Where nobody
+    answers nothing is said."""
+    if not region.servers or not region.base_stations:
+        return
+    users = (User(name="anybody", demand=application.demand),)
+    try:
+        check_capacity(
+            Observation(servers=region.servers, base_stations=region.base_stations, links=region.links, users=users)
+        )
+    except BadInput as error:
+        raise BadInput(f"application {application.name}: {error}") from None
+
+
 def violates(delay_ms: float | None, most_ms: float) -> bool:
     """The SLA check: more delay than was agreed (0: nothing was)."""
     return most_ms > 0 and delay_ms is not None and delay_ms > most_ms
@@ -228,6 +244,7 @@ def _user(person: Person, stations: set[str], servers: set[str], power: float) -
             delta_bytes=UNKNOWN_DELTA_BYTES if person.delta_bytes is None else person.delta_bytes,
         ),
         handover_ms=person.handover_ms,
+        violated=person.violated,
     )
 
 

@@ -91,6 +91,8 @@ class StationEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateways: set[str]) -> PlanningConfig:
     """Raises BadInput."""
+    if not entry.policy.overlaps:
+        raise BadInput("[planner] policy: overlaps follows from the order: set order, not overlaps")
     setting = check_setting(PlannerSetting(planner=entry.planner, order=entry.order, strategy=entry.strategy))
     check("[planner]", "every_s", entry.every_s, 0.1, 3600.0)
     check("[planner]", "solve_s", entry.solve_s, 0.05, 600.0)
