@@ -203,9 +203,14 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(
     with pytest.raises(Refused, match="has not reported which base station serves it"):
         client.discover("nobody", "app")
     with Phone(live, user):
-        client.offer(application(name="huge", cpus=64))
+        edges = [name for name in live.region.agents if name not in STATIONS]
+        for number, edge in enumerate(edges):  # each takes a quarter of a processor
+            client.run_service(f"other-{number}", "oci:/x", edge)
+        client.offer(application(name="huge", cpus=1.5))
         with pytest.raises(Refused, match=r"gets no huge: .*CPU is short"):
             client.discover(user, "huge")
+        for number in range(len(edges)):
+            client.remove_service(f"other-{number}")
         client.offer(application(name="broken", image="x"))
         with pytest.raises(BadInput, match="no reference"):
             client.discover(user, "broken")
