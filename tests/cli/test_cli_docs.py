@@ -41,7 +41,7 @@ def test_there_are_the_commands_of_the_design() -> None:
             "bench", "experiment ls", "experiment run",
             "workload ls", "workload build", "workload client", "service adopt", "service release",
             "volume ls", "volume rm", "image ls", "image push", "ue", "application add", "application ls",
-            "application rm", "plan ls", "plan show", "plan users", "plan planner",
+            "application rm", "plan ls", "plan show", "plan users", "plan planner", "plan errors",
         )
     }  # fmt: skip
 

@@ -108,6 +108,8 @@ PLANNED = """
 planner = "nearest"
 order = "early"
 every_s = 0.5
+solver = "highs"
+solve_s = 2.0
 policy = { hysteresis_db = 3.0 }
 [[base_stations]]
 name = "gw-1"
@@ -118,6 +120,7 @@ max_users = 7
 def test_how_to_plan_is_read() -> None:
     planning = parse(NODE + GATEWAY + PLANNED).planning
     assert (planning.setting.planner, planning.setting.order, planning.every_s) == ("nearest", "early", 0.5)
+    assert (planning.solver, planning.solve_s) == ("highs", 2.0)
     assert planning.policy.hysteresis_db == 3.0
     assert [(one.name, one.max_users) for one in planning.base_stations] == [("gw-1", 7)]
 
@@ -128,6 +131,8 @@ def test_how_to_plan_is_read() -> None:
         ('"nearest"', '"best"', "there is no planner 'best': choose from cloud"),
         ('"early"', '"never"', "there is no order 'never'"),
         ("every_s = 0.5", "every_s = 0.0", "every_s"),
+        ('"highs"', '"best"', "there is no solver 'best'"),
+        ("solve_s = 2.0", "solve_s = 0.0", "solve_s"),
         ("hysteresis_db = 3.0", "hysteresis_db = -3.0", "hysteresis_db"),
         ('name = "gw-1"', 'name = "edge-1"', "base station edge-1: there is no gateway of that name"),
         ("max_users = 7", "max_users = -7", "max_users"),

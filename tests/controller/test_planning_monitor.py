@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from planning_people import application, forecast, node, nodes, report, session
 
 from whimbrel.controller.planning.decide import NOTICE_S, Wish, begins_at_s, decision_of, timing_of
-from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of
-from whimbrel.controller.planning.monitor import Person, observe, region_of, violates
+from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of, patience_s
+from whimbrel.controller.planning.monitor import UNKNOWN_RATE_BPS, Person, observe, region_of, violates
 from whimbrel.controller.planning.outcome import concluded, freeze_lag_s, frozen, start_lag_s
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.edge import Amounts, BaseStation, Observation
@@ -60,6 +60,40 @@ def test_what_other_services_take_is_no_capacity() -> None:
     assert servers["edge-1"].cpus == 0, "never below nothing"
     assert servers["edge-1"].memory_bytes == (8 << 30) - 1e9
     assert servers["edge-2"].cpus == 1.0
+
+
+def rates_of(views: Any, carried: dict[frozenset[str], float]) -> dict[frozenset[str], float]:
+    links = region_of(views, {}, (), carried).links
+    return {frozenset((one.a, one.b)): one.bandwidth_bps for one in links}
+
+
+def test_a_link_carries_what_migrations_got_and_no_more_than_is_configured() -> None:
+    near, far = frozenset(("edge-1", "edge-2")), frozenset(("edge-1", "cloud"))
+    rates = rates_of(nodes(), {near: 3e7, far: 9e9})
+    assert (rates[near], rates[far]) == (3e7, 1e8)
+    silent = [node(one.name, paths=tuple(replace(path, rate_bps=0.0) for path in one.paths)) for one in nodes()]
+    rates = rates_of(silent, {near: 3e7})
+    assert (rates[near], rates[far]) == (3e7, UNKNOWN_RATE_BPS), "without a configured rate what was seen counts"
+
+
+def test_storage_is_what_is_free_and_what_the_planned_services_hold() -> None:
+    views = nodes()
+    full = replace(views[0].resources, disk_available_bytes=100, disk_total_bytes=1 << 40)  # type: ignore[type-var]
+    views[0] = node("edge-1", resources=full)
+    others = [("edge-1", Amounts(cpus=0.0, memory_bytes=0.0, storage_bytes=1e9))]
+    (server,) = [one for one in region_of(views, {}, others, {}, {"edge-1": 30.0}).servers if one.name == "edge-1"]
+    assert server.capacity.storage_bytes == 130, "what others hold is not free already"
+
+
+def test_a_service_takes_the_storage_that_crossed_with_it() -> None:
+    wants = person(application=application(storage_bytes=5e6), moved_bytes=7e6)
+    assert seen_of(wants)[0].users[0].demand.storage_bytes == 7e6
+    views = nodes()
+    tiny = replace(views[1].resources, disk_available_bytes=6_000_000)  # type: ignore[type-var]
+    views[1] = node("edge-2", resources=tiny)
+    due = due_of(report(forecast=forecast()), 0.0, ahead=True)
+    seen = seen_of(person(due=due, moved_bytes=7e6), views=views)[0]
+    assert planner_of("orchestrated").plan(seen).assignments[0].server != "edge-2", "its files would not fit there"
 
 
 def test_how_a_base_station_is_set_up_comes_from_the_configuration() -> None:
@@ -169,6 +203,19 @@ def test_a_handover_is_due_as_forecast_or_at_once() -> None:
     assert (now.in_s, now.latest_s) == (0.0, PATIENCE_S)
 
 
+def test_what_is_planned_for_is_what_will_be_heard_then() -> None:
+    """bs-2 is too weak to be taken now, and strong at t'; without levels of the forecast it stays as it is."""
+    heard = tuple(Hears(base_station=name, rssi_dbm=dbm, filtered_dbm=dbm)
+                  for name, dbm in {"bs-1": -50.0, "bs-2": -70.0}.items())  # fmt: skip
+    levels = {"bs-1": -80.0, "bs-2": -55.0}
+    due = due_of(report(hears=heard, forecast=forecast(levels_dbm=levels)), 0.0, ahead=True)
+    (user,) = seen_of(person(report=report(hears=heard), due=due))[0].users
+    assert {one.base_station: (one.rssi_dbm, one.then_dbm) for one in user.signals}["bs-2"] == (-70.0, -55.0)
+    due = due_of(report(hears=heard, forecast=forecast(levels_dbm={"bs-2": math.nan})), 0.0, ahead=True)
+    (user,) = seen_of(person(report=report(hears=heard), due=due))[0].users
+    assert {one.base_station: one.then_dbm for one in user.signals}["bs-2"] == -70.0, "what cannot be is left out"
+
+
 def wish(**changes: Any) -> Wish:
     due = due_of(report(forecast=forecast(in_s=20.0)), 0.0, ahead=True)
     values = {
@@ -190,6 +237,27 @@ def test_a_coordinated_decision_begins_as_late_as_it_can() -> None:
     assert decision.predicted.interruption_ms == 500, "the migration is hidden behind the handover"
     assert "forecast in 20.0 s" in decision.reason
     assert "edge-2" in decision.reason
+
+
+@pytest.mark.parametrize("order", [Order.COORDINATED, Order.EARLY, Order.LATE])
+def test_a_handover_that_the_planner_chose_itself_waits_for_the_memory(order: Order) -> None:
+    own = wish(due=None, patience_s=patience_s(report()))
+    timing = timing_of(own, order, 100.0)
+    ahead_s = own.durations.pre_migration_s * 1.1
+    assert timing.migration_at_s >= 100.0 + ahead_s
+    ends_s = timing.handover_at_s + own.durations.handover_s
+    if order is Order.COORDINATED:
+        assert timing.handover_at_s <= timing.migration_at_s <= ends_s, "the migration lies inside the handover"
+        assert timing.interruption_s == pytest.approx(own.durations.handover_s)
+    else:
+        assert timing.migration_at_s - ends_s < 0.1, "one right after the other, not ten seconds between"
+    assert timing_of(wish(due=None, patience_s=0.0), order, 100.0).handover_at_s == 100.0, "who cannot wait does not"
+
+
+def test_who_hears_its_base_station_well_can_wait_longer() -> None:
+    weak = tuple(Hears(base_station=name, rssi_dbm=-80.0, filtered_dbm=-80.0) for name in ("bs-1", "bs-2"))
+    assert patience_s(report()) == LONG_PATIENCE_S
+    assert patience_s(report(hears=weak)) == PATIENCE_S
 
 
 def test_an_uncoordinated_one_begins_with_the_handover_and_adds_up() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from whimbrel.experiments.coordinated_facts import delay_facts, downtime_facts, excerpt, walk_of
+from whimbrel.experiments.coordinated_facts import delay_facts, downtime_facts, excerpt, walk_facts, walk_of
 from whimbrel.experiments.coordinated_picture import draw_walks
 from whimbrel.experiments.coordinated_walks import topology_text
-from whimbrel.experiments.known.coordinated import EXPERIMENT, FIGURE_4, PLANNERS
+from whimbrel.experiments.known.coordinated import EXPERIMENT, FIGURE_4, FIGURE_5, PLANNERS, hidden
 from whimbrel.experiments.model import By, Row
 from whimbrel.experiments.rows import verdicts
 from whimbrel.lab import topology
@@ -35,6 +35,11 @@ def decision(**changes: Any) -> Decision:
         "began_migration_unix_s": FREEZE_S, "state": DecisionState.DONE,
     }  # fmt: skip
     return Decision(**(values | changes))
+
+
+def row_of(quantity: str, ours: float) -> Row:
+    return Row(figure="figure-5", workload="simple", strategy="orchestrated", by=By.WHIMBREL, quantity=quantity,
+               label="", unit="", ours=ours, median=ours)  # fmt: skip
 
 
 def requests() -> list[UserEvent]:
@@ -66,6 +71,56 @@ def test_the_downtime_of_a_handover_has_its_migration_in_it() -> None:
     assert "prediction_error" not in facts, "the servers had no five migrations before"
     (alone,) = downtime_facts(walk_of("simple", "cloud", requests(), []))
     assert (alone["downtime"], alone["migration"]) == (500, 0)
+
+
+def test_a_migration_of_a_later_decision_counts_with_the_handover_before_it() -> None:
+    """The handover's own migration was rolled back, and a decision without a handover moved the service later."""
+    rolled_back = decision(measured=Times(handover_ms=500.0, interruption_ms=500.0), state=DecisionState.FAILED,
+                           began_migration_unix_s=0.0, prediction_error=None)  # fmt: skip
+    (alone,) = downtime_facts(walk_of("simple", "orchestrated", requests(), [rolled_back]))
+    assert (alone["downtime"], alone["migrated"]) == (500, 0)
+    assert "with_migration" not in alone, "what is promised is judged on handovers that took the service along"
+    later = decision(id="later", base_station="b", from_base_station="b", made_unix_s=101.0,
+                     measured=Times(migration_ms=900.0, interruption_ms=900.0))  # fmt: skip
+    (facts,) = downtime_facts(walk_of("simple", "orchestrated", requests(), [rolled_back, later]))
+    assert (facts["downtime"], facts["migration"], facts["migrated"]) == (1400, 900, 1)
+    assert facts["with_migration"] == 1400
+    assert not hidden(row_of("with_migration", facts["with_migration"]))
+
+
+def test_what_overlaps_counts_once() -> None:
+    inside = decision(began_migration_unix_s=HANDOVER_S + 0.1)
+    (facts,) = downtime_facts(walk_of("simple", "orchestrated", requests(), [inside]))
+    assert (facts["downtime"], facts["migration"]) == (500, 200)
+
+
+def test_the_walks_sum_has_every_gap_in_it() -> None:
+    first = decision(id="first", began_migration_unix_s=50.0)
+    facts = walk_facts(walk_of("simple", "nearest", requests(), [first, decision()]))
+    assert facts == {"walk_downtime": 900.0, "handovers": 1.0, "migrations": 2.0}
+
+
+def test_a_walk_without_migrations_breaks_a_promise() -> None:
+    (facts,) = downtime_facts(walk_of("simple", "orchestrated", requests(), []))
+    rows = [row_of("migrated", facts["migrated"]), row_of("downtime", facts["downtime"])]
+    broken = [one.promise for one in verdicts(FIGURE_5, rows) if one.broken]
+    assert broken == ["under orchestrated at least 60% of the handovers take the service along"]
+
+
+def test_a_request_that_was_never_answered_is_noticed() -> None:
+    told = [event for event in requests() if not isinstance(event, RequestTimes) or event.protocol != "tcp"]
+    sent = tuple(90.0 + n / 10 for n in range(200) if not 1.0 < n / 10 - 10.0 < 1.8 and not 0 < n / 10 - 10.0 < 0.8)
+    times = RequestTimes(user="u", protocol="tcp", sent_unix_s=sent,
+                         delays_ms=tuple(None if when == HANDOVER_S else 10.0 for when in sent))  # fmt: skip
+    (facts,) = downtime_facts(walk_of("simple", "cloud", [*told, times], []))
+    assert facts["noticed"] == pytest.approx(790.0), "from it to the next one, less what is usual"
+
+
+def test_quick_has_all_three_services() -> None:
+    quick = [cell for cell in EXPERIMENT.cells if EXPERIMENT.quick_cells(cell)]
+    assert {cell.workload for cell in quick} == {"simple", "face", "objects"}
+    assert all({"nearest", "orchestrated"} <= {cell.strategy for cell in quick if cell.workload == name}
+               for name in ("simple", "face", "objects"))  # fmt: skip
 
 
 def test_predictions_count_after_five_migrations_of_each_server() -> None:

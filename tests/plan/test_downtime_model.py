@@ -12,12 +12,15 @@ from whimbrel.model.history import Form, Measured
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
 from whimbrel.plan.downtime import (
     UNKNOWN,
+    carried_bps,
     fit,
     learn,
     measured_of,
     predict,
     prediction_error,
+    prediction_errors,
     sift,
+    usual_strategy,
 )
 
 POWERS = {"a": 1000.0, "b": 2000.0, "c": 1500.0}
@@ -148,13 +151,14 @@ def test_the_parts_of_a_prediction() -> None:
 
 
 def test_round_trips_count_while_nothing_was_learnt() -> None:
-    def migration_ms(rtt_ms: float, speed: Speed) -> float:
-        return predict(Sizes(), speed, speed, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8,
+    def migration_ms(rtt_ms: float, speed: Speed, delta_bytes: float = 0.0) -> float:
+        return predict(Sizes(delta_bytes=delta_bytes), speed, speed, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8,
                        rtt_ms=rtt_ms).migration_ms  # fmt: skip
 
     known = msgspec.structs.replace(UNKNOWN, server="a", restore_fixed_ms=400.0, samples=3)
     assert migration_ms(100.0, UNKNOWN) == migration_ms(0.0, UNKNOWN) + 300
     assert migration_ms(100.0, known) == migration_ms(0.0, known)
+    assert migration_ms(100.0, UNKNOWN, 5e6) == migration_ms(0.0, UNKNOWN, 5e6) + 100, "pages cross beside two of them"
 
 
 def test_our_own_records_are_learnt_from() -> None:
@@ -192,3 +196,67 @@ def test_what_crosses_beside_hold_and_restore_counts_once() -> None:
     left, came = learn([one], powers)[0]
     predicted = predict(one.sizes, left, came, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8)
     assert predicted.migration_ms == pytest.approx(700)
+
+
+def test_what_a_link_carried_is_the_median_of_its_migrations() -> None:
+    def record(number: int, mbits: float, source: str = "a", destination: str = "b", **round_: int) -> MigrationRecord:
+        size = 12_500_000
+        values = {"n": 1, "dirty_pages": 1, "bytes_sent": size, "duration_ms": size * 8e3 / (mbits * 1e6)} | round_
+        return MigrationRecord(id=str(number), service="s", source=source, destination=destination, strategy="hybrid",
+                               outcome=Outcome.ROLLED_BACK, rounds=(Round(**values),))  # fmt: skip
+
+    ones = [record(1, 100.0), record(2, 30.0, "b", "a"), record(3, 90.0), record(4, 5.0, "a", "c")]
+    tiny = record(5, 1.0, bytes_sent=1000, duration_ms=1)
+    carried = carried_bps([*ones, tiny, record(6, 1.0, bytes_sent=0, duration_ms=0)])
+    assert carried[frozenset("ab")] == pytest.approx(90e6)
+    assert carried[frozenset("ac")] == pytest.approx(5e6)
+    old = [record(n, 1.0) for n in range(20)]
+    new = [record(n, 50.0) for n in range(10)]
+    assert carried_bps(old + new)[frozenset("ab")] == pytest.approx(50e6), "links change: the last ones count"
+
+
+def mixed(count: int) -> list[Measured]:
+    """Every second one by a strategy that freezes for two seconds longer."""
+    found = history(count, form=Form.FREEZE, noise=0.0)
+    return [
+        msgspec.structs.replace(one, strategy="hybrid")
+        if number % 2
+        else msgspec.structs.replace(one, strategy="stop-and-copy", restore_ms=one.restore_ms + 2000.0)
+        for number, one in enumerate(found)
+    ]
+
+
+def test_each_strategy_is_learnt_by_itself() -> None:
+    found = mixed(120)
+    fixed = {name: {one.server: one.restore_fixed_ms for one in learn(found, POWERS, strategy=name)[0]}
+             for name in ("hybrid", "stop-and-copy")}  # fmt: skip
+    for server in POWERS:
+        assert fixed["hybrid"][server] == pytest.approx(FIXED, rel=0.05)
+        assert fixed["stop-and-copy"][server] == pytest.approx(FIXED + 2000, rel=0.05)
+    assert learn(found, POWERS, strategy="never-seen")[0] == learn(found, POWERS)[0], "then all together count"
+    errors = prediction_errors(found, POWERS)
+    assert errors.whole.after_five is not None
+    assert errors.whole.after_five < 0.05
+    assert set(errors.by_strategy) == {"hybrid", "stop-and-copy"}
+    assert sum(one.predictions for one in errors.by_strategy.values()) == errors.whole.predictions == 119
+    assert set(errors.by_server) == set(POWERS)
+
+
+def test_another_servers_migrations_of_the_strategy_tell_more_than_its_own_of_others() -> None:
+    found = [one for one in mixed(120) if one.strategy == "hybrid" or "c" in (one.source, one.destination)]
+    found = [one for one in found if one.strategy != "hybrid" or "c" not in (one.source, one.destination)]
+    (speed,) = [one for one in learn(found, POWERS, strategy="hybrid")[0] if one.server == "c"]
+    assert speed.restore_fixed_ms < 100
+    assert speed.samples == 0, "none of them is its own"
+
+
+def test_what_auto_mostly_came_to_is_learnt_from() -> None:
+    def record(strategy: str, asked: str) -> MigrationRecord:
+        return MigrationRecord(id="m", service="s", source="a", destination="b", strategy=strategy, asked=asked,
+                               outcome=Outcome.DONE)  # fmt: skip
+
+    records = [record("hybrid", "auto"), record("hybrid", "auto"), record("post-copy", "auto")]
+    records += [record("delta", "delta")] * 5
+    assert usual_strategy(records, "auto") == "hybrid"
+    assert usual_strategy(records, "tmpfs") == "tmpfs"
+    assert usual_strategy([], "auto") == ""

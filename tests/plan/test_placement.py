@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import random
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,14 +16,15 @@ from hypothesis import HealthCheck, given, settings
 
 from plan import small_regions as small
 from whimbrel.model.edge import Amounts, Observation, User
-from whimbrel.model.placement import Plan, Policy
+from whimbrel.model.errors import BadInput, StepFailed
+from whimbrel.model.placement import Plan, Policy, figures_of
 from whimbrel.plan.made import region
 from whimbrel.plan.placement import lagrange
 from whimbrel.plan.placement.check import violations
 from whimbrel.plan.placement.plans import plan_of
 from whimbrel.plan.placement.problem import formulate
 from whimbrel.plan.planners import planner_of
-from whimbrel.solvers import cbc, highs
+from whimbrel.solvers import cbc, chosen, highs
 from whimbrel.solvers.timed import within
 
 PLAIN = Policy(horizon_s=10, deadband=0, hysteresis_db=0)
@@ -272,3 +278,102 @@ def test_cbc_finds_what_highs_finds(tightness: float, settled: bool) -> None:
     assert one.profit == pytest.approx(other.profit, rel=1e-4)
     assert other.by == "cbc"
     assert other.bound == pytest.approx(other.profit, rel=1e-4)
+
+
+CBC = pytest.param("cbc", marks=pytest.mark.skipif(not cbc.installed(), reason="needs the program cbc (coinor-cbc)"))
+
+
+@pytest.mark.parametrize("name", ["timed", "highs", CBC])
+def test_the_solver_is_chosen_by_its_name(name: str) -> None:
+    seen = region(users=14, servers=3, stations=3, tightness=0.7)
+    plan = ORCHESTRATED.plan(seen, Policy(), chosen.within(name, 30.0))
+    assert violations(seen, plan) == ()
+    assert plan.gap <= 1e-3
+    assert plan.by == name or name == "timed"
+
+
+@pytest.mark.parametrize("name", ["highs", CBC])
+@pytest.mark.parametrize("seconds", [0.0, 0.02])
+def test_who_has_no_time_for_the_whole_falls_back(name: str, seconds: float) -> None:
+    seen = region(users=200, servers=10, stations=10, tightness=0.93, attached=False)
+    plan = ORCHESTRATED.plan(seen, Policy(), chosen.within(name, seconds))
+    assert violations(seen, plan) == ()
+    assert seconds or plan.by != name
+    assert plan.profit_ms <= plan.bound_ms
+
+
+def test_a_solver_that_there_is_not_is_named() -> None:
+    with pytest.raises(BadInput, match="there is no solver 'best': choose from timed, highs, cbc"):
+        chosen.check("best")
+
+
+def test_cbc_counts_time_as_it_passes_and_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name that never looks at the clock."""
+    program = tmp_path / "cbc"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\necho $$ > {tmp_path}/pid\nexec sleep 600\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    problem = formulate(region(users=14, servers=3, stations=3, tightness=0.7), Policy())
+    with pytest.raises(StepFailed, match="found no answer within"):
+        cbc.solver(seconds=0.2)(problem)
+    assert "-timeMode elapsed -sec 0." in (tmp_path / "said").read_text()
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists(), "it is ended"
+
+
+def test_all_parts_of_the_whole_have_the_time_together() -> None:
+    """Of 9 s the first part takes 4, what it leaves is for counting and for the profit."""
+    given: list[float] = []
+    now_s = [0.0]
+
+    def slow(made: highs.Program, seconds: float, gap: float) -> Any:
+        given.append(seconds)
+        now_s[0] += 4.0 if len(given) == 1 else 1.0
+        return (None, True, -math.inf) if len(given) == 1 else highs.run(made, 10.0, gap)
+
+    problem = formulate(region(users=14, servers=3, stations=3, tightness=1.2, settled=False), Policy())
+    highs.solver(seconds=9.0, by=slow, clock=lambda: now_s[0])(problem)
+    assert given[:1] == [9.0] or len(given) == 2
+    assert sum(given[1:]) <= 9.0
+
+
+def test_the_time_for_making_the_problem_counts() -> None:
+    """The caller began 0.9 s ago, of 1 s."""
+    seen = region(users=120, servers=6, stations=6, tightness=0.9, attached=False)
+    clock = Clock(0.0)
+    clock.now_s = 0.9
+    early = within(1.0, clock=clock, began_s=0.0)
+    clock.tick_s = 0.01
+    plan = ORCHESTRATED.plan(seen, Policy(), early)
+    assert violations(seen, plan) == ()
+    assert clock.now_s <= 1.0 + 5 * clock.tick_s
+
+
+def test_without_overlap_a_move_costs_both_downtimes() -> None:
+    seen = moving(-90.0, -50.0)
+    for overlaps in (True, False):
+        problem = formulate(seen, Policy(hysteresis_db=0, overlaps=overlaps))
+        migration_ms, handover_ms = problem.migration_ms[0, 1], seen.users[0].handover_ms
+        assert migration_ms > 0
+        expected_ms = max(migration_ms, handover_ms) if overlaps else migration_ms + handover_ms
+        assert problem.cost[0, 1, 1] == pytest.approx(expected_ms)
+
+
+def test_the_dead_band_is_not_for_who_is_worse_off_than_agreed() -> None:
+    """A tenth of the delay is to be saved; another server saves less."""
+    policy = Policy(deadband=0.9, hysteresis_db=0)
+    for violated in (False, True):
+        seen = moving(-50.0, -90.0, on="edge-2")
+        user = msgspec.structs.replace(seen.users[0], violated=violated)
+        plan = ORCHESTRATED.plan(msgspec.structs.replace(seen, users=(user,)), policy)
+        assert plan.assignments[0].migrates == violated
+
+
+def test_a_plan_in_figures_says_how_far_from_optimal_it_may_be() -> None:
+    seen = region(users=14, servers=3, stations=3, tightness=0.7)
+    figures = figures_of(ORCHESTRATED.plan(seen), made_unix_s=1.0, took_ms=2.0)
+    assert figures.gap is not None
+    assert figures.profit_ms + figures.gap * figures.profit_ms == pytest.approx(figures.bound_ms)
+    assert (figures.users, figures.left) == (14, 0)
+    assert json.loads(msgspec.json.encode(figures))["gap"] == figures.gap
+    nothing = figures_of(planner_of("nearest").plan(seen), made_unix_s=1.0, took_ms=2.0)
+    assert (nothing.gap, nothing.bound_ms) == (None, None), "a baseline proves nothing"

@@ -99,3 +99,27 @@ def test_a_station_that_fades_beneath_its_sensitivity_is_forecast_as_lost() -> N
     assert forecast.target == "bs-1"
     # -80 dBm is 59 m from the station: at 2 m/s some 10 s after the 20 that have gone
     assert forecast.median_s == pytest.approx(9.5, abs=1.5)
+
+
+def test_the_levels_at_the_handover_are_those_that_come() -> None:
+    """Without shadows the mean of all futures is the truth: 10 m/s past two stations, known way."""
+    loss = PathLoss(shadowing_db=0.1, noise_db=0.1, floor_dbm=-120.0)
+    air, track = Air(row_of_stations(2, 100, loss), 1), way_past(2, 100, 10.0)
+    view = UserRadio(air, HandoverRule(), track)
+    forecast = None
+    for number in range(int(6 / 0.2)):
+        now_s = number * 0.2
+        place = track.at(now_s)
+        seen = view.hear(now_s, *place, air.measure(place.x_m, place.y_m, number))
+        if seen.decision:
+            view.begun(seen.decision.target)
+            view.finished()
+        forecast = forecast or view.forecast()
+        if forecast is not None:
+            break
+    assert forecast is not None
+    then = track.at(now_s + forecast.median_s)
+    for name in ("bs-0", "bs-1"):
+        true_dbm = float(air.mean_dbm(name, np.array([then.x_m]), np.array([then.y_m]))[0])
+        assert forecast.levels_dbm[name] == pytest.approx(true_dbm, abs=1.0), name
+        assert abs(true_dbm - seen.filtered_dbm[name]) > 3, "and not those of now"

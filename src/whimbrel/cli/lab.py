@@ -194,7 +194,7 @@ def bench(
     pid: Annotated[
         int, typer.Option("--pid", metavar="PID", min=0, help="codecs: also the memory of this process.")
     ] = 0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="plan: how many regions of each kind.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="plan: how many regions of each kind.")] = 10,
     exact: Annotated[
         float,
         typer.Option("--exact", metavar="SECONDS", min=0, help="plan: how long HiGHS looks for the optimum of each."),

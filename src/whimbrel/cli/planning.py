@@ -82,6 +82,7 @@ def show(
         ("predicted", _times(one.predicted)),
         ("measured", _times(one.measured)),
         ("prediction off by", off),
+        ("plan", _distance(one.plan_gap, one.plan_by)),
         ("too late by", f"{one.late_by_ms:.0f} ms" if one.late_by_ms else ""),
         ("record", one.migration),
     ]
@@ -159,7 +160,29 @@ def planner(
     setting = view.setting
     paused = ", paused" if setting.paused else ""
     note(f"{setting.planner} decides, {view.order}, strategy {setting.strategy}{paused}")
+    if (last := view.last) is not None:
+        note(
+            f"last plan: {last.users} users, {last.moves} moves, {last.left} left where they are, "
+            f"{_distance(last.gap, last.by)}, in {last.took_ms:.0f} ms"
+        )
     print_table(("planner", "what it does"), list(view.planners.items()))
+
+
+@plans.command("errors")
+def errors(controller: ControllerOption = None, json: JsonOption = False) -> None:
+    """How far predictions of T_mig were off: each migration that is remembered, from those before it."""
+    with connect(controller) as client:
+        found = client.prediction_errors()
+    if json:
+        print_json(found)
+        return
+    parts = [("all", found.whole)]
+    parts += [(f"strategy {name}", one) for name, one in found.by_strategy.items()]
+    parts += [(f"server {name}", one) for name, one in found.by_server.items()]
+    rows = [(name, str(one.predictions), _share(one.median), _share(one.after_five)) for name, one in parts]
+    print_table(("of", "predictions", "median error", "after five"), rows)
+    for line in found.left_out:
+        note(line)
 
 
 @applications.command("add")
@@ -240,6 +263,17 @@ def remove(name: Name, controller: ControllerOption = None) -> None:
 
 def _way(source: str, target: str) -> str:
     return f"{source} -> {target}" if source != target else f"stays at {target}" if target else "-"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _distance(gap: float | None, by: str) -> str:
+    """How far from optimal a plan may be."""
+    if not by:
+        return ""
+    return f"by {by}, nothing proven" if gap is None else f"by {by}, at most {gap:.2%} from optimal"
 
 
 def _ms(value: float | None) -> str:

@@ -29,6 +29,7 @@ from whimbrel.model.application import Application, Session
 from whimbrel.model.decision import Decision, UserStatus
 from whimbrel.model.edge import Observation
 from whimbrel.model.errors import BadInput, Unreachable
+from whimbrel.model.history import PredictionErrors
 from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.node import ComputingPower
 from whimbrel.model.radio import Orders, UserEvent
@@ -315,6 +316,9 @@ class ControllerClient:
         """What is None stays as it is."""
         body = {"planner": planner, "order": order, "strategy": strategy, "paused": paused}
         return self._call("PUT", "/v1/planner", PlannerView, body)
+
+    def prediction_errors(self) -> PredictionErrors:
+        return self._call("GET", "/v1/planner/errors", PredictionErrors)
 
     def observation(self) -> Observation:
         return self._call("GET", "/v1/observation", Observation)

@@ -18,11 +18,13 @@ from whimbrel.controller.planning.loop import Planning
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.migration import MigrationRecord, Outcome, Progress
 from whimbrel.model.node import Role
+from whimbrel.model.placement import PlanFigures
 from whimbrel.model.radio import HandoverRecord, UserEvent, UserReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FREEZE_S = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 TOTAL_S = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
+ERRORS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5)
 REQUEST_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 30)
 
 
@@ -59,6 +61,12 @@ class Metrics:
             buckets=FREEZE_S,
             registry=made,
         )
+        self._off = Histogram(
+            "whimbrel_prediction_error_ratio",
+            "How far predictions of T_mig were off, of what it took.",
+            buckets=ERRORS,
+            registry=made,
+        )
         self._reports = Counter("whimbrel_user_reports", "Reports of users' equipment.", registry=made)
         self._requests = Histogram(
             "whimbrel_http_request_seconds",
@@ -67,6 +75,7 @@ class Metrics:
             buckets=REQUEST_S,
             registry=made,
         )
+        self._planning = planning
         migrations.listeners.append(self._on_migration)
         planning.moves.listeners.append(self._on_decision)
         planning.users.listeners.append(self._on_user)
@@ -77,7 +86,7 @@ class Metrics:
     async def text(self) -> bytes:
         """All of it, in Prometheus's format. Raises Unreachable when the database is away."""
         now = CollectorRegistry()
-        now.register(_Now(await self._watch.picture(), self._watch.news.listeners))
+        now.register(_Now(await self._watch.picture(), self._watch.news.listeners, self._planning.last_plan))
         return generate_latest(self._registry) + generate_latest(now)
 
     def _on_migration(self, record: MigrationRecord, progress: Progress | None) -> None:
@@ -92,6 +101,8 @@ class Metrics:
     def _on_decision(self, decision: Decision) -> None:
         if decision.state is not DecisionState.RUNNING:
             self._decisions.labels(decision.planner, decision.state.value).inc()
+            if decision.prediction_error is not None:
+                self._off.observe(decision.prediction_error)
 
     def _on_user(self, event: UserEvent) -> None:
         if isinstance(event, UserReport):
@@ -105,8 +116,8 @@ class Metrics:
 class _Now(Collector):
     """What the region is at one moment."""
 
-    def __init__(self, picture: RegionView, listeners: int) -> None:
-        self._picture, self._listeners = picture, listeners
+    def __init__(self, picture: RegionView, listeners: int, plan: PlanFigures | None) -> None:
+        self._picture, self._listeners, self._plan = picture, listeners, plan
 
     def collect(self) -> Iterator[GaugeMetricFamily | InfoMetricFamily]:
         seen = self._picture
@@ -143,6 +154,11 @@ class _Now(Collector):
                 delay.add_metric((f"{share:g}",), delays[min(len(delays) - 1, int(share * len(delays)))] / 1e3)
             yield delay
         yield GaugeMetricFamily("whimbrel_migrations_running", "Migrations that run.", len(seen.migrations))
+        if self._plan is not None:
+            yield GaugeMetricFamily("whimbrel_plan_seconds", "What the last plan took.", self._plan.took_ms / 1e3)
+            if self._plan.gap is not None:
+                far = "How far from optimal the last plan may be, of its profit."
+                yield GaugeMetricFamily("whimbrel_plan_gap_ratio", far, self._plan.gap)
         yield GaugeMetricFamily("whimbrel_listeners", "Who follows the events.", self._listeners)
 
 

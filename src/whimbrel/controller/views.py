@@ -7,6 +7,7 @@ import msgspec
 from whimbrel.model.decision import PlannerSetting
 from whimbrel.model.migration import MigrationRecord, Progress
 from whimbrel.model.node import Capabilities, PathStatus, Resources, Role, ServiceUse, SharedMount, Tier
+from whimbrel.model.placement import PlanFigures
 from whimbrel.model.service import ImageInfo, ServiceStatus
 from whimbrel.model.volume import VolumeInfo
 
@@ -77,8 +78,9 @@ class MigrationEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class PlannerView(msgspec.Struct, frozen=True, kw_only=True):
-    """`order`: what the setting comes to; `planners`: which there are, with one line each."""
+    """`order`: what the setting comes to; `planners`: which there are, with one line each; `last`: the last plan."""
 
     setting: PlannerSetting
     order: str
     planners: dict[str, str]
+    last: PlanFigures | None = None

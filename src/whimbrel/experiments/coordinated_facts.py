@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from statistics import fmean, median, pstdev
 
 import msgspec
@@ -53,12 +54,11 @@ def walk_of(workload: str, planner: str, events: Iterable[UserEvent], decisions:
             handovers.append(event)
     over = [one for one in decisions if one.state is not DecisionState.RUNNING]
     gaps = [Gap("handover", one.unix_s, one.interruption_ms / 1e3) for one in handovers]
-    gaps += [Gap("migration", one.began_migration_unix_s, one.measured.migration_ms / 1e3)
-             for one in over if one.measured is not None and one.began_migration_unix_s]  # fmt: skip
+    gaps += [gap for one in over if (gap := _migration_of(one)) is not None]
     return Walk(
         workload=workload,
         planner=planner,
-        requests=tuple(requests),
+        requests=tuple(sorted(requests, key=lambda one: one.sent_unix_s)),
         gaps=tuple(sorted(gaps, key=lambda gap: gap.begins_unix_s)),
         handovers=tuple(handovers),
         decisions=tuple(sorted(over, key=lambda one: one.made_unix_s)),
@@ -83,25 +83,76 @@ def delay_facts(walk: Walk) -> dict[str, float]:
 
 
 def downtime_facts(walk: Walk) -> list[dict[str, float]]:
-    """Figure 5: for each handover the time without service, whatever the cause; and what the client noticed of it."""
+    """Figure 5: for each handover the time without service, whatever the cause; and what the client noticed of it.
+
+    Every migration counts, whichever decision made it: with the handover that it was ordered with, else with the last
+    one before it. `migrated`: whether one came to its end at all; `with_migration` is the downtime of those handovers
+    only."""
     found = []
-    for handover in walk.handovers:
+    followed = _followed(walk)
+    for number, handover in enumerate(walk.handovers):
         mine = [one for one in walk.decisions if _belongs(one, handover)]
-        measured = next((one.measured for one in mine if one.measured is not None), None)
+        migrations = [gap for gap, of in followed if of == number]
+        own = Gap("handover", handover.unix_s, handover.interruption_ms / 1e3)
         facts = {
-            "downtime": measured.interruption_ms if measured is not None else handover.interruption_ms,
+            "downtime": _together_ms([own, *migrations]),
             "handover": handover.interruption_ms,
-            "migration": measured.migration_ms if measured is not None else 0.0,
+            "migration": sum(gap.lasts_s for gap in migrations) * 1e3,
+            "migrated": float(bool(migrations)),
         }
+        if migrations:
+            facts["with_migration"] = facts["downtime"]
         errors = [one.prediction_error for one in mine if one.prediction_error is not None]
         if errors:
             facts["first_error"] = errors[0] * 100
             if all(_migrations_of(server, walk, mine[0]) >= ENOUGH for server in (mine[0].server, mine[0].from_server)):
                 facts["prediction_error"] = errors[0] * 100
-        if (noticed := _noticed_ms(walk, handover)) is not None:
+        if (noticed := _noticed_ms(walk, handover, [own, *migrations])) is not None:
             facts["noticed"] = noticed
+            if migrations:
+                facts["noticed_with_migration"] = noticed
         found.append(facts)
     return found
+
+
+def walk_facts(walk: Walk) -> dict[str, float]:
+    """Figure 5 as the paper has it: the downtime of the whole walk, whatever belongs to what."""
+    return {
+        "walk_downtime": _together_ms(walk.gaps),
+        "handovers": float(len(walk.handovers)),
+        "migrations": float(sum(gap.kind == "migration" for gap in walk.gaps)),
+    }
+
+
+def _followed(walk: Walk) -> list[tuple[Gap, int]]:
+    """Each migration with the number of the handover that it counts with. Before the first one there is none to count
+    it with: the walk's sum has it."""
+    ordered = {one.order: number for number, one in enumerate(walk.handovers) if one.order}
+    found = []
+    for one in walk.decisions:
+        if (gap := _migration_of(one)) is None:
+            continue
+        before = [number for number, handover in enumerate(walk.handovers) if handover.unix_s <= gap.begins_unix_s]
+        number = ordered.get(one.id, before[-1] if before else None)
+        if number is not None:
+            found.append((gap, number))
+    return found
+
+
+def _migration_of(decision: Decision) -> Gap | None:
+    if decision.measured is None or not decision.began_migration_unix_s:
+        return None
+    return Gap("migration", decision.began_migration_unix_s, decision.measured.migration_ms / 1e3)
+
+
+def _together_ms(gaps: Iterable[Gap]) -> float:
+    """How long at least one of them lasts."""
+    whole_s, until_s = 0.0, float("-inf")
+    for gap in sorted(gaps, key=lambda one: one.begins_unix_s):
+        end_s = gap.begins_unix_s + gap.lasts_s
+        whole_s += max(0.0, end_s - max(gap.begins_unix_s, until_s))
+        until_s = max(until_s, end_s)
+    return round(whole_s * 1e3, 3)
 
 
 def _migrations_of(server: str, walk: Walk, before: Decision) -> int:
@@ -113,9 +164,9 @@ def _migrations_of(server: str, walk: Walk, before: Decision) -> int:
 def excerpt(walk: Walk, around: HandoverRecord) -> tuple[list[Request], list[Gap]]:
     """What Figure 6 shows: the requests and gaps around a handover, all that belongs to it."""
     begin, end = around.unix_s - MARGIN_S, around.unix_s + MARGIN_S
-    for one in walk.decisions:
-        if _belongs(one, around) and one.began_migration_unix_s:
-            begin, end = min(begin, one.began_migration_unix_s - 2), max(end, one.began_migration_unix_s + 2)
+    for gap, number in _followed(walk):
+        if walk.handovers[number] == around:
+            begin, end = min(begin, gap.begins_unix_s - 2), max(end, gap.begins_unix_s + gap.lasts_s + 2)
     return (
         [one for one in walk.requests if begin <= one.sent_unix_s <= end],
         [gap for gap in walk.gaps if begin <= gap.begins_unix_s <= end],
@@ -129,18 +180,25 @@ def _belongs(decision: Decision, handover: HandoverRecord) -> bool:
     return not handover.order and decision.base_station == handover.target and -1.0 <= follows_s <= 10.0
 
 
+def _met(gaps: Iterable[Gap], request: Request, lasts_s: float) -> bool:
+    begin, end = request.sent_unix_s, request.sent_unix_s + lasts_s
+    return any(begin < gap.begins_unix_s + gap.lasts_s and end > gap.begins_unix_s for gap in gaps)
+
+
 def _in_gap(walk: Walk, request: Request) -> bool:
     assert request.delay_ms is not None
-    begin, end = request.sent_unix_s, request.sent_unix_s + request.delay_ms / 1e3
-    return any(begin < gap.begins_unix_s + gap.lasts_s and end > gap.begins_unix_s for gap in walk.gaps)
+    return _met(walk.gaps, request, request.delay_ms / 1e3)
 
 
-def _noticed_ms(walk: Walk, handover: HandoverRecord) -> float | None:
+def _noticed_ms(walk: Walk, handover: HandoverRecord, mine: Sequence[Gap]) -> float | None:
     """By how much the requests that met the handover's gaps took longer than usual, all of them together: the client
-    sends one after the other, so this is how long it went without."""
-    requests, gaps = excerpt(walk, handover)
+    sends one after the other, so this is how long it went without. One that was never answered took until the next."""
+    requests, _ = excerpt(walk, handover)
     usual = [one.delay_ms for one in requests if one.delay_ms is not None and not _in_gap(walk, one)]
-    met = [one.delay_ms for one in requests if one.delay_ms is not None and _in_gap(walk, one)]
-    if not usual or not met or not gaps:
+    waits_s = [later.sent_unix_s - one.sent_unix_s if one.delay_ms is None else one.delay_ms / 1e3
+               for one, later in pairwise(requests)]  # fmt: skip
+    waits_s += [one.delay_ms / 1e3 for one in requests[-1:] if one.delay_ms is not None]
+    met = [wait_s for one, wait_s in zip(requests, waits_s, strict=False) if _met(mine, one, wait_s)]
+    if not usual or not met:
         return None
-    return sum(max(0.0, delay - median(usual)) for delay in met)
+    return sum(max(0.0, wait_s * 1e3 - median(usual)) for wait_s in met)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from whimbrel.controller.client import ControllerClient
-from whimbrel.experiments.coordinated_facts import Walk, delay_facts, downtime_facts, walk_of
+from whimbrel.experiments.coordinated_facts import Walk, delay_facts, downtime_facts, walk_facts, walk_of
 from whimbrel.experiments.model import Cell, Facts, Staged
 from whimbrel.experiments.site import Place
 from whimbrel.lab.commands import Report
@@ -69,9 +69,9 @@ def stage(place: Place, tell: Report, out: Path, *, quick: bool) -> Iterator[Sta
                 if cell.workload not in ready:
                     bring(controller, cell, image, edges, tell)
                     ready.add(cell.workload)
-                walk = walked(controller, status.controller, cell, image, Path(folder), QUICK if quick else WHOLE)
+                walk = walked(controller, status.controller, cell, image, Path(folder), length_of(cell, quick=quick))
                 (out / f"walk-{cell.workload}-{cell.strategy}.json").write_bytes(msgspec.json.encode(walk))
-                yield delay_facts(walk)
+                yield delay_facts(walk) | walk_facts(walk)
                 yield from downtime_facts(walk)
 
             yield measure
@@ -79,13 +79,24 @@ def stage(place: Place, tell: Report, out: Path, *, quick: bool) -> Iterator[Sta
 
 @dataclass(frozen=True)
 class Length:
-    """How long a walk is, and how much faster than the paper's the user goes."""
+    """How long a walk is at most, and how fast the user goes (0: as the paper's). It ends `after_s` after so many
+    decisions are over, if any number is named."""
 
     seconds: float
-    hurry: float
+    speed_m_per_s: float = 0.0
+    decisions: int = 0
+    after_s: float = 3.0
 
 
-WHOLE, QUICK = Length(1600.0, 1.0), Length(42.0, 1.5)
+WHOLE = Length(1600.0)
+
+
+def length_of(cell: Cell, *, quick: bool) -> Length:
+    """Quick: simple, which moves in seconds, meets a few handovers; the others, of which a minute's worth of memory
+    crosses the paper's links, one."""
+    if not quick:
+        return WHOLE
+    return Length(28.0, 1.5) if cell.workload == "simple" else Length(32.0, 1.5, decisions=1)
 
 
 def topology_text(prefix: str) -> str:
@@ -118,14 +129,14 @@ def walked(controller: ControllerClient, address: str, cell: Cell, image: Image,
     )  # fmt: skip
     topology, out = folder / f"{cell.workload}.toml", folder / "user.jsonl"
     lab = (folder / "topology.toml").read_text()
-    topology.write_text(lab.replace("speed_m_per_s = 0.5", f"speed_m_per_s = {gait.speed_m_per_s * length.hurry:g}"))
+    speed = length.speed_m_per_s or gait.speed_m_per_s
+    topology.write_text(lab.replace("speed_m_per_s = 0.5", f"speed_m_per_s = {speed:g}"))
     begin_unix_s = time.time()
     argv = [sys.executable, "-m", "whimbrel", "ue", "--topology", str(topology), "--user", USER, "--out", str(out)]
     argv += ["--application", cell.workload, "--report-to", address, "--decide", "network"]
     user = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            user.wait(length.seconds)
+        walk_on(user, controller, length, begin_unix_s)
         if user.returncode is not None:
             said = user.stderr.read().decode(errors="replace").strip() if user.stderr else ""
             raise StepFailed(f"the user ended before its walk did (exit code {user.returncode}): {said}")
@@ -144,6 +155,20 @@ def walked(controller: ControllerClient, address: str, cell: Cell, image: Image,
             controller.remove_user(USER)
     decisions = [one for one in controller.decisions(USER, 10_000) if one.made_unix_s >= begin_unix_s]
     return walk_of(cell.workload, cell.strategy, events(out), decisions)
+
+
+def walk_on(user: subprocess.Popen[bytes], controller: ControllerClient, length: Length, since_unix_s: float) -> None:
+    """Until the walk is long enough, or the user ends."""
+    end = time.monotonic() + length.seconds
+    while (left_s := end - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            user.wait(min(left_s, 1.0 if length.decisions else left_s))
+            return
+        made = controller.decisions(USER, 10) if length.decisions else []
+        ended = [one for one in made if one.made_unix_s >= since_unix_s and one.state is not DecisionState.RUNNING]
+        if length.decisions and len(ended) >= length.decisions:
+            controller.set_planner(paused=True)  # another handover would be waited for, with its memory
+            end = min(end, max(one.ended_unix_s for one in ended) - time.time() + length.after_s + time.monotonic())
 
 
 def until_settled(controller: ControllerClient) -> None:

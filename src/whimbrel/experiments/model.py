@@ -150,9 +150,10 @@ class Stage(Protocol):
 @dataclass(frozen=True)
 class Experiment:
     """`notes` hold for all figures. `baseline`: the strategy and mover that a cell is held against in the same run
-    (None: nothing); `baseline_label` says what that is. `runs`: repetitions of every cell. `image_size`: the size of
-    the images is wanted too, as the fact ``image_bytes`` of each sample. `stage`: cells are not migrations from here to
-    there but something else, which it measures in a lab of its own."""
+    (None: nothing); `baseline_label` says what that is. `quick_workloads` (none: all) and `quick_cells`: what is
+    left of it when it is to be quick. `runs`: repetitions of every cell. `image_size`: the size of the images is
+    wanted, as the fact ``image_bytes`` of each sample. `stage`: cells are not migrations from here to there but
+    something else, which it measures in a lab of its own."""
 
     name: str
     paper: str
@@ -163,6 +164,7 @@ class Experiment:
     runs: int = 10
     quick_runs: int = 2
     quick_workloads: tuple[str, ...] = ()
+    quick_cells: Callable[[Cell], bool] = lambda _: True
     image_size: bool = False
     baseline: Callable[[Cell], tuple[str, By] | None] = lambda _: None
     baseline_label: str = ""

@@ -69,7 +69,7 @@ def run(experiment: Experiment, options: Options, console: Console) -> dict[str,
 
 def _wanted(experiment: Experiment, options: Options) -> Callable[[Cell], bool]:
     few = experiment.quick_workloads if options.quick else ()
-    return lambda cell: not few or cell.name in few
+    return lambda cell: (not few or cell.name in few) and (not options.quick or experiment.quick_cells(cell))
 
 
 def _reduced(figure: Figure, wanted: Callable[[Cell], bool]) -> Figure:

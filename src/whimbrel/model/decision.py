@@ -28,7 +28,8 @@ class Times(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """One user's handover, migration, or both. `*_at_unix_s` is when each part was to begin (0: not at all), `began_*`
     when it did; `migration` is the id of the migration's record. `delay_ms`: the end-to-end delay that was expected of
-    it. `prediction_error`: |predicted - measured| / measured of T_mig, null where nothing was measured."""
+    it. `prediction_error`: |predicted - measured| / measured of T_mig, null where nothing was measured.
+    `plan_gap`: how far from optimal the plan may be that it is of (null: nothing is proven), `plan_by` what made it."""
 
     id: str
     user: str
@@ -52,6 +53,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     began_migration_unix_s: float = 0.0
     began_handover_unix_s: float = 0.0
     late_by_ms: float = 0.0
+    plan_gap: float | None = None
+    plan_by: str = ""
     migration: str = ""
     state: DecisionState = DecisionState.RUNNING
     error: str = ""

@@ -131,7 +131,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     `base_station` and `server` are b and s; "" for who is not attached, or whose service is not deployed yet.
     `task_bytes`
     is S_u, `tasks_per_s` how often it offloads one, `processing_ms` d_proc as measured at s (for a service that runs
-    nowhere yet: on a server of `reference_power`). `handover_ms` is T_ho.
+    nowhere yet: on a server of `reference_power`). `handover_ms` is T_ho. `violated`: its agreed delay is
+    not kept, so that anything better will do.
     """
 
     name: str
@@ -145,6 +146,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     reference_power: float = 1.0
     sizes: Sizes = Sizes()
     handover_ms: float = 500.0
+    violated: bool = False
 
     def __post_init__(self) -> None:
         whose = f"user {self.name}"

@@ -19,7 +19,8 @@ class Form(StrEnum):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """One migration's times, as they were reported: nothing is checked here (`plan.downtime.sift` does)."""
+    """One migration's times, as they were reported: nothing is checked here (`plan.downtime.sift` does).
+    `strategy` "": not known."""
 
     service: str
     source: str
@@ -30,6 +31,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     transfer_ms: float
     restore_ms: float
     form: Form = Form.FREEZE
+    strategy: str = ""
 
     @property
     def migration_ms(self) -> float:
@@ -59,3 +61,13 @@ class PredictionError(msgspec.Struct, frozen=True, kw_only=True):
     predictions: int
     median: float | None
     after_five: float | None
+
+
+class PredictionErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """Of all migrations that are remembered, of each strategy's and of each server's; `left_out`: what was not learnt
+    from, and why."""
+
+    whole: PredictionError
+    by_strategy: dict[str, PredictionError] = {}
+    by_server: dict[str, PredictionError] = {}
+    left_out: tuple[str, ...] = ()

@@ -3,6 +3,8 @@ not."""
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from whimbrel.model.numbers import check
@@ -15,6 +17,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     multiplies C of (2). `deadband`: another server must save at least this share of the present delay, so that noise
     moves nobody. `hysteresis_db`: another base station must be that much stronger (relative RSSI hysteresis, the
     paper's [16]), unless the present one falls below its floor. `horizon_s` 0 keeps everybody who can stay.
+    `overlaps`: a migration is hidden behind its handover, so that C is the longer of both; else C is their sum.
     """
 
     horizon_s: float = 30.0
@@ -22,6 +25,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     deadband: float = 0.1
     hysteresis_db: float = 4.0
     seed: int = 0
+    overlaps: bool = True
 
     def __post_init__(self) -> None:
         check("policy", "horizon_s", self.horizon_s, 0, 1e6)
@@ -44,7 +48,7 @@ class Delay(msgspec.Struct, frozen=True):
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """z_ub's' = 1: `base_station` is b', `server` s'. `gain_ms` is its part of G (1), `downtime_ms` its part of C (2):
-    max(`migration_ms`, T_ho). `from_server` is "" for a service that is to be deployed."""
+    max(`migration_ms`, T_ho), or their sum (`Policy.overlaps`). `from_server` is "" for a service to be deployed."""
 
     user: str
     base_station: str
@@ -92,6 +96,44 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def gap(self) -> float:
         """How far from optimal it may be, as a share of the profit; 0: proven optimal."""
         return relative_gap(self.profit_ms, self.bound_ms)
+
+
+class PlanFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan in figures. `gap` is how far from optimal it may be, as a share of its profit (0: proven optimal), null,
+    as `bound_ms`, where nothing is proven; `moves` counts handovers and migrations, `took_ms` the whole plan."""
+
+    planner: str
+    by: str
+    made_unix_s: float
+    took_ms: float
+    users: int
+    moves: int
+    left: int
+    left_at_least: int
+    gain_ms: float
+    cost_ms: float
+    profit_ms: float
+    bound_ms: float | None
+    gap: float | None
+
+
+def figures_of(plan: Plan, *, made_unix_s: float, took_ms: float) -> PlanFigures:
+    proven = math.isfinite(plan.bound_ms) and math.isfinite(plan.gap)
+    return PlanFigures(
+        planner=plan.planner,
+        by=plan.by,
+        made_unix_s=made_unix_s,
+        took_ms=round(took_ms, 3),
+        users=len(plan.assignments) + len(plan.left),
+        moves=sum(one.hands_over + one.migrates for one in plan.assignments),
+        left=len(plan.left),
+        left_at_least=plan.left_at_least,
+        gain_ms=plan.gain_ms,
+        cost_ms=plan.cost_ms,
+        profit_ms=plan.profit_ms,
+        bound_ms=plan.bound_ms if proven else None,
+        gap=plan.gap if proven else None,
+    )
 
 
 def relative_gap(profit_ms: float, bound_ms: float) -> float:

@@ -39,7 +39,8 @@ class DelayFigures(msgspec.Struct, frozen=True, kw_only=True):
 class HandoverForecast(msgspec.Struct, frozen=True, kw_only=True):
     """When, from now, the user will be handed over, and where to. `chance` (0..1) that it happens within `horizon_s`;
     of those cases, one in ten is earlier than `early_s`, half than `median_s`, nine in ten than `late_s`. `source`:
-    ``path`` where the path is known, else ``slope``."""
+    ``path`` where the path is known, else ``slope``. `levels_dbm`: what is expected to be heard of each base station at
+    `median_s`, the mean of all cases; one that is not named is taken to stay as it is."""
 
     target: str
     median_s: float
@@ -48,6 +49,7 @@ class HandoverForecast(msgspec.Struct, frozen=True, kw_only=True):
     chance: float
     horizon_s: float
     source: str
+    levels_dbm: dict[str, float] = {}
 
 
 class UserReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="report"):

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from statistics import median
+from statistics import median, mode
 
 import msgspec
 
 from whimbrel.model.edge import MOST_BPS, MOST_BYTES, MOST_MS, Sizes, Speed
-from whimbrel.model.history import Form, Measured, Predicted, PredictionError
+from whimbrel.model.history import Form, Measured, Predicted, PredictionError, PredictionErrors
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.numbers import wrong
 from whimbrel.plan.convergence import Limits
+from whimbrel.plan.strategies import AUTO
 
 ENOUGH = 5
+ALIKE = 3
+"""So many migrations of one strategy tell more than all strategies' together."""
 KEPT = 40
 """So many of a server's last migrations count: servers change."""
 SPREAD = 1.5
@@ -37,7 +40,8 @@ UNKNOWN = Speed(
 )
 """Before any migration: the fixed freeze that `plan.convergence` assumes."""
 FREEZE_ROUND_TRIPS = 3
-"""And so many round trips: the hold, the restore with its answer, the commit. What is learnt has them in it."""
+"""And so many round trips: the hold, the way there and back, the agreement. Pages cross beside the first and the last.
+What is learnt has them in it."""
 
 
 def sift(history: Sequence[Measured]) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
@@ -65,41 +69,54 @@ def sift(history: Sequence[Measured]) -> tuple[tuple[Measured, ...], tuple[str, 
 
 
 def learn(
-    history: Sequence[Measured], powers: Mapping[str, float], form: Form = Form.FREEZE
+    history: Sequence[Measured], powers: Mapping[str, float], form: Form = Form.FREEZE, strategy: str = ""
 ) -> tuple[tuple[Speed, ...], tuple[str, ...]]:
     """psi, rho and the fixed shares of every server in `powers` (C_s by name), and what was left out and why.
 
-    A server without migrations of its own gets the region's figures, and `UNKNOWN` if there is none at all.
+    Strategies freeze for different things: with a `strategy` its own migrations count, on this server or else in the
+    region, and all strategies' together only where there are not enough of them ("": all together). A server without
+    migrations of its own gets the region's figures, and `UNKNOWN` if there is none at all.
     """
     good, complaints = sift(history)
     good = tuple(one for one in good if one.form is form and one.source in powers and one.destination in powers)
+    return tuple(_speed(good, powers, form, strategy, server) for server in powers), complaints
 
-    def points(of: Sequence[Measured], *, restores: bool) -> list[tuple[float, float]]:
-        if restores:
-            return [(_restored_bytes(one.sizes, form) / powers[one.destination], one.restore_ms) for one in of]
-        return [(_checkpointed_bytes(one.sizes, form) / powers[one.source], one.checkpoint_ms) for one in of]
 
-    everywhere = [fit(points(good, restores=restores), fixed=form is Form.FREEZE) for restores in (False, True)]
-    speeds = []
-    for server in powers:
-        left = [one for one in good if one.source == server][-KEPT:]
-        came = [one for one in good if one.destination == server][-KEPT:]
-        checkpoint = fit(points(left, restores=False), fixed=form is Form.FREEZE) or everywhere[0]
-        restore = fit(points(came, restores=True), fixed=form is Form.FREEZE) or everywhere[1]
-        if checkpoint is None or restore is None:
-            speeds.append(msgspec.structs.replace(UNKNOWN, server=server))
-            continue
-        speeds.append(
-            Speed(
-                server=server,
-                checkpoint_fixed_ms=checkpoint[0],
-                psi=checkpoint[1],
-                restore_fixed_ms=restore[0],
-                rho=restore[1],
-                samples=min(len(left), len(came)),
-            )
-        )
-    return tuple(speeds), complaints
+def _speed(good: Sequence[Measured], powers: Mapping[str, float], form: Form, strategy: str, server: str) -> Speed:
+    checkpoint, left = _fitted(good, powers, form, strategy, server, restores=False)
+    restore, came = _fitted(good, powers, form, strategy, server, restores=True)
+    if checkpoint is None or restore is None:
+        return msgspec.structs.replace(UNKNOWN, server=server)
+    return Speed(
+        server=server,
+        checkpoint_fixed_ms=checkpoint[0],
+        psi=checkpoint[1],
+        restore_fixed_ms=restore[0],
+        rho=restore[1],
+        samples=min(left, came),
+    )
+
+
+def _fitted(
+    good: Sequence[Measured], powers: Mapping[str, float], form: Form, strategy: str, server: str, *, restores: bool
+) -> tuple[tuple[float, float] | None, int]:
+    """The nearest to the server and its strategy that is known, and how many migrations of the server are in it."""
+    own = [one for one in good if (one.destination if restores else one.source) == server]
+    alike = [one for one in good if one.strategy == strategy] if strategy else []
+    own_alike = [one for one in own if one.strategy == strategy] if strategy else []
+    choices = [own_alike if len(own_alike) >= ALIKE else [], alike if len(alike) >= ALIKE else [], own, list(good)]
+    for number, found in enumerate(choices):
+        last = found[-KEPT:]
+        if last:
+            points = [_point(one, powers, form, restores=restores) for one in last]
+            return fit(points, fixed=form is Form.FREEZE), len(last) if number in (0, 2) else 0
+    return None, 0
+
+
+def _point(one: Measured, powers: Mapping[str, float], form: Form, *, restores: bool) -> tuple[float, float]:
+    if restores:
+        return _restored_bytes(one.sizes, form) / powers[one.destination], one.restore_ms
+    return _checkpointed_bytes(one.sizes, form) / powers[one.source], one.checkpoint_ms
 
 
 def fit(points: Sequence[tuple[float, float]], *, fixed: bool) -> tuple[float, float] | None:
@@ -132,13 +149,14 @@ def predict(
     """T_pre-mig and T_mig of eq. (5), ms. `rtt_ms` between the two counts while nothing was learnt."""
     checkpoint_ms = source.checkpoint_fixed_ms + source.psi * _checkpointed_bytes(sizes, form) / source_power
     restore_ms = destination.restore_fixed_ms + destination.rho * _restored_bytes(sizes, form) / destination_power
+    transfer_ms = sizes.delta_bytes * 8e3 / bandwidth_bps
     if msgspec.structs.replace(destination, server="") == UNKNOWN:
-        restore_ms += FREEZE_ROUND_TRIPS * rtt_ms
+        restore_ms += FREEZE_ROUND_TRIPS * rtt_ms - min(transfer_ms, (FREEZE_ROUND_TRIPS - 1) * rtt_ms)
     return Predicted(
         # ours copies memory while the service runs, and needs no checkpoint for it
         pre_migration_ms=sizes.checkpoint_bytes * 8e3 / bandwidth_bps + (checkpoint_ms if form is Form.PAPER else 0.0),
         checkpoint_ms=checkpoint_ms,
-        transfer_ms=sizes.delta_bytes * 8e3 / bandwidth_bps,
+        transfer_ms=transfer_ms,
         restore_ms=restore_ms,
         samples=min(source.samples, destination.samples),
     )
@@ -148,25 +166,59 @@ def prediction_error(
     history: Sequence[Measured], powers: Mapping[str, float], form: Form = Form.FREEZE
 ) -> PredictionError:
     """Each migration of the history (oldest first) predicted from those before it, and held against what it took."""
-    good = [one for one in sift(history)[0] if one.form is form and {one.source, one.destination} <= set(powers)]
-    every, later = [], []
+    return _error([each for _, each in _errors(sift(history)[0], powers, form)])
+
+
+def prediction_errors(
+    history: Sequence[Measured], powers: Mapping[str, float], form: Form = Form.FREEZE
+) -> PredictionErrors:
+    """The same, and of each strategy and each server by itself."""
+    good, complaints = sift(history)
+    found = _errors(good, powers, form)
+    strategies = sorted({one.strategy for one, _ in found})
+    servers = sorted({name for one, _ in found for name in (one.source, one.destination)})
+    return PredictionErrors(
+        whole=_error([each for _, each in found]),
+        by_strategy={name: _error([each for one, each in found if one.strategy == name]) for name in strategies},
+        by_server={
+            name: _error([each for one, each in found if name in (one.source, one.destination)]) for name in servers
+        },
+        left_out=complaints,
+    )
+
+
+_Each = tuple[float, bool]
+"""An error, and whether both servers had five migrations before."""
+
+
+def _errors(history: Sequence[Measured], powers: Mapping[str, float], form: Form) -> list[tuple[Measured, _Each]]:
+    good = [one for one in history if one.form is form and {one.source, one.destination} <= set(powers)]
+    found = []
     for index in range(1, len(good)):
         one, before = good[index], good[:index]
-        speeds = {speed.server: speed for speed in learn(before, powers, form)[0]}
+        source, destination = (
+            _speed(before, powers, form, one.strategy, name) for name in (one.source, one.destination)
+        )
         predicted = predict(
             one.sizes,
-            speeds[one.source],
-            speeds[one.destination],
+            source,
+            destination,
             source_power=powers[one.source],
             destination_power=powers[one.destination],
             bandwidth_bps=one.bandwidth_bps,
             form=form,
         )
         error = abs(predicted.migration_ms - one.migration_ms) / one.migration_ms
-        every.append(error)
-        if all(sum(name in (past.source, past.destination) for past in before) >= ENOUGH
-               for name in (one.source, one.destination)):  # fmt: skip
-            later.append(error)
+        enough = all(
+            sum(name in (past.source, past.destination) for past in before) >= ENOUGH
+            for name in (one.source, one.destination)
+        )
+        found.append((one, (error, enough)))
+    return found
+
+
+def _error(each: Sequence[_Each]) -> PredictionError:
+    every, later = [error for error, _ in each], [error for error, enough in each if enough]
     return PredictionError(
         predictions=len(every), median=median(every) if every else None, after_five=median(later) if later else None
     )
@@ -202,7 +254,35 @@ def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_
         checkpoint_ms=checkpoint_ms,
         transfer_ms=transfer_ms,
         restore_ms=away_ms - checkpoint_ms - transfer_ms,
+        strategy=record.strategy,
     )
+
+
+def usual_strategy(records: Sequence[MigrationRecord], asked: str) -> str:
+    """The strategy that is to be learnt from where `asked` is asked for: what that came to mostly, lately; "" where
+    nobody knows. `records` oldest first."""
+    if asked != AUTO:
+        return asked
+    came_to = [one.strategy for one in records if one.asked == AUTO and one.outcome is Outcome.DONE][-LAST_MOVES:]
+    return mode(came_to) if came_to else ""
+
+
+LEAST_ROUND_BYTES = float(1 << 20)
+"""Less than that fits into buffers, and says nothing of a link."""
+LAST_MOVES = 10
+
+
+def carried_bps(records: Sequence[MigrationRecord]) -> dict[frozenset[str], float]:
+    """B_ss' as it was: what rounds carried between two nodes, of both ways the median of the last migrations. `records`
+    oldest first. A pair without a round of any size is not named."""
+    found: dict[frozenset[str], list[float]] = {}
+    for record in records:
+        rounds = [one for one in record.rounds if one.bytes_sent >= LEAST_ROUND_BYTES and one.duration_ms > 0]
+        if rounds and record.source != record.destination:
+            rate_bps = sum(one.bytes_sent for one in rounds) * 8e3 / sum(one.duration_ms for one in rounds)
+            if not wrong(rate_bps, 1.0, MOST_BPS):
+                found.setdefault(frozenset((record.source, record.destination)), []).append(rate_bps)
+    return {pair: median(rates[-LAST_MOVES:]) for pair, rates in found.items()}
 
 
 def _checkpointed_bytes(sizes: Sizes, form: Form) -> float:

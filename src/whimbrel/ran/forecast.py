@@ -155,6 +155,8 @@ def _play(
         return None
     targets = decided_s.argmin(axis=0)[happens]
     early_s, median_s, late_s = (float(np.quantile(first_s[happens], share)) for share in (0.1, 0.5, 0.9))
+    then = min(int(np.searchsorted(times.ahead_s, median_s)), len(times.ahead_s) - 1)
+    levels = {name: round(float(level[:, then].mean()), 2) for name, level in {**futures, state.serving: own}.items()}
     return HandoverForecast(
         target=others[int(np.bincount(targets).argmax())],
         median_s=round(median_s, 3),
@@ -163,6 +165,7 @@ def _play(
         chance=chance,
         horizon_s=times.horizon_s,
         source=source,
+        levels_dbm=levels,
     )
 
 

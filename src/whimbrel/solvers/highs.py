@@ -3,6 +3,7 @@ the same answers in the same time). It has no warm start there; `timed` does not
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from whimbrel.solvers.matrix import Program, answer, program
 
 NAME = "highs"
 INFEASIBLE = 2
+LEAST_S = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +53,30 @@ def restricted(problem: Problem, allowed: Flags, *, most_left: int | None, secon
     return Outcome(None if x is None else made.choice(x, problem.shape[0]), infeasible, -bound)
 
 
-def solver(*, seconds: float = 60.0, gap: float = 1e-4, by: Run = run, name: str = NAME) -> Callable[[Problem], Answer]:
+def solver(
+    *,
+    seconds: float = 60.0,
+    gap: float = 1e-4,
+    by: Run = run,
+    name: str = NAME,
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[Problem], Answer]:
     """The whole problem: everybody placed if that can be; else as few left as possible, and with that few the most
-    profit. `seconds` for each of these parts. Raises StepFailed when the time is up and there is no answer."""
+    profit. `seconds` for these parts together. Raises StepFailed when the time is up and there is no answer."""
 
     def solve(problem: Problem) -> Answer:
+        end_s = clock() + seconds
+
+        def left_s() -> float:
+            return max(LEAST_S, end_s - clock())
+
         everyone = problem.shape[0]
         if not everyone:
             return answer(problem, np.zeros(0, np.intp), 0.0, 0, name)
         most_left: int = 0
         if problem.options.any(axis=(1, 2)).all():
             made = program(problem, problem.options, most_left=0)
-            x, infeasible, bound = by(made, seconds, gap)
+            x, infeasible, bound = by(made, left_s(), gap)
             if x is not None:
                 return answer(problem, made.choice(x, everyone), -bound, 0, name)
             if not infeasible:
@@ -70,14 +84,15 @@ def solver(*, seconds: float = 60.0, gap: float = 1e-4, by: Run = run, name: str
                     f"{name} found no answer within {seconds:g} s: give it more time, or use the timed solver"
                 )
         made = program(problem, problem.options, most_left=None, count_left=True)
-        x, _, bound = by(made, seconds, 0.0)
+        # half of what is left: the profit is to have its part, too
+        x, _, bound = by(made, left_s() / 2, 0.0)
         if x is None:
             raise StepFailed(f"{name} found no answer within {seconds:g} s: give it more time, or use the timed solver")
         fewest = made.choice(x, everyone)
         most_left = int((fewest < 0).sum())
         at_least = int(np.ceil(bound - 1e-6))
         made = program(problem, problem.options, most_left=most_left)
-        x, _, bound = by(made, seconds, gap)
+        x, _, bound = by(made, left_s(), gap)
         choice = fewest if x is None else made.choice(x, everyone)
         return answer(problem, choice, -bound, max(0, at_least), name)
 

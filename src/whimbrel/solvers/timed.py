@@ -29,11 +29,20 @@ SAFE_SHARE = 0.85
 NAME = "timed"
 
 
-def within(seconds: float, *, gap: float = 1e-3, clock: Callable[[], float] = time.monotonic) -> Solve:
-    """A solver that answers within about `seconds`; earlier, once `gap` is proven."""
+def within(
+    seconds: float,
+    *,
+    gap: float = 1e-3,
+    clock: Callable[[], float] = time.monotonic,
+    began_s: float | None = None,
+) -> Solve:
+    """A solver that answers within about `seconds`; earlier, once `gap` is proven. They count from `began_s` of the
+    clock (None: from when it gets the problem): making a problem of an observation takes its time, too."""
 
     def solve(problem: Problem) -> Answer:
-        return _solve(problem, clock() + seconds, seconds, gap, clock)
+        now_s = clock()
+        end_s = (now_s if began_s is None else began_s) + seconds
+        return _solve(problem, end_s, max(0.0, end_s - now_s), gap, clock)
 
     return solve
 
@@ -46,22 +55,26 @@ def _solve(problem: Problem, end_s: float, seconds: float, gap: float, clock: Ca
     for step in steps_of(problem):
         now_s = clock()
         slowest_s, before_s = max(slowest_s, now_s - before_s), now_s
-        if _proven(step.answer, gap) or now_s + slowest_s > search_until_s:
+        if proven(step.answer, gap) or now_s + slowest_s > search_until_s:
             break
     assert step is not None
     answer = step.answer
-    stop_s = end_s - (1 - SAFE_SHARE) * seconds
-    if answer.left and small and not _proven(answer, gap) and clock() < stop_s:
-        answer = _better(answer, _whole(problem, stop_s - clock(), gap))
+    # what was slow before is slow again: a machine under load keeps its deadline, too
+    stop_s = end_s - max((1 - SAFE_SHARE) * seconds, slowest_s)
+    if answer.left and small and not proven(answer, gap) and clock() < stop_s:
+        answer = better(answer, _whole(problem, stop_s - clock(), gap))
     # ever more options, the last time all of a small problem's; what was found before is always among them
     for extra, share in ((EXTRA, 0.5), (problem.options.size if small else 2 * EXTRA, 1.0)):
-        left_s = (stop_s - clock()) * share
-        if _proven(answer, gap) or left_s < 0.05 * seconds:
+        began_s = clock()
+        left_s = (stop_s - began_s) * share
+        if proven(answer, gap) or left_s < 0.05 * seconds:
             break
         allowed = core(problem, step.prices, answer.choice, extra)
         found = highs.restricted(problem, allowed, most_left=answer.left, seconds=left_s, gap=gap / 2)
         if bool((allowed == problem.options).all()):
             answer = replace(answer, bound=max(answer.profit, min(answer.bound, found.bound)))
+        over_s = clock() - (began_s + left_s)
+        stop_s -= max(0.0, over_s)  # by so much HiGHS was late, and may be again
         answer = _polished(problem, answer, found.choice, exchanges=clock() + slowest_s < end_s)
     return answer
 
@@ -93,13 +106,12 @@ def core(problem: Problem, prices: Prices, choice: Indices, extra: int) -> Flags
 
 def _whole(problem: Problem, seconds: float, gap: float) -> Answer | None:
     try:
-        # in up to three parts, each of which may take the time
-        return highs.solver(seconds=seconds / 3, gap=gap / 2)(problem)
+        return highs.solver(seconds=seconds, gap=gap / 2)(problem)
     except StepFailed:
         return None
 
 
-def _better(one: Answer, other: Answer | None) -> Answer:
+def better(one: Answer, other: Answer | None) -> Answer:
     """The one that leaves fewer, then the one with more profit; what either has proven holds for it."""
     if other is None:
         return one
@@ -110,6 +122,6 @@ def _better(one: Answer, other: Answer | None) -> Answer:
     return Answer(first.choice, first.profit, max(bound, first.profit), at_least, first.by)
 
 
-def _proven(answer: Answer, gap: float) -> bool:
+def proven(answer: Answer, gap: float) -> bool:
     fewest = answer.left <= answer.left_at_least
     return fewest and answer.bound - answer.profit <= gap * abs(answer.profit) + 1e-3

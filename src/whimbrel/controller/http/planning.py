@@ -28,6 +28,7 @@ from whimbrel.model.application import Application, Session
 from whimbrel.model.decision import Decision, PlannerSetting, UserStatus
 from whimbrel.model.edge import Observation
 from whimbrel.model.errors import BadInput, Conflict, Unreachable
+from whimbrel.model.history import PredictionErrors
 from whimbrel.model.radio import Orders, UserEvent
 from whimbrel.plan.planners import known
 
@@ -130,7 +131,7 @@ def _application_routes(planning: Planning) -> APIRouter:
     @router.post("/applications", **answers(Application, 201, "It is offered", errors=DATABASE))
     async def offer(body: ApplicationBody) -> Response:
         """Offer an application, or change one (201)."""
-        return answer_json(await planning.deployment.offer(Application(**body.model_dump())), 201)
+        return answer_json(await planning.offer(Application(**body.model_dump())), 201)
 
     @router.delete("/applications/{name}", **answers(None, 204, errors=(404, 409, *DATABASE)))
     async def withdraw(name: str) -> Response:
@@ -150,6 +151,7 @@ def _planner_routes(planning: Planning) -> APIRouter:
             setting=setting,
             order=planning.order_of(known()[setting.planner]).value,
             planners={planner.name: planner.summary for planner in known().values()},
+            last=planning.last_plan,
         )
 
     @router.get("/planner", **answers(PlannerView))
@@ -164,6 +166,11 @@ def _planner_routes(planning: Planning) -> APIRouter:
         before: PlannerSetting = planning.setting
         await planning.set(msgspec.structs.replace(before, **changed))
         return answer_json(view())
+
+    @router.get("/planner/errors", **answers(PredictionErrors, errors=DATABASE))
+    async def errors() -> Response:
+        """How far predictions of T_mig were off: each migration that is remembered, from those before it."""
+        return answer_json(await planning.prediction_errors())
 
     @router.get("/observation", **answers(Observation, errors=(*AGENTS, 503)))
     async def observation() -> Response:

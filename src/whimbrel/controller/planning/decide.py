@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from whimbrel.controller.planning.due import Due
 from whimbrel.model.application import Session
 from whimbrel.model.decision import Decision, Times
-from whimbrel.model.placement import Assignment
+from whimbrel.model.placement import Assignment, PlanFigures
 from whimbrel.plan.timing import Durations, Order, Timing, trigger
 
 NOTICE_S = 0.6
@@ -17,7 +17,8 @@ NOTICE_S = 0.6
 @dataclass(frozen=True)
 class Wish:
     """What a plan wants of one user: `serving` is where it is, `preparation_ms` what a migration needs beside the
-    memory's transfer before its freeze."""
+    memory's transfer before its freeze. `due` None: the radio wants nothing, and a handover is the planner's own wish,
+    which can wait for `patience_s`."""
 
     session: Session
     assignment: Assignment
@@ -25,6 +26,7 @@ class Wish:
     due: Due | None
     preparation_ms: float
     handover_ms: float
+    patience_s: float = 0.0
 
     @property
     def hands_over(self) -> bool:
@@ -34,6 +36,11 @@ class Wish:
     @property
     def migrates(self) -> bool:
         return self.assignment.migrates
+
+    @property
+    def latest_s(self) -> float:
+        """Until when, from now, the handover can wait for the memory."""
+        return self.due.latest_s if self.due is not None else self.patience_s
 
     @property
     def durations(self) -> Durations:
@@ -53,7 +60,7 @@ def timing_of(wish: Wish, order: Order, now_s: float) -> Timing:
         wish.durations,
         handover_at_s=now_s + (due.in_s if due is not None else 0.0),
         now_s=now_s,
-        latest_handover_s=now_s + due.latest_s if due is not None else None,
+        latest_handover_s=now_s + wish.latest_s if wish.hands_over else None,
         notice_s=NOTICE_S,
     )
 
@@ -65,8 +72,10 @@ def begins_at_s(wish: Wish, timing: Timing) -> float:
     return min(times)
 
 
-def decision_of(wish: Wish, timing: Timing, *, decision_id: str, planner: str, now_unix_s: float) -> Decision:
-    """`timing` on the wall clock."""
+def decision_of(
+    wish: Wish, timing: Timing, *, decision_id: str, planner: str, now_unix_s: float, plan: PlanFigures | None = None
+) -> Decision:
+    """`timing` on the wall clock; `plan`: what it is of."""
     one, durations = wish.assignment, wish.durations
     came = bool(one.from_base_station) and one.base_station != one.from_base_station
     return Decision(
@@ -92,6 +101,8 @@ def decision_of(wish: Wish, timing: Timing, *, decision_id: str, planner: str, n
         migration_at_unix_s=timing.migration_at_s if wish.migrates else 0.0,
         handover_at_unix_s=timing.handover_at_s if wish.hands_over else 0.0,
         late_by_ms=round(timing.late_by_s * 1e3, 3),
+        plan_gap=plan.gap if plan is not None else None,
+        plan_by=plan.by if plan is not None else "",
     )
 
 

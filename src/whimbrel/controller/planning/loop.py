@@ -18,8 +18,18 @@ from whimbrel.controller.planning.book import PlanBook
 from whimbrel.controller.planning.complaints import Complaints
 from whimbrel.controller.planning.decide import Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.deploy import Deployment
-from whimbrel.controller.planning.due import due_of
-from whimbrel.controller.planning.monitor import SLA_REPORTS, Person, Region, observe, region_of, violates
+from whimbrel.controller.planning.due import due_of, patience_s
+from whimbrel.controller.planning.foresee import Foresight
+from whimbrel.controller.planning.monitor import (
+    MOST_USERS,
+    SLA_REPORTS,
+    Person,
+    Region,
+    check_demand,
+    observe,
+    region_of,
+    violates,
+)  # fmt: skip
 from whimbrel.controller.planning.moves import Moves, failed
 from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lag_s, start_lag_s
 from whimbrel.controller.planning.probes import Probes
@@ -31,14 +41,15 @@ from whimbrel.controller.services import Services
 from whimbrel.controller.views import NodeView
 from whimbrel.model.application import Application, Session, SessionState
 from whimbrel.model.decision import Decision, PlannerSetting, UserStatus
-from whimbrel.model.edge import Amounts, Observation, Speed
+from whimbrel.model.edge import Amounts, BaseStation, Observation, Speed
 from whimbrel.model.errors import Refused, WhimbrelError
+from whimbrel.model.history import Measured, PredictionErrors
 from whimbrel.model.migration import MigrationRecord
-from whimbrel.model.placement import Plan
-from whimbrel.model.radio import Orders, UserEvent
+from whimbrel.model.placement import Plan, PlanFigures, figures_of
+from whimbrel.model.radio import Orders, UserEvent, UserReport
 from whimbrel.model.service import ServiceState, ServiceStatus
 from whimbrel.plan.ahead import preparation_of
-from whimbrel.plan.downtime import learn, measured_of
+from whimbrel.plan.downtime import carried_bps, learn, measured_of, prediction_errors, usual_strategy
 from whimbrel.plan.placement.problem import Solve
 from whimbrel.plan.planners import Planner, planner_of
 from whimbrel.plan.timing import Order
@@ -46,7 +57,6 @@ from whimbrel.plan.timing import Order
 WATCH_S = 2.0
 """Nodes and services are asked so often: round trips and capacity change slowly, and every answer costs the agents."""
 LEAST_BETWEEN_S = 0.1
-SOLVE_S = 0.8
 HISTORY = 400
 RETRY_S = 10.0
 MOST_RETRY_S = 300.0
@@ -79,11 +89,17 @@ class Planning:
         self.moves = Moves(migrations, self.users, self.handovers, book, self._over)
         self.setting = config.setting
         self._stations = {station.name: station for station in config.base_stations}
+        self._foresight = Foresight(self._station)
         self._sight = Sight()
         self._records: tuple[MigrationRecord, ...] = ()
         self._speeds: tuple[Speed, ...] = ()
+        self._history: list[Measured] = []
+        self._powers: dict[str, float] = {}
+        self._carried: dict[frozenset[str], float] = {}
         self._start_lag_s = USUAL_START_S
         self._failures: dict[str, tuple[int, float]] = {}  # by user: how many on end, and when there may be another
+        self._own_wish: dict[str, str] = {}  # by user: the last decision that the radio had not asked for
+        self.last_plan: PlanFigures | None = None
         self._problems: dict[str, str] = {}
         self._complaints = Complaints(self._complain)
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,7 +129,14 @@ class Planning:
     def take(self, user: str, event: UserEvent) -> Orders:
         """An event that a user tells; the answer is what it is to do. Raises BadInput."""
         self.users.take(user, event)
+        self._agreed(event)
         return self.handovers.answer(user)
+
+    async def offer(self, application: Application) -> Application:
+        """See `Deployment.offer`. Raises BadInput for one whose service no server could carry, though it were empty."""
+        await self._safely("the monitor", self.look())
+        check_demand(region_of(self._sight.nodes, self._stations), application)
+        return await self.deployment.offer(application)
 
     async def discover(self, user: str, application: str) -> Session:
         """See `Deployment.discover`."""
@@ -126,7 +149,23 @@ class Planning:
             listener(text, facts)
 
     def _take(self, event: UserEvent) -> None:
+        if isinstance(event, UserReport):
+            event = self._foresight.seen(event, time.monotonic())
         self.users.take(event.user, event)
+        self._agreed(event)
+
+    def _agreed(self, event: UserEvent) -> None:
+        """The SLA check, of each report that tells of a delay. A new violation is a reason to plan at once."""
+        session, state = self.deployment.sessions.get(event.user), self.users.get(event.user)
+        application = self.deployment.applications.get(session.application) if session is not None else None
+        if isinstance(event, UserReport) and event.delay is not None and state is not None and application is not None:
+            before = state.over_limit
+            self._check_sla(state, application)
+            if before < SLA_REPORTS <= state.over_limit:
+                self._wake.set()
+
+    def _station(self, name: str) -> BaseStation:
+        return self._stations.get(name) or BaseStation(name=name, max_users=MOST_USERS)
 
     def statuses(self) -> list[UserStatus]:
         """All users, those with a service first, by name."""
@@ -179,6 +218,11 @@ class Planning:
         await self.look()
         return self._observe(planner_of(self.setting.planner), self._people(planner_of(self.setting.planner)))
 
+    async def prediction_errors(self) -> PredictionErrors:
+        """How far predictions of T_mig were off: each migration that is remembered, from those before it."""
+        await self.look()
+        return await asyncio.to_thread(prediction_errors, self._history, self._powers)
+
     async def plan(self) -> Plan | None:
         """What the planner would do now."""
         seen = await self.observation()
@@ -217,10 +261,15 @@ class Planning:
             records = await self._migrations.newest(HISTORY)
             self._sight = Sight(tuple(views), listed.services, listed.unreachable)
             self._records = tuple(reversed(records))
+            self._carried = carried_bps(self._records)
             powers = {node.name: node.resources.computing_power for node in views
                       if node.resources is not None and node.resources.computing_power > 0}  # fmt: skip
-            history = [one for record in self._records if (one := measured_of(record)) is not None]
-            self._speeds, complaints = await asyncio.to_thread(learn, history, powers)
+            self._powers, self._history = (
+                powers,
+                [one for record in self._records if (one := measured_of(record)) is not None],
+            )
+            strategy = usual_strategy(self._records, self.setting.strategy)
+            self._speeds, complaints = await asyncio.to_thread(learn, self._history, powers, strategy=strategy)
             for text in complaints:
                 self._complaints.tell(("history", text), text)
             past = list(reversed(await asyncio.to_thread(self._book.decisions, KEPT)))
@@ -230,8 +279,11 @@ class Planning:
         planner = planner_of(self.setting.planner)
         people = self._people(planner)
         for person in people:
-            if person.going is not None:
-                await self.moves.reconsider(person.session.user, self._due(person.session.user, ahead=True))
+            user = person.session.user
+            move = self.moves.running.get(user)
+            # what no forecast set off is not undone for want of one
+            if person.going is not None and move is not None and self._own_wish.get(user) != move.decision.id:
+                await self.moves.reconsider(user, self._due(user, ahead=True))
         if self.setting.paused or not any(person.going is None for person in people):
             return
         seen = self._observe(planner, people)
@@ -254,6 +306,7 @@ class Planning:
                     due=due,
                     preparation_ms=self._preparation_ms(seen, one.from_server, one.server) if one.migrates else 0.0,
                     handover_ms=person.handover_ms,
+                    patience_s=patience_s(person.report),
                 )
                 await self._decide(planner, wish)
 
@@ -269,9 +322,12 @@ class Planning:
         timing = timing_of(wish, self.order_of(planner), now_s)
         if begins_at_s(wish, timing) > now_s + self._config.every_s + LEAST_BETWEEN_S:
             return  # there is time: a later plan knows more
-        decision = decision_of(wish, timing, decision_id=new_id(now_s), planner=planner.name, now_unix_s=now_s)
-        latest_s = now_s + (wish.due.latest_s if wish.due is not None else 0.0)
-        await self.moves.begin(decision, strategy=self.setting.strategy, latest_handover_unix_s=latest_s)
+        decision = decision_of(
+            wish, timing, decision_id=new_id(now_s), planner=planner.name, now_unix_s=now_s, plan=self.last_plan
+        )
+        if wish.due is None:
+            self._own_wish[user] = decision.id
+        await self.moves.begin(decision, strategy=self.setting.strategy, latest_handover_unix_s=now_s + wish.latest_s)
 
     async def _over(self, decision: Decision) -> None:
         """A decision was carried out, or was not."""
@@ -281,6 +337,7 @@ class Planning:
         else:
             self._failures.pop(decision.user, None)
         await self._safely("the monitor", self.look())
+        self._own_wish.pop(decision.user, None)
         session = self.deployment.sessions.get(decision.user)
         if session is not None:
             await self._safely("the database", self._placed(session, decision.base_station))
@@ -305,7 +362,6 @@ class Planning:
             application = self.deployment.applications.get(session.application) if session is not None else None
             if session is None or application is None or session.state is not SessionState.READY:
                 continue
-            self._check_sla(state, application)
             status = services.get(session.service)
             move = self.moves.running.get(user)
             if status is None or (move is None and status.state is not ServiceState.RUNNING):
@@ -334,7 +390,10 @@ class Planning:
             processing_ms=sum(processing) / len(processing) if processing else None,
             tasks_per_s=state.tasks_per_s(time.monotonic()),
             handover_ms=state.handover_ms,
-        )
+            moved_bytes=max((float(one.image_bytes + one.file_bytes) for one in self._records
+                             if one.service == session.service), default=0.0),
+            violated=state.over_limit >= SLA_REPORTS,
+        )  # fmt: skip
 
     def _observe(self, planner: Planner, people: Sequence[Person]) -> Observation | None:
         seen, left = observe(self._region(people), people, self._speeds, time.time())
@@ -355,7 +414,11 @@ class Planning:
                 application = self.deployment.applications.get(session.application) if session is not None else None
                 measured = Amounts(cpus=max(0.0, use.cpus_used), memory_bytes=float(max(0, use.memory_bytes)))
                 others.append((node.name, application.demand if application is not None else measured))
-        return region_of(self._sight.nodes, self._stations, others)
+        held: dict[str, float] = {}
+        for person in people:
+            if person.server and person.going is None:
+                held[person.server] = held.get(person.server, 0.0) + person.storage_bytes
+        return region_of(self._sight.nodes, self._stations, others, self._carried, held)
 
     async def _place(self, session: Session, application: Application) -> tuple[str, str]:
         """See `deploy.Place`. Raises Refused."""
@@ -378,12 +441,23 @@ class Planning:
 
     async def _solve(self, planner: Planner, seen: Observation) -> Plan:
         def work() -> Plan:
-            from whimbrel.solvers.timed import within  # here: SciPy would keep every start of a controller waiting
+            from whimbrel.solvers.chosen import within  # here: SciPy would keep every start of a controller waiting
 
-            solve: Solve = within(SOLVE_S)
-            return planner.plan(seen, self._config.policy, solve)
+            solve: Solve = within(self._config.solver, self._config.solve_s, began_s=begun_s)
+            return planner.plan(seen, policy, solve)
 
-        return await asyncio.to_thread(work)
+        begun_s = time.monotonic()
+        overlaps = self.order_of(planner) is Order.COORDINATED
+        policy = msgspec.structs.replace(self._config.policy, overlaps=overlaps)
+        plan = await asyncio.to_thread(work)
+        took_ms = (time.monotonic() - begun_s) * 1e3
+        self.last_plan = figures = figures_of(plan, made_unix_s=time.time(), took_ms=took_ms)
+        tell = log.info if figures.moves else log.debug
+        tell(
+            "planned", planner=figures.planner, by=figures.by, users=figures.users, moves=figures.moves,
+            left=figures.left, gap=figures.gap, took_ms=figures.took_ms,
+        )  # fmt: skip
+        return plan
 
     def _due(self, user: str, *, ahead: bool) -> Any:
         state = self.users.get(user)

@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
 
 from whimbrel.controller.planning.due import Due
 from whimbrel.controller.views import NodeView
@@ -25,14 +29,17 @@ from whimbrel.model.edge import (
     Sizes,
     Speed,
     User,
+    check_capacity,
 )
 from whimbrel.model.errors import BadInput
 from whimbrel.model.node import Role, Tier
 from whimbrel.model.numbers import wrong
 from whimbrel.model.radio import UserReport
 
-UNKNOWN_RATE_BPS = 10e9
-"""Of a path that no configuration names a rate of: a local network's."""
+UNKNOWN_RATE_BPS = 1e9
+"""Of a path that no configuration names a rate of, before anything has moved over it. Were it too high, the first
+handover would wait for the memory; were it too low, the first migration would begin too soon, and nothing else."""
+EMPTY: Mapping[Any, float] = MappingProxyType({})
 UNKNOWN_DELTA_BYTES = float(1 << 20)
 """Before a service has moved: what `plan.convergence` calls small."""
 MOST_USERS = 1000
@@ -44,7 +51,8 @@ SLA_REPORTS = 3
 @dataclass(frozen=True)
 class Person:
     """A user with a service, or one that wants one (`server` ""). `going`: base station and server that it is on its
-    way to: it is counted there, and not planned for. The rest is what was measured, None where nothing was."""
+    way to: it is counted there, and not planned for. The rest is what was measured, None where nothing was;
+    `moved_bytes`: of image and files that crossed with its service, at most."""
 
     session: Session
     application: Application
@@ -57,6 +65,13 @@ class Person:
     processing_ms: float | None = None
     tasks_per_s: float | None = None
     handover_ms: float = 500.0
+    moved_bytes: float = 0.0
+    violated: bool = False
+
+    @property
+    def storage_bytes(self) -> float:
+        """What its service takes of a server's disk."""
+        return max(self.application.storage_bytes, self.moved_bytes)
 
 
 @dataclass(frozen=True)
@@ -69,18 +84,28 @@ class Region:
 
 
 def region_of(
-    nodes: Sequence[NodeView], stations: Mapping[str, BaseStation], others: Iterable[tuple[str, Amounts]] = ()
+    nodes: Sequence[NodeView],
+    stations: Mapping[str, BaseStation],
+    others: Iterable[tuple[str, Amounts]] = (),
+    carried: Mapping[frozenset[str], float] = EMPTY,
+    held: Mapping[str, float] = EMPTY,
 ) -> Region:
     """Servers, base stations and links of the nodes that answer. `stations`: how base stations are set up, by the
-    gateway's name; `others`: (server, amounts) that are taken by what is not planned for."""
+    gateway's name; `others`: (server, amounts) that are taken by what is not planned for, its storage left out: that
+    is not free any more; `carried`: bit/s that migrations got between two nodes; `held`: bytes of a server's storage
+    that services hold that are planned for, and would be free without them."""
     up = [node for node in nodes if node.up and node.resources is not None]
     powers = [node.resources.computing_power for node in up if node.resources and node.resources.computing_power > 0]
     usual_power = median(powers) if powers else 1.0
     taken: dict[str, list[Amounts]] = {}
     for server, amounts in others:
         taken.setdefault(server, []).append(amounts)
-    servers = [_server(node, usual_power, taken.get(node.name, ())) for node in up if node.role is Role.EDGE]
-    links = _links(up)
+    servers = [
+        _server(node, usual_power, taken.get(node.name, ()), held.get(node.name, 0.0))
+        for node in up
+        if node.role is Role.EDGE
+    ]
+    links = _links(up, carried)
     reached = {end for link in links for end in (link.a, link.b)}
     gateways = [node.name for node in up if node.role is Role.GATEWAY and node.name in reached]
     return Region(
@@ -129,25 +154,39 @@ def observe(
     )
 
 
+def check_demand(region: Region, application: Application) -> None:
+    """Raises BadInput for an application whose service no server could carry, though it were empty. Where nobody
+    answers nothing is said."""
+    if not region.servers or not region.base_stations:
+        return
+    users = (User(name="anybody", demand=application.demand),)
+    try:
+        check_capacity(
+            Observation(servers=region.servers, base_stations=region.base_stations, links=region.links, users=users)
+        )
+    except BadInput as error:
+        raise BadInput(f"application {application.name}: {error}") from None
+
+
 def violates(delay_ms: float | None, most_ms: float) -> bool:
     """The SLA check: more delay than was agreed (0: nothing was)."""
     return most_ms > 0 and delay_ms is not None and delay_ms > most_ms
 
 
-def _server(node: NodeView, usual_power: float, taken: Iterable[Amounts]) -> Server:
+def _server(node: NodeView, usual_power: float, taken: Iterable[Amounts], held_bytes: float) -> Server:
     resources = node.resources
     assert resources is not None
     capacity = Amounts(
         cpus=resources.cpu_capacity or float(resources.cpus),
         memory_bytes=float(resources.memory_capacity_bytes or resources.memory_total_bytes),
-        storage_bytes=float(resources.disk_total_bytes or resources.disk_available_bytes),
+        storage_bytes=resources.disk_available_bytes + held_bytes,
         network_bps=resources.network_capacity_bps or MOST_BPS,
     )
     for one in taken:
         capacity = Amounts(
             cpus=max(0.0, capacity.cpus - one.cpus),
             memory_bytes=max(0.0, capacity.memory_bytes - one.memory_bytes),
-            storage_bytes=max(0.0, capacity.storage_bytes - one.storage_bytes),
+            storage_bytes=capacity.storage_bytes,
             network_bps=max(0.0, capacity.network_bps - one.network_bps),
         )
     return Server(
@@ -158,8 +197,9 @@ def _server(node: NodeView, usual_power: float, taken: Iterable[Amounts]) -> Ser
     )
 
 
-def _links(nodes: Sequence[NodeView]) -> tuple[Link, ...]:
-    """Both ends measure a path; what either of them knows counts."""
+def _links(nodes: Sequence[NodeView], carried: Mapping[frozenset[str], float]) -> tuple[Link, ...]:
+    """Both ends measure a path; what either of them knows counts. A rate is what the configuration says, or less where
+    migrations got less."""
     roles = {node.name: node.role for node in nodes}
     trips: dict[frozenset[str], list[float]] = {}
     rates: dict[frozenset[str], list[float]] = {}
@@ -178,7 +218,8 @@ def _links(nodes: Sequence[NodeView]) -> tuple[Link, ...]:
     for pair, measured in trips.items():
         # a base station first, as B_bs and RTT_bs have it
         a, b = sorted(pair, key=lambda name: (roles[name] is Role.EDGE, name))
-        rate_bps = min(rates.get(pair, [UNKNOWN_RATE_BPS]))
+        seen_bps = carried.get(pair)
+        rate_bps = min([*rates.get(pair, []), seen_bps]) if seen_bps else min(rates.get(pair, [UNKNOWN_RATE_BPS]))
         links.append(Link(a=a, b=b, bandwidth_bps=rate_bps, rtt_ms=min(measured)))
     return tuple(sorted(links, key=lambda link: (link.a, link.b)))
 
@@ -190,7 +231,7 @@ def _user(person: Person, stations: set[str], servers: set[str], power: float) -
     server = going[1] if going is not None and going[1] in servers else person.server
     return User(
         name=person.session.user,
-        demand=application.demand,
+        demand=msgspec.structs.replace(application.demand, storage_bytes=person.storage_bytes),
         signals=signals,
         base_station=base_station,
         server=server,
@@ -203,6 +244,7 @@ def _user(person: Person, stations: set[str], servers: set[str], power: float) -
             delta_bytes=UNKNOWN_DELTA_BYTES if person.delta_bytes is None else person.delta_bytes,
         ),
         handover_ms=person.handover_ms,
+        violated=person.violated,
     )
 
 
@@ -220,11 +262,12 @@ def _radio(person: Person, stations: set[str]) -> tuple[str, tuple[Signal, ...]]
         if placed_for in stations and placed_for != report.serving:
             return placed_for, (Signal(report.serving, heard[report.serving]),)
         return report.serving, tuple(Signal(name, level) for name, level in heard.items())
-    least_dbm = heard.get(due.target, max(heard.values())) - ABOUT_AS_GOOD_DB
+    then = {name: due.levels_dbm.get(name, level) for name, level in heard.items()}
+    least_dbm = then.get(due.target, max(then.values())) - ABOUT_AS_GOOD_DB
     signals = [Signal(report.serving, heard[report.serving], LEAST_DBM)]
     signals += [
-        Signal(name, level)
+        Signal(name, level, then[name])
         for name, level in heard.items()
-        if name != report.serving and (name == due.target or level >= least_dbm)
+        if name != report.serving and (name == due.target or then[name] >= least_dbm)
     ]
     return report.serving, tuple(signals)

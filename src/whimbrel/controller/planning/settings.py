@@ -4,6 +4,8 @@
 planner = "orchestrated"                          # `whimbrel plan planner` lists them; what is chosen there counts
 order = ""                                        # coordinated, early, late, uncoordinated; "": the planner's own
 strategy = "auto"                                 # of migrations
+solver = "timed"                                  # of `orchestrated`; `highs`, `cbc`: see docs/planning.md
+solve_s = 0.8                                     # the deadline of a plan
 every_s = 1.0                                     # between two plans; events plan at once
 handovers = "answers"                             # who carries handovers out, or tells of them; `mec012`: an RNIS
 handover_settings = {}                            # of that one; see `handovers.mec012`
@@ -43,10 +45,15 @@ from whimbrel.plan.strategies import names
 from whimbrel.plan.timing import Order
 
 MOST_USERS = 1000
+DEFAULT_SOLVER = "timed"
+SOLVE_S = 0.8
+"""Of `every_s`; the rest is for what follows from the plan."""
 
 
 class PlanningConfig(msgspec.Struct, frozen=True, kw_only=True):
     setting: PlannerSetting = PlannerSetting()
+    solver: str = DEFAULT_SOLVER
+    solve_s: float = SOLVE_S
     every_s: float = 1.0
     handovers: str = DEFAULT_HANDOVERS
     handover_settings: dict[str, Any] = {}
@@ -62,6 +69,8 @@ class PlannerEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     planner: str = DEFAULT
     order: str = ""
     strategy: str = DEFAULT_STRATEGY
+    solver: str = DEFAULT_SOLVER
+    solve_s: float = SOLVE_S
     every_s: float = 1.0
     handovers: str = DEFAULT_HANDOVERS
     handover_settings: dict[str, Any] = {}
@@ -82,8 +91,15 @@ class StationEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateways: set[str]) -> PlanningConfig:
     """Raises BadInput."""
+    if not entry.policy.overlaps:
+        raise BadInput("[planner] policy: overlaps follows from the order: set order, not overlaps")
     setting = check_setting(PlannerSetting(planner=entry.planner, order=entry.order, strategy=entry.strategy))
     check("[planner]", "every_s", entry.every_s, 0.1, 3600.0)
+    check("[planner]", "solve_s", entry.solve_s, 0.05, 600.0)
+    if entry.solver != DEFAULT_SOLVER:  # here: SciPy would keep every start of a controller waiting
+        from whimbrel.solvers.chosen import check as check_solver
+
+        check_solver(entry.solver)
     port_of(entry.handovers)
     for index, station in enumerate(stations):
         if station.name not in gateways:
@@ -93,6 +109,8 @@ def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateway
         table_of(station.technology)
     return PlanningConfig(
         setting=setting,
+        solver=entry.solver,
+        solve_s=entry.solve_s,
         every_s=entry.every_s,
         handovers=entry.handovers,
         handover_settings=entry.handover_settings,

@@ -12,9 +12,13 @@ PLANNERS = ("cloud", "random", "nearest", "orchestrated")
 OURS, REFERENCE = "orchestrated", "nearest"
 MOST_OF_REFERENCE = 0.6
 MOST_OF_RANDOM = 0.87
+MOST_NOTICED = 0.8
+"""Of what nearest's client notices. More than of the downtime itself: a client's own waiting is in both."""
 MOST_OF_HANDOVER = 1.1
 HANDOVER_MS = 500.0
 MOST_ERROR_PERCENT = 20.0
+LEAST_MIGRATED = 0.6
+"""Of the handovers, each of which leads to another edge's base station: with less a planner does not follow."""
 
 
 def fact(key: str, label: str, unit: str = "ms") -> Quantity:
@@ -30,6 +34,10 @@ def is_ours(row: Row) -> bool:
 
 def hidden(row: Row) -> bool | None:
     return None if row.median is None else row.median <= HANDOVER_MS * MOST_OF_HANDOVER
+
+
+def follows(row: Row) -> bool | None:
+    return None if row.ours is None else row.ours >= LEAST_MIGRATED
 
 
 def at_most(share: float, row: Row) -> bool | None:
@@ -84,23 +92,37 @@ FIGURE_5 = Figure(
     cells=CELLS,
     quantities=(
         fact("downtime", "downtime of a handover"),
-        fact("noticed", "… as its client noticed it"),
+        fact("with_migration", "… of one with a migration"),
+        fact("noticed_with_migration", "… as its client noticed it"),
+        fact("migrated", "handovers with a migration, as a share", ""),
         fact("handover", "the radio's part"),
         fact("migration", "the migration's part (hold and freeze)"),
         fact("first_error", "|predicted - measured| / measured migration", "%"),
         fact("prediction_error", "… once both servers had five migrations", "%"),
+        fact("walk_downtime", "downtime of the whole walk, the paper's figure"),
+        fact("handovers", "… handovers in it", ""),
+        fact("migrations", "… migrations in it", ""),
     ),
-    drawing=Drawing(bars=("downtime",), limit=HANDOVER_MS * MOST_OF_HANDOVER),
+    drawing=Drawing(bars=("with_migration",), limit=HANDOVER_MS * MOST_OF_HANDOVER),
     notes=(
-        "The paper sums the downtime of a whole run, 30 to 40 % less under orchestrated; here it is that of one "
-        "handover, its migration included wherever it lies.",
+        "The paper sums the downtime of a whole run, 30 to 40 % less under orchestrated: that is the whole walk's. "
+        "What is promised is that of one handover, every migration included that its own decision or a later one made "
+        "before the next handover; handovers without a migration do not count there, and may not be many.",
     ),
     promises=(
         Promise(
             f"the downtime of orchestrated is at most {MOST_OF_REFERENCE:.0%} of that of nearest",
-            "downtime", partial(at_most, MOST_OF_REFERENCE), is_ours,
+            "with_migration", partial(at_most, MOST_OF_REFERENCE), is_ours,
         ),
-        Promise("the median downtime of orchestrated is at most T_ho + 10 %", "downtime", hidden, is_ours),
+        Promise("the median downtime of orchestrated is at most T_ho + 10 %", "with_migration", hidden, is_ours),
+        Promise(
+            f"under orchestrated at least {LEAST_MIGRATED:.0%} of the handovers take the service along",
+            "migrated", follows, is_ours,
+        ),
+        Promise(
+            f"what the client noticed under orchestrated is at most {MOST_NOTICED:.0%} of that under nearest",
+            "noticed_with_migration", partial(at_most, MOST_NOTICED), is_ours,
+        ),
         Promise(
             "T_mig is predicted within 20 % (median) after five migrations of each server",
             "prediction_error", foretold, is_ours,
@@ -130,7 +152,7 @@ EXPERIMENT = Experiment(
     link=Link(),
     runs=1,
     quick_runs=1,
-    quick_workloads=("simple",),
+    quick_cells=lambda cell: cell.workload == "simple" or cell.strategy in (OURS, REFERENCE),
     baseline=against_nearest,
     baseline_label=REFERENCE,
     stage=stage,
@@ -138,7 +160,10 @@ EXPERIMENT = Experiment(
         "The paper's testbed as the topology `coordinated`: 100 Mbit/s and 50 ms one way between neighbouring edges, "
         "75 Mbit/s and 150 ms to the cloud; base stations 20 m apart; the handover interrupts for 500 ms.",
         "orchestrated is coordinated with the handover; cloud, random and nearest follow it (V-A).",
-        "Images are on all servers before. A walk lasts 1600 s at the paper's speeds (quick: 42 s at 1.5 times those).",
+        "Images are on all servers before. A walk lasts 1600 s at the paper's speeds.",
+        "Quick: 1.5 m/s; simple for 28 s under all planners, face and objects for one handover under nearest and "
+        "orchestrated only. What random promises is judged for simple alone then, and no server has five migrations of "
+        "one service behind it: the whole run judges the rest.",
         "Face and objects are the paper's Openface and Yolo: recognition with other, smaller networks.",
     ),
 )

@@ -131,7 +131,8 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
     handover_ms = np.array([user.handover_ms for user in users])[:, None] * (
         (home_station[:, None] >= 0) & (home_station[:, None] != np.arange(len(stations)))
     )
-    cost = np.maximum(move_ms[:, None, :], handover_ms[:, :, None])
+    one, other = move_ms[:, None, :], handover_ms[:, :, None]
+    cost = np.maximum(one, other) if policy.overlaps else one + other
 
     usable: Flags = np.asarray(candidates[:, :, None] & np.isfinite(delay_ms) & np.isfinite(move_ms)[:, None, :])
     usable &= (places > 0)[None, :, None]
@@ -156,9 +157,10 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
         gain = np.where(usable, tasks[:, None, None] * (reference_ms[:, None, None] - delay_ms), 0.0)
     cost = np.where(usable, cost, 0.0)
 
-    # the dead band: against the least delay with the container where it is
+    # the dead band: against the least delay with the container where it is; not for who is worse off than was agreed
+    violated = np.array([user.violated for user in users], np.bool_)
     kept = np.where(usable & ~newcomer[:, None, :], delay_ms, np.inf).min(axis=(1, 2), initial=np.inf)
-    band = tasks * policy.deadband * np.where(at_home & np.isfinite(kept), kept, 0.0)
+    band = tasks * policy.deadband * np.where(at_home & ~violated & np.isfinite(kept), kept, 0.0)
     profit = gain - policy.downtime_weight * cost - np.where(newcomer, band[:, None], 0.0)[:, None, :]
     return Problem(
         observation=observation,
