@@ -3,10 +3,12 @@ memory, the user is this test."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from planning_people import application, forecast, report
 from fakes import PROBED_DELTA_BYTES, FakeRegion
 from live_controller import LiveController, wait_until
 from whimbrel.controller.client import ControllerClient
-from whimbrel.model.application import SessionState
+from whimbrel.model.application import Session, SessionState
 from whimbrel.model.decision import Decision, DecisionState
-from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
+from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import Outcome
 from whimbrel.model.node import PathStatus
 from whimbrel.model.radio import HandoverOrder, HandoverRecord, Hears, LinkState
@@ -210,6 +212,49 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(
             client.discover(user, "broken")
     assert client.services() == []
     assert client.user(user).application == "", "it may ask for another one"
+
+
+def test_users_that_ask_at_once_get_no_more_than_there_is(live: LiveController, client: ControllerClient) -> None:
+    """Each server has 1.5 processors, each service takes one; none is up before all have asked."""
+    client.offer(application(name="whole", cpus=1.0))
+    names = [f"ue-{next(_NUMBERS)}" for _ in range(4)]
+    live.region.may_start.clear()
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as phones:
+        phones.callback(live.region.may_start.set)
+        for name in names:
+            phones.enter_context(Phone(live, name))
+
+        def ask(name: str) -> Session:
+            with live.client() as each:
+                return each.discover(name, "whole")
+
+        asked = [pool.submit(ask, name) for name in names]
+        wait_until(lambda: any(one.done() for one in asked), "one is refused while the others are deployed")
+        (refused,) = [one for one in asked if one.done()]
+        with pytest.raises(Refused, match="CPU is short"):
+            refused.result()
+        assert client.services() == [], "none of the others is up yet"
+        live.region.may_start.set()
+        servers = [one.result(60).server for one in asked if one is not refused]
+    assert sorted(servers) == ["edge-1", "edge-2", "edge-3"]
+
+
+def test_a_deployment_without_an_answer_is_settled_by_what_became_of_it(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    live.region.may_start.clear()
+    with ThreadPoolExecutor() as pool, Phone(live, user), live.client() as other, contextlib.ExitStack() as after:
+        after.callback(live.region.may_start.set)
+        asked = pool.submit(other.discover, user, "app")
+        wait_until(lambda: (user, "deploying") in [(one.user, one.state) for one in client.users()], "it is under way")
+        live.region.down("edge-1")
+        with pytest.raises(Unreachable):
+            asked.result(60)
+        live.region.may_start.set()  # the agent has the call, only its answer is lost
+        live.region.up("edge-1")
+        wait_until(lambda: client.user(user).state == SessionState.READY, "the service is found, and is the user's")
+        assert [(one.spec.name, one.node) for one in client.services()] == [(f"app-{user}", "edge-1")]
+        assert client.discover(user, "app").service == f"app-{user}"
 
 
 # --- what is posted -------------------------------------------------------------------------------------------

@@ -56,11 +56,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Sight:
-    """What nodes and services said last."""
+    """What nodes and services said last. `ready`: users whose services ran when they were asked."""
 
     nodes: tuple[NodeView, ...] = ()
     services: tuple[ServiceStatus, ...] = ()
     unreachable: tuple[str, ...] = ()
+    ready: frozenset[str] = frozenset()
 
 
 class Planning:
@@ -213,9 +214,10 @@ class Planning:
     async def look(self) -> None:
         """Ask nodes and services, and learn from the migrations that were."""
         async with self._looking:
+            ready = {user for user, one in self.deployment.sessions.items() if one.state is SessionState.READY}
             views, listed = await asyncio.gather(self._nodes.views(), self._services.list())
             records = await self._migrations.newest(HISTORY)
-            self._sight = Sight(tuple(views), listed.services, listed.unreachable)
+            self._sight = Sight(tuple(views), listed.services, listed.unreachable, frozenset(ready))
             self._records = tuple(reversed(records))
             powers = {node.name: node.resources.computing_power for node in views
                       if node.resources is not None and node.resources.computing_power > 0}  # fmt: skip
@@ -343,19 +345,32 @@ class Planning:
         return seen
 
     def _region(self, people: Sequence[Person]) -> Region:
-        """Capacity without what other services take, and those of users that are not planned for just now."""
+        """Capacity without what other services take, those of users that are not planned for just now, and those that
+        were given a place and have not been seen there yet."""
         planned = {person.session.service for person in people}
         sessions = {session.service: session for session in self.deployment.sessions.values()}
+        measured = {use.name for node in self._sight.nodes for use in node.service_use}
         others: list[tuple[str, Amounts]] = []
         for node in self._sight.nodes:
             for use in node.service_use:
                 if use.name in planned:
                     continue
-                session = sessions.get(use.name)
-                application = self.deployment.applications.get(session.application) if session is not None else None
-                measured = Amounts(cpus=max(0.0, use.cpus_used), memory_bytes=float(max(0, use.memory_bytes)))
-                others.append((node.name, application.demand if application is not None else measured))
+                taken = self._demand(sessions.get(use.name))
+                if taken is None:
+                    taken = Amounts(cpus=max(0.0, use.cpus_used), memory_bytes=float(max(0, use.memory_bytes)))
+                others.append((node.name, taken))
+        homes = {status.spec.name: status.node for status in self._sight.services}
+        for session in sessions.values():
+            new = session.state is SessionState.DEPLOYING or session.user not in self._sight.ready
+            home = homes.get(session.service, session.server if new else "")
+            taken = self._demand(session)
+            if home and taken is not None and session.service not in planned | measured:
+                others.append((home, taken))
         return region_of(self._sight.nodes, self._stations, others)
+
+    def _demand(self, session: Session | None) -> Amounts | None:
+        application = self.deployment.applications.get(session.application) if session is not None else None
+        return application.demand if application is not None else None
 
     async def _place(self, session: Session, application: Application) -> tuple[str, str]:
         """See `deploy.Place`. Raises Refused."""
