@@ -20,6 +20,9 @@ from planning_people import application, forecast, report
 from fakes import PROBED_DELTA_BYTES, FakeRegion
 from live_controller import LiveController, wait_until
 from whimbrel.controller.client import ControllerClient
+from whimbrel.controller.database import parse_database
+from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.store import Database
 from whimbrel.model.application import Session, SessionState
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
@@ -48,6 +51,7 @@ class Phone:
         self.live, self.name, self.serving = live, name, "gw-1"
         self.wants, self.forecast = "", None
         self.orders: dict[str, HandoverOrder] = {}
+        self.obeyed: set[str] = set()
         self.obeys = True
         self.troubles = 0
         self._stop = threading.Event()
@@ -80,7 +84,9 @@ class Phone:
         for order in told.orders:
             self.orders[order.id] = order
         for order in list(self.orders.values()):
-            if self.obeys and order.at_unix_s <= time.time() and order.target != self.serving:
+            is_due = order.at_unix_s <= time.time() and order.id not in self.obeyed
+            if self.obeys and is_due and order.target != self.serving:
+                self.obeyed.add(order.id)
                 source, self.serving, self.wants, self.forecast = self.serving, order.target, "", None
                 client.tell(
                     HandoverRecord(
@@ -395,6 +401,47 @@ def test_a_migration_that_fails_is_tried_again_later_not_at_once(
         assert client.service(f"app-{user}").node == "edge-1"
 
 
+def test_handovers_go_on_while_a_migration_is_not_tried_again(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    """The failures leave the service alone for a while; the user is handed over back and forth meanwhile, also to where
+    its service would move with it. (How long that takes is this machine's affair, so it may try again in between.)"""
+    agent = live.region.agents["edge-1"]
+    agent.refuse_migration = Refused("not today")
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        alone: list[Decision] = []
+        for target in ("gw-2", "gw-1") * 5:
+            phone.wants = target
+            wait_until(lambda there=target: phone.serving == there, "it is handed over in any case")
+            alone = [one for one in over(client, user=user) if one.base_station == "gw-2" and not one.migrates]
+            if alone:
+                break
+        client.set_planner(paused=True)
+        assert [(one.state, one.error) for one in alone] == [(DecisionState.DONE, "")]
+        assert client.service(f"app-{user}").node == "edge-1"
+
+
+def test_an_absurd_node_stops_nobody_and_is_named_once(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    agent = live.region.agents["edge-3"]
+    honest = agent.power
+    agent.power = replace(honest, events_per_s=-5.0)
+    try:
+        with Phone(live, user) as phone:
+            assert client.discover(user, "app").server == "edge-1"
+            phone.wants = "gw-2"
+            (decision,) = over(client, user=user)
+            assert (decision.state, decision.server) == (DecisionState.DONE, "edge-2")
+            assert [one.name for one in client.observation().servers] == ["edge-1", "edge-2"]
+    finally:
+        agent.power = honest
+    log = live.log.read_text()
+    assert log.count("a server is not planned with") == 1
+    assert "cannot go on" not in log
+
+
 def test_the_agreed_delay_is_watched(live: LiveController, client: ControllerClient, user: str) -> None:
     client.offer(application(max_delay_ms=2.0))
     with Phone(live, user):
@@ -429,6 +476,33 @@ def test_a_decision_outlives_a_killed_controller(own: LiveController) -> None:
             assert (decision.state, decision.error) == (DecisionState.DONE, "")
             assert client.service("app-ue-1").node == "edge-2"
             wait_until(lambda: client.user("ue-1").server == "edge-2", "the session knows")
+
+
+def test_a_migration_that_a_killed_controller_never_began_is_no_failure(own: LiveController) -> None:
+    """It died when the decision was written down, and nothing else was."""
+    with own.client() as client:
+        with Phone(own):
+            client.discover("ue-1", "app")
+        own.kill()
+        database, now_s = Database(parse_database("", own.database)), time.time()
+        PlanBook(database).put_decision(
+            Decision(
+                id="20260101-000000-abcdef", user="ue-1", service="app-ue-1", planner="orchestrated",
+                order="coordinated", reason="r", made_unix_s=now_s, from_base_station="gw-1", base_station="gw-2",
+                from_server="edge-1", server="edge-2", pre_migration_at_unix_s=now_s, migration_at_unix_s=now_s,
+                handover_at_unix_s=now_s,
+            )
+        )  # fmt: skip
+        database.close()
+        own.start()
+        (lost,) = over(client)
+        assert (lost.state, lost.error) == (
+            DecisionState.CANCELLED, "the controller was restarted before the migration began",
+        )  # fmt: skip
+        with Phone(own) as phone:
+            phone.wants = "gw-2"
+            again = over(client, 2)[0]
+            assert (again.state, again.server) == (DecisionState.DONE, "edge-2"), "it is not held back"
 
 
 def test_a_paused_planner_decides_nothing_also_after_a_restart(own: LiveController) -> None:

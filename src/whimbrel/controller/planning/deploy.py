@@ -47,7 +47,7 @@ class Deployment:
         self.sessions: dict[str, Session] = {}
         self.applications: dict[str, Application] = {}
         self._busy: dict[str, asyncio.Lock] = {}
-        self._placing = asyncio.Lock()  # of all users: the next is placed when the last one's place is known to be taken
+        self._placing = asyncio.Lock()  # of all users: each knows the places of those before
         self._doubted_s: dict[str, float] = {}  # by user: since when nobody knows whether its service was started
 
     async def load(self) -> None:

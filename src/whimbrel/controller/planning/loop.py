@@ -15,11 +15,12 @@ import structlog
 from whimbrel.controller.handovers import port_of
 from whimbrel.controller.migrations import Migrations, new_id
 from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.planning.clock import JumpWatch
 from whimbrel.controller.planning.complaints import Complaints
 from whimbrel.controller.planning.decide import Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.deploy import Deployment
 from whimbrel.controller.planning.due import due_of
-from whimbrel.controller.planning.monitor import SLA_REPORTS, Person, Region, observe, region_of, violates
+from whimbrel.controller.planning.monitor import SLA_REPORTS, Person, Region, has_power, observe, region_of, violates
 from whimbrel.controller.planning.moves import Moves, failed
 from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lag_s, start_lag_s
 from whimbrel.controller.planning.probes import Probes
@@ -90,6 +91,7 @@ class Planning:
         self._tasks: list[asyncio.Task[None]] = []
         self._looking = asyncio.Lock()
         self._probes = Probes(services)
+        self._clock = JumpWatch()
 
     async def start(self) -> None:
         await self.deployment.load()
@@ -220,7 +222,7 @@ class Planning:
             self._sight = Sight(tuple(views), listed.services, listed.unreachable, frozenset(ready))
             self._records = tuple(reversed(records))
             powers = {node.name: node.resources.computing_power for node in views
-                      if node.resources is not None and node.resources.computing_power > 0}  # fmt: skip
+                      if node.resources is not None and has_power(node.resources)}  # fmt: skip
             history = [one for record in self._records if (one := measured_of(record)) is not None]
             self._speeds, complaints = await asyncio.to_thread(learn, history, powers)
             for text in complaints:
@@ -229,6 +231,9 @@ class Planning:
             self._start_lag_s, self.moves.freeze_lag_s = start_lag_s(past), freeze_lag_s(past)
 
     async def _turn(self) -> None:
+        if set_by_s := self._clock.jumped_s():
+            text = "the controller's clock was set: what is under way goes by the time that has passed"
+            self._complaints.tell(("clock", round(time.monotonic())), text, set_by_s=round(set_by_s, 1))
         planner = planner_of(self.setting.planner)
         people = self._people(planner)
         for person in people:
@@ -265,9 +270,11 @@ class Planning:
             if wish.assignment.hands_over:  # it has moved on, and its service stays: from now on that is its place
                 await self._placed(wish.session, wish.assignment.base_station)
             return
+        if wish.migrates and time.monotonic() < self._failures.get(user, (0, 0.0))[1]:
+            wish = wish.without_migration()  # its service is left alone for a while; its radio cannot wait
+            if not wish.hands_over:
+                return
         now_s = time.time()
-        if now_s < self._failures.get(user, (0, 0.0))[1] and wish.migrates:
-            return
         timing = timing_of(wish, self.order_of(planner), now_s)
         if begins_at_s(wish, timing) > now_s + self._config.every_s + LEAST_BETWEEN_S:
             return  # there is time: a later plan knows more
@@ -277,10 +284,10 @@ class Planning:
 
     async def _over(self, decision: Decision) -> None:
         """A decision was carried out, or was not."""
-        if failed(decision):
+        if decision.migrates and failed(decision):
             count = self._failures.get(decision.user, (0, 0.0))[0] + 1
-            self._failures[decision.user] = (count, time.time() + min(MOST_RETRY_S, RETRY_S * 2 ** (count - 1)))
-        else:
+            self._failures[decision.user] = (count, time.monotonic() + min(MOST_RETRY_S, RETRY_S * 2 ** (count - 1)))
+        elif decision.migrates:  # a handover alone says nothing of its service
             self._failures.pop(decision.user, None)
         await self._safely("the monitor", self.look())
         session = self.deployment.sessions.get(decision.user)
@@ -366,7 +373,15 @@ class Planning:
             taken = self._demand(session)
             if home and taken is not None and session.service not in planned | measured:
                 others.append((home, taken))
-        return region_of(self._sight.nodes, self._stations, others)
+        region = region_of(self._sight.nodes, self._stations, others)
+        unusable = dict(region.unusable)
+        for node in self._sight.nodes:
+            if why := unusable.get(node.name, ""):
+                text = "a server is not planned with: what it tells of itself cannot be"
+                self._complaints.tell(("server", node.name), text, node=node.name, why=why)
+            else:
+                self._complaints.over(("server", node.name))
+        return region
 
     def _demand(self, session: Session | None) -> Amounts | None:
         application = self.deployment.applications.get(session.application) if session is not None else None
