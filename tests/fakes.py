@@ -140,6 +140,8 @@ class FakeAgent:
     async def _run(self, call: calls.RunService, _: EmitEvent) -> ServiceStatus:
         if not call.spec.image.startswith(("oci:", "oci-archive:", "rootfs:")):
             raise BadInput(f"image {call.spec.image!r} is no reference: write oci:PATH")
+        while not self._region.may_start.is_set():
+            await asyncio.sleep(0.01)
         status = ServiceStatus(
             spec=call.spec,
             node=self.endpoint.name,
@@ -291,6 +293,8 @@ class FakeRegion:
         self.harmless = False  # nothing is run that `exec` asks for
         self.go = threading.Event()
         self.go.set()
+        self.may_start = threading.Event()  # services wait for it
+        self.may_start.set()
         self.agents: dict[str, FakeAgent] = {}
         for name in ("edge-1", "edge-2", "edge-3"):
             self.agents[name] = FakeAgent(name, Role.EDGE, self)
@@ -307,6 +311,7 @@ class FakeRegion:
 
     def __exit__(self, *_: object) -> None:
         self.go.set()
+        self.may_start.set()
         for name in self.agents:
             self.down(name)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -322,6 +327,7 @@ class FakeRegion:
     def reset(self) -> None:
         """No services, no grudges; all agents answer."""
         self.go.set()
+        self.may_start.set()
         for name, agent in self.agents.items():
             agent.services.clear()
             agent.requests.clear()

@@ -41,8 +41,8 @@ def test_a_later_order_with_the_same_id_takes_its_place(port: Answers) -> None:
 def test_what_is_too_old_is_not_repeated(port: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     port.order(order())
     assert port.answer("ue-1").orders
-    later_s = time.time() + 60
-    monkeypatch.setattr(answers, "time", SimpleNamespace(time=lambda: later_s))
+    later_s = time.monotonic() + 60
+    monkeypatch.setattr(answers, "time", SimpleNamespace(time=lambda: 0.0, monotonic=lambda: later_s))
     assert port.answer("ue-1") == Orders()
 
 
@@ -64,3 +64,13 @@ def test_ports_are_known_by_name() -> None:
     assert handovers.DEFAULT in known()
     with pytest.raises(BadInput, match="there is no handover port 'pigeon': choose from answers, mec012"):
         port_of("pigeon")
+
+
+def test_an_order_is_not_repeated_longer_because_a_clock_is_another(
+    port: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would bring the user back to a base station that it left long ago."""
+    port.order(order(time.time() + 3600))  # now, on the clock of a user that is an hour ahead
+    wall_s, later_s = time.time() - 3600, time.monotonic() + answers.MOST_AHEAD_S + answers.REPEAT_S + 1
+    monkeypatch.setattr(answers, "time", SimpleNamespace(time=lambda: wall_s, monotonic=lambda: later_s))
+    assert port.answer("ue-1") == Orders()

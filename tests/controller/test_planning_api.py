@@ -3,10 +3,12 @@ memory, the user is this test."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from planning_people import application, forecast, report
 from fakes import PROBED_DELTA_BYTES, FakeRegion
 from live_controller import LiveController, wait_until
 from whimbrel.controller.client import ControllerClient
-from whimbrel.model.application import SessionState
+from whimbrel.controller.database import parse_database
+from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.store import Database
+from whimbrel.model.application import Session, SessionState
 from whimbrel.model.decision import Decision, DecisionState
-from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
+from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.migration import Outcome
 from whimbrel.model.node import PathStatus
 from whimbrel.model.radio import HandoverOrder, HandoverRecord, Hears, LinkState
@@ -46,6 +51,7 @@ class Phone:
         self.live, self.name, self.serving = live, name, "gw-1"
         self.wants, self.forecast = "", None
         self.orders: dict[str, HandoverOrder] = {}
+        self.obeyed: set[str] = set()
         self.obeys = True
         self.troubles = 0
         self.other_dbm = -54.0
@@ -79,7 +85,9 @@ class Phone:
         for order in told.orders:
             self.orders[order.id] = order
         for order in list(self.orders.values()):
-            if self.obeys and order.at_unix_s <= time.time() and order.target != self.serving:
+            is_due = order.at_unix_s <= time.time() and order.id not in self.obeyed
+            if self.obeys and is_due and order.target != self.serving:
+                self.obeyed.add(order.id)
                 source, self.serving, self.wants, self.forecast = self.serving, order.target, "", None
                 client.tell(
                     HandoverRecord(
@@ -216,6 +224,49 @@ def test_what_cannot_be_deployed_is_refused_in_one_line(
             client.discover(user, "broken")
     assert client.services() == []
     assert client.user(user).application == "", "it may ask for another one"
+
+
+def test_users_that_ask_at_once_get_no_more_than_there_is(live: LiveController, client: ControllerClient) -> None:
+    """Each server has 1.5 processors, each service takes one; none is up before all have asked."""
+    client.offer(application(name="whole", cpus=1.0))
+    names = [f"ue-{next(_NUMBERS)}" for _ in range(4)]
+    live.region.may_start.clear()
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as phones:
+        phones.callback(live.region.may_start.set)
+        for name in names:
+            phones.enter_context(Phone(live, name))
+
+        def ask(name: str) -> Session:
+            with live.client() as each:
+                return each.discover(name, "whole")
+
+        asked = [pool.submit(ask, name) for name in names]
+        wait_until(lambda: any(one.done() for one in asked), "one is refused while the others are deployed")
+        (refused,) = [one for one in asked if one.done()]
+        with pytest.raises(Refused, match="CPU is short"):
+            refused.result()
+        assert client.services() == [], "none of the others is up yet"
+        live.region.may_start.set()
+        servers = [one.result(60).server for one in asked if one is not refused]
+    assert sorted(servers) == ["edge-1", "edge-2", "edge-3"]
+
+
+def test_a_deployment_without_an_answer_is_settled_by_what_became_of_it(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    live.region.may_start.clear()
+    with ThreadPoolExecutor() as pool, Phone(live, user), live.client() as other, contextlib.ExitStack() as after:
+        after.callback(live.region.may_start.set)
+        asked = pool.submit(other.discover, user, "app")
+        wait_until(lambda: (user, "deploying") in [(one.user, one.state) for one in client.users()], "it is under way")
+        live.region.down("edge-1")
+        with pytest.raises(Unreachable):
+            asked.result(60)
+        live.region.may_start.set()  # the agent has the call, only its answer is lost
+        live.region.up("edge-1")
+        wait_until(lambda: client.user(user).state == SessionState.READY, "the service is found, and is the user's")
+        assert [(one.spec.name, one.node) for one in client.services()] == [(f"app-{user}", "edge-1")]
+        assert client.discover(user, "app").service == f"app-{user}"
 
 
 # --- what is posted -------------------------------------------------------------------------------------------
@@ -381,6 +432,47 @@ def test_a_migration_that_fails_is_tried_again_later_not_at_once(
         assert client.service(f"app-{user}").node == "edge-1"
 
 
+def test_handovers_go_on_while_a_migration_is_not_tried_again(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    """The failures leave the service alone for a while; the user is handed over back and forth meanwhile, also to where
+    its service would move with it. (How long that takes is this machine's affair, so it may try again in between.)"""
+    agent = live.region.agents["edge-1"]
+    agent.refuse_migration = Refused("not today")
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        alone: list[Decision] = []
+        for target in ("gw-2", "gw-1") * 5:
+            phone.wants = target
+            wait_until(lambda there=target: phone.serving == there, "it is handed over in any case")
+            alone = [one for one in over(client, user=user) if one.base_station == "gw-2" and not one.migrates]
+            if alone:
+                break
+        client.set_planner(paused=True)
+        assert [(one.state, one.error) for one in alone] == [(DecisionState.DONE, "")]
+        assert client.service(f"app-{user}").node == "edge-1"
+
+
+def test_an_absurd_node_stops_nobody_and_is_named_once(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    agent = live.region.agents["edge-3"]
+    honest = agent.power
+    agent.power = replace(honest, events_per_s=-5.0)
+    try:
+        with Phone(live, user) as phone:
+            assert client.discover(user, "app").server == "edge-1"
+            phone.wants = "gw-2"
+            (decision,) = over(client, user=user)
+            assert (decision.state, decision.server) == (DecisionState.DONE, "edge-2")
+            assert [one.name for one in client.observation().servers] == ["edge-1", "edge-2"]
+    finally:
+        agent.power = honest
+    log = live.log.read_text()
+    assert log.count("a server is not planned with") == 1
+    assert "cannot go on" not in log
+
+
 def test_the_agreed_delay_is_watched(live: LiveController, client: ControllerClient, user: str) -> None:
     client.offer(application(max_delay_ms=2.0))
     with Phone(live, user):
@@ -465,6 +557,33 @@ def test_a_decision_outlives_a_killed_controller(own: LiveController) -> None:
             assert (decision.state, decision.error) == (DecisionState.DONE, "")
             assert client.service("app-ue-1").node == "edge-2"
             wait_until(lambda: client.user("ue-1").server == "edge-2", "the session knows")
+
+
+def test_a_migration_that_a_killed_controller_never_began_is_no_failure(own: LiveController) -> None:
+    """It died when the decision was written down, and nothing else was."""
+    with own.client() as client:
+        with Phone(own):
+            client.discover("ue-1", "app")
+        own.kill()
+        database, now_s = Database(parse_database("", own.database)), time.time()
+        PlanBook(database).put_decision(
+            Decision(
+                id="20260101-000000-abcdef", user="ue-1", service="app-ue-1", planner="orchestrated",
+                order="coordinated", reason="r", made_unix_s=now_s, from_base_station="gw-1", base_station="gw-2",
+                from_server="edge-1", server="edge-2", pre_migration_at_unix_s=now_s, migration_at_unix_s=now_s,
+                handover_at_unix_s=now_s,
+            )
+        )  # fmt: skip
+        database.close()
+        own.start()
+        (lost,) = over(client)
+        assert (lost.state, lost.error) == (
+            DecisionState.CANCELLED, "the controller was restarted before the migration began",
+        )  # fmt: skip
+        with Phone(own) as phone:
+            phone.wants = "gw-2"
+            again = over(client, 2)[0]
+            assert (again.state, again.server) == (DecisionState.DONE, "edge-2"), "it is not held back"
 
 
 def test_a_paused_planner_decides_nothing_also_after_a_restart(own: LiveController) -> None:

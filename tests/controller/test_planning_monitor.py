@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from planning_people import application, forecast, node, nodes, report, session
 
+from whimbrel.controller.migrations import on_our_clock
 from whimbrel.controller.planning.decide import NOTICE_S, Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of, patience_s
 from whimbrel.controller.planning.monitor import UNKNOWN_RATE_BPS, Person, observe, region_of, violates
@@ -108,6 +109,27 @@ def test_a_round_trip_time_that_cannot_be_is_left_out(trip: float | None) -> Non
     pairs = {(link.a, link.b) for link in region_of(views, {}).links}
     assert ("bs-1", "edge-1") not in pairs
     assert ("bs-2", "edge-1") in pairs
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [{"computing_power": math.nan}, {"computing_power": -5.0}, {"computing_power": math.inf},
+     {"cpu_capacity": math.inf}, {"cpu_capacity": -1.0}, {"memory_capacity_bytes": -1}],
+)  # fmt: skip
+def test_a_server_with_an_absurd_number_is_left_out_and_the_others_are_planned_with(absurd: Any) -> None:
+    views = nodes()
+    resources = views[1].resources
+    assert resources is not None
+    views[1] = node("edge-2", resources=replace(resources, **absurd))
+    region = region_of(views, {}, [("edge-2", Amounts(cpus=0.1, memory_bytes=1.0))])
+    assert [one.name for one in region.servers] == ["edge-1", "cloud"]
+    ((name, why),) = region.unusable
+    assert name == "edge-2"
+    assert "edge-2" in why
+    observation, left = observe(region, [person(), person("ue-2", "edge-2")], (), 0.0)
+    assert observation is not None
+    assert [one.name for one in observation.users] == ["ue-1"]
+    assert list(left) == ["ue-2"]
 
 
 def test_a_node_that_does_not_answer_is_not_planned_with() -> None:
@@ -319,6 +341,14 @@ def test_a_users_clock_may_be_another() -> None:
     done = concluded(decision(), record(), handover(unix_s=4602.9), clock_ahead_s=3600.0, now_unix_s=1010.0)
     assert done.measured is not None
     assert done.measured.interruption_ms == 500
+
+
+def test_an_agents_clock_may_be_another() -> None:
+    told = record(started_unix_s=1000.0, total_ms=4000.0)
+    assert on_our_clock(told, 999.99, 1004.1) == 1000.0, "it may be so, and the agent knows best"
+    for ahead_s in (1.5, -1.5, 3600.0):
+        other = replace(told, started_unix_s=1000.0 + ahead_s)
+        assert on_our_clock(other, 999.99, 1004.01) == pytest.approx(1000.0, abs=0.011)
 
 
 def test_what_failed_was_not_measured() -> None:

@@ -238,7 +238,8 @@ def test_the_service_follows_its_user(lab: Lab, walker: Walker, record_property:
     [
         ("freeze.dump", "controller"),
         ("freeze.restore", "source"),
-        *thorough(("rounds", "destination")),
+        ("rounds", "gateway"),
+        *thorough(("rounds", "destination"), ("receive.committed", "controller")),
     ],
 )
 def test_whoever_is_killed_the_service_and_its_user_find_each_other(
@@ -248,7 +249,10 @@ def test_whoever_is_killed_the_service_and_its_user_find_each_other(
     reached = lab.failpoints / f"{point}.reached"
     wait_until(reached.exists, f"a migration comes to {point}")
     (decision,) = running(lab)
-    dead = {"controller": "controller", "source": decision.from_server, "destination": decision.server}[victim]
+    dead = {
+        "controller": "controller", "source": decision.from_server, "destination": decision.server,
+        "gateway": decision.base_station,
+    }[victim]  # fmt: skip
     lab.kill(dead)
     for path in lab.failpoints.iterdir():
         path.unlink()

@@ -152,8 +152,8 @@ def test_the_parts_of_a_prediction() -> None:
 
 def test_round_trips_count_while_nothing_was_learnt() -> None:
     def migration_ms(rtt_ms: float, speed: Speed, delta_bytes: float = 0.0) -> float:
-        return predict(Sizes(delta_bytes=delta_bytes), speed, speed, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8,
-                       rtt_ms=rtt_ms).migration_ms  # fmt: skip
+        return predict(Sizes(delta_bytes=delta_bytes), speed, speed, source_power=1.0, destination_power=1.0,
+                       bandwidth_bps=1e8, rtt_ms=rtt_ms).migration_ms  # fmt: skip
 
     known = msgspec.structs.replace(UNKNOWN, server="a", restore_fixed_ms=400.0, samples=3)
     assert migration_ms(100.0, UNKNOWN) == migration_ms(0.0, UNKNOWN) + 300

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from whimbrel.model.errors import BadInput
-from whimbrel.model.radio import HandoverOrder, UserEvent, UserNote
+from whimbrel.model.radio import HandoverOrder, HandoverRecord, UserEvent, UserNote
 from whimbrel.network.overlay import wait_until
 from whimbrel.ue.orders import OrderBook, read_lines
 from whimbrel.ue.sinks import Lines, Posts
@@ -39,6 +39,18 @@ def test_an_order_with_the_same_id_takes_the_place_of_the_earlier_one() -> None:
     book.add(order("gw-3", 120.0, id="h1"))
     assert book.due(110.0) is None
     assert book.due(120.0) == order("gw-3", 120.0, id="h1")
+
+
+def test_an_order_that_is_heard_again_is_not_carried_out_again() -> None:
+    """It is repeated in each answer for some time; the user may have been handed on meanwhile."""
+    book = OrderBook("ue-1")
+    for _ in range(2):
+        assert book.add(order("gw-2", 100.0, id="h1")) == ""
+    assert book.due(100.0) == order("gw-2", 100.0, id="h1")
+    book.add(order("gw-1", 101.0, id="h2"))
+    assert book.add(order("gw-2", 100.0, id="h1")) == ""
+    assert book.due(101.0) == order("gw-1", 101.0, id="h2")
+    assert book.due(102.0) is None
 
 
 def test_of_several_that_are_due_the_latest_counts() -> None:
@@ -157,6 +169,23 @@ def test_a_controller_that_takes_nothing_is_told_once_and_holds_nobody_up(
     posts.tell(NOTE)
     assert wait_until(lambda: posts.taken == 1, 5), "it is tried again"
     posts.close()
+
+
+def test_a_handover_that_met_a_restarting_controller_is_told_later(controller: Controller) -> None:
+    controller.status = 503
+    told: list[str] = []
+    posts = Posts(f"tcp:127.0.0.1:{controller.port}", "ue-1", print, told.append)
+    record = HandoverRecord(user="ue-1", source="gw-1", target="gw-2", reason="ordered", unix_s=1.0, elapsed_s=1.0,
+                            interruption_ms=500.0)  # fmt: skip
+    posts.tell(record)
+    assert wait_until(lambda: bool(told), 10)
+    controller.got.clear()
+    controller.status = 200
+    posts.tell(NOTE)
+    assert wait_until(lambda: posts.taken == 2, 10)
+    posts.close()
+    assert [event for _, event in controller.got] == [NOTE, record]
+    assert posts.dropped == 0
 
 
 def test_with_nobody_there_the_newest_reports_wait() -> None:

@@ -174,7 +174,8 @@ def demo(
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan, api or dashboard.")
+        str,
+        typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan, api, dashboard or recovery"),
     ],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
@@ -200,6 +201,9 @@ def bench(
         typer.Option("--exact", metavar="SECONDS", min=0, help="plan: how long HiGHS looks for the optimum of each."),
     ] = 30.0,
     users: Annotated[int, typer.Option("--users", min=1, help="dashboard: how many users there are.")] = 1000,
+    moments: Annotated[
+        str, typer.Option("--moments", metavar="M,…", help="recovery: when to kill (default: all moments).")
+    ] = "",
 ) -> int:
     """Measure, side by side with the baseline in one run; 1 when something that is promised does not hold."""
     from whimbrel.bench.report import fails
@@ -237,9 +241,14 @@ def bench(
         from whimbrel.bench import dashboard
 
         result = dashboard.run(console(), users=users)
+    elif name == "recovery":
+        from whimbrel.bench import recovery
+
+        result = recovery.run(console(), moments=moments.split(",") if moments else recovery.MOMENTS)
     else:
         raise BadInput(
-            f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan, api or dashboard"
+            f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan, api, dashboard "
+            "or recovery"
         )
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")

@@ -218,12 +218,15 @@ class Migrations:
     async def _watch(self, feed: Feed, call: Migrate) -> None:
         """Carry the call through to its record, whatever happens to the call."""
         record = feed.record
+        sent_unix_s, sent_s = time.time(), time.monotonic()
         log.info("migration starts", id=record.id, service=record.service, to=record.destination)
         try:
             answer: MigrationRecord = await self._region.peer(record.source).call(
                 call, timeout_s=None, on_event=lambda progress: self._publish(feed, progress)
             )
             final = _joined(answer, record)
+            back_unix_s = sent_unix_s + time.monotonic() - sent_s
+            final = replace(final, started_unix_s=on_our_clock(final, sent_unix_s, back_unix_s))
         except Unreachable as error:
             await self._settle(feed, str(error))
             return
@@ -327,6 +330,16 @@ def _joined(answer: MigrationRecord, record: MigrationRecord) -> MigrationRecord
         workload=answer.workload or record.workload,
         started_unix_s=answer.started_unix_s or record.started_unix_s,
     )
+
+
+def on_our_clock(record: MigrationRecord, sent_unix_s: float, back_unix_s: float) -> float:
+    """When the agent began, by the clock on which its call was sent and its answer came back. It cannot have begun
+    before the call, nor ended after the answer: if its own clock says so, that clock is another one, and the call was
+    in the middle between the two. Else the agent's word is nearer to the truth than any guess."""
+    begun_s, took_s = record.started_unix_s, record.total_ms / 1e3
+    if begun_s >= sent_unix_s and begun_s + took_s <= back_unix_s:
+        return begun_s
+    return sent_unix_s + max(0.0, back_unix_s - sent_unix_s - took_s) / 2
 
 
 def _closed(record: MigrationRecord, outcome: Outcome, error: str, code: str) -> MigrationRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,10 +18,12 @@ MOST_WAITING = 100
 
 @dataclass
 class OrderBook:
-    """Orders of one user; `add` from any thread."""
+    """Orders of one user; `add` from any thread. One that was carried out is not carried out again, however often it is
+    heard: the user may have gone on to another base station since."""
 
     user: str
     _waiting: list[HandoverOrder] = field(default_factory=list)
+    _done: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_WAITING))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, order: HandoverOrder) -> str:
@@ -30,6 +33,8 @@ class OrderBook:
         if not abs(order.at_unix_s) < 1e11:  # also false for NaN
             return f"an order for the time {order.at_unix_s} was not taken"
         with self._lock:
+            if order.id and order.id in self._done:
+                return ""
             self._waiting = [other for other in self._waiting if not order.id or other.id != order.id]
             if len(self._waiting) >= MOST_WAITING:
                 return f"{MOST_WAITING} orders wait already: one was not taken"
@@ -43,6 +48,7 @@ class OrderBook:
             if not ready:
                 return None
             self._waiting = [order for order in self._waiting if order.at_unix_s > unix_s]
+            self._done.extend(order.id for order in ready if order.id)
         return max(ready, key=lambda order: order.at_unix_s)
 
     def next_unix_s(self) -> float | None:

@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
@@ -16,7 +17,7 @@ import msgspec
 from whimbrel.client.token import authorization, token_of
 from whimbrel.model.application import Discovery, Session
 from whimbrel.model.errors import BadInput, Refused, Unreachable
-from whimbrel.model.radio import HandoverOrder, Orders, UserEvent
+from whimbrel.model.radio import HandoverOrder, HandoverRecord, Orders, UserEvent
 
 PATH = "/v1/users/{user}/events"
 DISCOVERY = "/v1/users/{user}/discovery"
@@ -53,8 +54,9 @@ class Lines:
 
 
 class Posts:
-    """HTTP POST of each event to a controller, in a thread of its own; its answer may have orders in it. An event that
-    the controller did not take is dropped and counted: the next report says what is true by then."""
+    """HTTP POST of each event to a controller, in a thread of its own; its answer may have orders in it. A report that
+    did not reach the controller is dropped and counted: the next one says what is true by then. A handover
+    that took place is told once only: its record is kept until a report has come through again."""
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class Posts:
         )
         self._on_order, self._on_trouble = on_order, on_trouble
         self._waiting: queue.Queue[UserEvent | None] = queue.Queue(WAITING)
+        self._kept: deque[UserEvent] = deque(maxlen=WAITING)
         self._in_trouble = False
         self.taken = self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="posts", daemon=True)
@@ -82,8 +85,9 @@ class Posts:
                 return self._waiting.put_nowait(event)
             except queue.Full:
                 with contextlib.suppress(queue.Empty):
-                    self._waiting.get_nowait()
-                    self.dropped += 1
+                    oldest = self._waiting.get_nowait()
+                    if oldest is not None:
+                        self._not_taken(oldest)
 
     def close(self) -> None:
         """Waits for what is on its way, not for a controller that does not answer."""
@@ -92,12 +96,21 @@ class Posts:
         self._thread.join(TIMEOUT_S + 1.0)
         self._client.close()
 
+    def _not_taken(self, event: UserEvent) -> None:
+        if isinstance(event, HandoverRecord):
+            self._kept.append(event)
+        else:
+            self.dropped += 1
+
     def _work(self) -> None:
-        while (event := self._waiting.get()) is not None:
+        while (event := self._next()) is not None:
             try:
                 orders = self._post(event)
             except (httpx.HTTPError, msgspec.MsgspecError, RuntimeError, OSError) as error:
-                self.dropped += 1
+                if _was_heard(error):
+                    self.dropped += 1
+                else:
+                    self._not_taken(event)
                 if not self._in_trouble:
                     self._in_trouble = True
                     self._on_trouble(f"the controller {self._address} takes no reports ({_short(error)}): going on")
@@ -108,12 +121,25 @@ class Posts:
             for order in orders.orders:
                 self._on_order(order)
 
+    def _next(self) -> UserEvent | None:
+        """What is kept comes first, once the controller answers."""
+        if self._kept and not self._in_trouble:
+            return self._kept.popleft()
+        return self._waiting.get()
+
     def _post(self, event: UserEvent) -> Orders:
         answer = self._client.post(
             self._url, content=msgspec.json.encode(event), headers={"content-type": "application/json"}
         )
         answer.raise_for_status()
         return msgspec.json.decode(answer.content, type=Orders) if answer.content.strip() else Orders()
+
+
+def _was_heard(error: Exception) -> bool:
+    """The controller had it, and would not take it the next time either."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_client_error
+    return isinstance(error, msgspec.MsgspecError)
 
 
 def _short(error: Exception) -> str:

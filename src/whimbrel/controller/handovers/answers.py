@@ -16,6 +16,8 @@ from whimbrel.model.radio import HandoverOrder, Orders
 
 REPEAT_S = 3.0
 """So long after its time an order is still given."""
+MOST_AHEAD_S = 120.0
+"""An order's time is on the user's clock, which may be any; none is given longer before its time than this."""
 
 
 class Answers:
@@ -29,7 +31,7 @@ class Answers:
         pass
 
     def order(self, order: HandoverOrder) -> None:
-        until_s = time.time() + max(0.0, order.at_unix_s - time.time()) + REPEAT_S
+        until_s = time.monotonic() + min(MOST_AHEAD_S, max(0.0, order.at_unix_s - time.time())) + REPEAT_S
         self._waiting.setdefault(order.user, {})[order.id] = (order, until_s)
 
     def withdraw(self, order: HandoverOrder) -> None:
@@ -44,7 +46,7 @@ class Answers:
         waiting = self._waiting.get(user)
         if not waiting:
             return ()
-        now_s = time.time()
+        now_s = time.monotonic()
         for name, (_, until_s) in list(waiting.items()):
             if until_s < now_s:
                 del waiting[name]

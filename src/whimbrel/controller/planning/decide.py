@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+
+import msgspec
 
 from whimbrel.controller.planning.due import Due
 from whimbrel.model.application import Session
@@ -36,6 +39,11 @@ class Wish:
     @property
     def migrates(self) -> bool:
         return self.assignment.migrates
+
+    def without_migration(self) -> Wish:
+        """The same, and the service stays where it is."""
+        assignment = msgspec.structs.replace(self.assignment, server=self.assignment.from_server)
+        return dataclasses.replace(self, assignment=assignment, preparation_ms=0.0)
 
     @property
     def latest_s(self) -> float:

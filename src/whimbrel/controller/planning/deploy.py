@@ -18,10 +18,12 @@ from whimbrel.controller.planning.users import Users
 from whimbrel.controller.problems import Unknown
 from whimbrel.controller.services import Services
 from whimbrel.model.application import Application, Session, SessionState
-from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
+from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, WhimbrelError
 from whimbrel.model.service import ServiceSpec, ServiceState, ServiceStatus
 
 REPORT_WAIT_S = 5.0
+DOUBT_S = 30.0
+"""So long after a deployment of which no answer came its service may still appear."""
 LONGEST_NAME = 40
 
 log = structlog.get_logger()
@@ -45,6 +47,8 @@ class Deployment:
         self.sessions: dict[str, Session] = {}
         self.applications: dict[str, Application] = {}
         self._busy: dict[str, asyncio.Lock] = {}
+        self._placing = asyncio.Lock()  # of all users: each knows the places of those before
+        self._doubted_s: dict[str, float] = {}  # by user: since when nobody knows whether its service was started
 
     async def load(self) -> None:
         applications = await asyncio.to_thread(self._book.applications)
@@ -82,26 +86,40 @@ class Deployment:
                 raise Conflict(f"user {user} uses {session.application} already: remove the user first")
             if session is not None and (status := await self._found(session)) is not None:
                 return await self._ready(session, status)
-            await self._report_of(user)
-            session = Session(
-                user=user,
-                application=application,
-                service=service_name(application, user),
-                state=SessionState.DEPLOYING,
-                workload=wanted.workload,
-                env=wanted.env,
-            )
+            if session is not None and session.state is SessionState.DEPLOYING:
+                return await self._deploy(session, wanted, again=True)
+            return await self._deploy(await self._placed(user, wanted), wanted)
+
+    async def _placed(self, user: str, wanted: Application) -> Session:
+        """A session that is to be deployed at the place that the planner chose, and that is taken from now on."""
+        await self._report_of(user)
+        session = Session(
+            user=user,
+            application=wanted.name,
+            service=service_name(wanted.name, user),
+            state=SessionState.DEPLOYING,
+            workload=wanted.workload,
+            env=wanted.env,
+        )
+        async with self._placing:
             server, base_station = await self._place(session, wanted)
-            session = await self.put(replace(session, server=server, base_station=base_station))
-            try:
-                status = await self._services.run(_spec(session, wanted), server)
-            except BaseException:
-                # an agent that did not answer in time may still have started it: then it is found the next time
+            return await self.put(replace(session, server=server, base_station=base_station))
+
+    async def _deploy(self, session: Session, wanted: Application, *, again: bool = False) -> Session:
+        """`again`: an earlier request had no answer, and may still be carried out."""
+        try:
+            status = await self._services.run(_spec(session, wanted), session.server)
+        except Unreachable:
+            raise  # the agent may have started it all the same: its place is kept until `settle` knows
+        except WhimbrelError:
+            if again and (found := await self._found(session)) is not None:
+                return await self._ready(session, found)
+            if not again:
                 with suppress(WhimbrelError):
                     await self._forget(session)
-                raise
-            log.info("deployed", user=user, service=session.service, server=server)
-            return await self._ready(session, status)
+            raise
+        log.info("deployed", user=session.user, service=session.service, server=session.server)
+        return await self._ready(session, status)
 
     async def remove(self, user: str) -> None:
         """The user, and its service. Raises Unknown, and what the agents say."""
@@ -122,25 +140,44 @@ class Deployment:
         return session
 
     async def settle(self) -> None:
-        """Sessions that an earlier controller was about to deploy: ready where the service runs, else forgotten: the
-        user asks again. Raises Unreachable while agents are away that may know."""
+        """Sessions that were about to be deployed when their request, or an earlier controller, ended: ready where the
+        service runs; forgotten when it has appeared nowhere for `DOUBT_S`: the user asks again. Raises Unreachable
+        while agents are away that may know."""
+        away: Unreachable | None = None
         for session in list(self.sessions.values()):
             if session.state is SessionState.DEPLOYING and not self._lock(session.user).locked():
                 async with self._lock(session.user):
-                    status = await self._found(session)
-                    await (self._ready(session, status) if status is not None else self._forget(session))
+                    since_s = self._doubted_s.setdefault(session.user, time.monotonic())
+                    try:
+                        status = await self._found(session)
+                    except Unreachable as error:
+                        away = error
+                        continue
+                    if status is not None:
+                        await self._ready(session, status)
+                    elif time.monotonic() - since_s > DOUBT_S:
+                        await self._forget(session)
+        if away is not None:
+            raise away
 
     async def _found(self, session: Session) -> ServiceStatus | None:
         """None when it runs nowhere. Raises Unreachable while that cannot be known."""
         try:
             status = await self._services.find(session.service)
         except Unknown:
-            if (await self._services.list()).unreachable and session.state is SessionState.READY:
+            away = (await self._services.list()).unreachable
+            if away and session.state is SessionState.READY:
                 raise
+            if session.server in away:
+                raise Unreachable(
+                    f"service {session.service} was about to start on {session.server}, whose agent does not answer: "
+                    "start it again"
+                ) from None
             return None
         return status if status.state is not ServiceState.STOPPED else None
 
     async def _ready(self, session: Session, status: ServiceStatus) -> Session:
+        self._doubted_s.pop(session.user, None)
         ready = replace(
             session,
             state=SessionState.READY,
@@ -153,6 +190,7 @@ class Deployment:
     async def _forget(self, session: Session) -> None:
         await asyncio.to_thread(self._book.remove_session, session.user)
         self.sessions.pop(session.user, None)
+        self._doubted_s.pop(session.user, None)
 
     async def _report_of(self, user: str) -> None:
         """A placement needs to know where the user is: its report is waited for."""

@@ -15,6 +15,7 @@ import structlog
 from whimbrel.controller.handovers import port_of
 from whimbrel.controller.migrations import Migrations, new_id
 from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.planning.clock import JumpWatch
 from whimbrel.controller.planning.complaints import Complaints
 from whimbrel.controller.planning.decide import Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.deploy import Deployment
@@ -26,6 +27,7 @@ from whimbrel.controller.planning.monitor import (
     Person,
     Region,
     check_demand,
+    has_power,
     observe,
     region_of,
     violates,
@@ -66,11 +68,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Sight:
-    """What nodes and services said last."""
+    """What nodes and services said last. `ready`: users whose services ran when they were asked."""
 
     nodes: tuple[NodeView, ...] = ()
     services: tuple[ServiceStatus, ...] = ()
     unreachable: tuple[str, ...] = ()
+    ready: frozenset[str] = frozenset()
 
 
 class Planning:
@@ -105,6 +108,7 @@ class Planning:
         self._tasks: list[asyncio.Task[None]] = []
         self._looking = asyncio.Lock()
         self._probes = Probes(services)
+        self._clock = JumpWatch()
 
     async def start(self) -> None:
         await self.deployment.load()
@@ -257,17 +261,16 @@ class Planning:
     async def look(self) -> None:
         """Ask nodes and services, and learn from the migrations that were."""
         async with self._looking:
+            ready = {user for user, one in self.deployment.sessions.items() if one.state is SessionState.READY}
             views, listed = await asyncio.gather(self._nodes.views(), self._services.list())
             records = await self._migrations.newest(HISTORY)
-            self._sight = Sight(tuple(views), listed.services, listed.unreachable)
+            self._sight = Sight(tuple(views), listed.services, listed.unreachable, frozenset(ready))
             self._records = tuple(reversed(records))
             self._carried = carried_bps(self._records)
             powers = {node.name: node.resources.computing_power for node in views
-                      if node.resources is not None and node.resources.computing_power > 0}  # fmt: skip
-            self._powers, self._history = (
-                powers,
-                [one for record in self._records if (one := measured_of(record)) is not None],
-            )
+                      if node.resources is not None and has_power(node.resources)}  # fmt: skip
+            self._powers = powers
+            self._history = [one for record in self._records if (one := measured_of(record)) is not None]
             strategy = usual_strategy(self._records, self.setting.strategy)
             self._speeds, complaints = await asyncio.to_thread(learn, self._history, powers, strategy=strategy)
             for text in complaints:
@@ -276,6 +279,9 @@ class Planning:
             self._start_lag_s, self.moves.freeze_lag_s = start_lag_s(past), freeze_lag_s(past)
 
     async def _turn(self) -> None:
+        if set_by_s := self._clock.jumped_s():
+            text = "the controller's clock was set: what is under way goes by the time that has passed"
+            self._complaints.tell(("clock", round(time.monotonic())), text, set_by_s=round(set_by_s, 1))
         planner = planner_of(self.setting.planner)
         people = self._people(planner)
         for person in people:
@@ -316,9 +322,11 @@ class Planning:
             if wish.assignment.hands_over:  # it has moved on, and its service stays: from now on that is its place
                 await self._placed(wish.session, wish.assignment.base_station)
             return
+        if wish.migrates and time.monotonic() < self._failures.get(user, (0, 0.0))[1]:
+            wish = wish.without_migration()  # its service is left alone for a while; its radio cannot wait
+            if not wish.hands_over:
+                return
         now_s = time.time()
-        if now_s < self._failures.get(user, (0, 0.0))[1] and wish.migrates:
-            return
         timing = timing_of(wish, self.order_of(planner), now_s)
         if begins_at_s(wish, timing) > now_s + self._config.every_s + LEAST_BETWEEN_S:
             return  # there is time: a later plan knows more
@@ -331,10 +339,10 @@ class Planning:
 
     async def _over(self, decision: Decision) -> None:
         """A decision was carried out, or was not."""
-        if failed(decision):
+        if decision.migrates and failed(decision):
             count = self._failures.get(decision.user, (0, 0.0))[0] + 1
-            self._failures[decision.user] = (count, time.time() + min(MOST_RETRY_S, RETRY_S * 2 ** (count - 1)))
-        else:
+            self._failures[decision.user] = (count, time.monotonic() + min(MOST_RETRY_S, RETRY_S * 2 ** (count - 1)))
+        elif decision.migrates:  # a handover alone says nothing of its service
             self._failures.pop(decision.user, None)
         await self._safely("the monitor", self.look())
         self._own_wish.pop(decision.user, None)
@@ -402,23 +410,44 @@ class Planning:
         return seen
 
     def _region(self, people: Sequence[Person]) -> Region:
-        """Capacity without what other services take, and those of users that are not planned for just now."""
+        """Capacity without what other services take, those of users that are not planned for just now, and those that
+        were given a place and have not been seen there yet."""
         planned = {person.session.service for person in people}
         sessions = {session.service: session for session in self.deployment.sessions.values()}
+        measured = {use.name for node in self._sight.nodes for use in node.service_use}
         others: list[tuple[str, Amounts]] = []
         for node in self._sight.nodes:
             for use in node.service_use:
                 if use.name in planned:
                     continue
-                session = sessions.get(use.name)
-                application = self.deployment.applications.get(session.application) if session is not None else None
-                measured = Amounts(cpus=max(0.0, use.cpus_used), memory_bytes=float(max(0, use.memory_bytes)))
-                others.append((node.name, application.demand if application is not None else measured))
+                taken = self._demand(sessions.get(use.name))
+                if taken is None:
+                    taken = Amounts(cpus=max(0.0, use.cpus_used), memory_bytes=float(max(0, use.memory_bytes)))
+                others.append((node.name, taken))
+        homes = {status.spec.name: status.node for status in self._sight.services}
+        for session in sessions.values():
+            new = session.state is SessionState.DEPLOYING or session.user not in self._sight.ready
+            home = homes.get(session.service, session.server if new else "")
+            taken = self._demand(session)
+            if home and taken is not None and session.service not in planned | measured:
+                others.append((home, taken))
         held: dict[str, float] = {}
         for person in people:
             if person.server and person.going is None:
                 held[person.server] = held.get(person.server, 0.0) + person.storage_bytes
-        return region_of(self._sight.nodes, self._stations, others, self._carried, held)
+        region = region_of(self._sight.nodes, self._stations, others, self._carried, held)
+        unusable = dict(region.unusable)
+        for node in self._sight.nodes:
+            if why := unusable.get(node.name, ""):
+                text = "a server is not planned with: what it tells of itself cannot be"
+                self._complaints.tell(("server", node.name), text, node=node.name, why=why)
+            else:
+                self._complaints.over(("server", node.name))
+        return region
+
+    def _demand(self, session: Session | None) -> Amounts | None:
+        application = self.deployment.applications.get(session.application) if session is not None else None
+        return application.demand if application is not None else None
 
     async def _place(self, session: Session, application: Application) -> tuple[str, str]:
         """See `deploy.Place`. Raises Refused."""

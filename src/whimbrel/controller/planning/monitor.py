@@ -32,7 +32,7 @@ from whimbrel.model.edge import (
     check_capacity,
 )
 from whimbrel.model.errors import BadInput
-from whimbrel.model.node import Role, Tier
+from whimbrel.model.node import Resources, Role, Tier
 from whimbrel.model.numbers import wrong
 from whimbrel.model.radio import UserReport
 
@@ -81,6 +81,8 @@ class Region:
     servers: tuple[Server, ...]
     base_stations: tuple[BaseStation, ...]
     links: tuple[Link, ...]
+    unusable: tuple[tuple[str, str], ...] = ()
+    """Servers that are left out because of what they say of themselves, and why."""
 
 
 def region_of(
@@ -95,24 +97,33 @@ def region_of(
     is not free any more; `carried`: bit/s that migrations got between two nodes; `held`: bytes of a server's storage
     that services hold that are planned for, and would be free without them."""
     up = [node for node in nodes if node.up and node.resources is not None]
-    powers = [node.resources.computing_power for node in up if node.resources and node.resources.computing_power > 0]
+    powers = [node.resources.computing_power for node in up if node.resources and has_power(node.resources)]
     usual_power = median(powers) if powers else 1.0
     taken: dict[str, list[Amounts]] = {}
     for server, amounts in others:
         taken.setdefault(server, []).append(amounts)
-    servers = [
-        _server(node, usual_power, taken.get(node.name, ()), held.get(node.name, 0.0))
-        for node in up
-        if node.role is Role.EDGE
-    ]
-    links = _links(up, carried)
+    servers, unusable = [], []
+    for node in up:
+        if node.role is Role.EDGE:
+            try:
+                servers.append(_server(node, usual_power, taken.get(node.name, ()), held.get(node.name, 0.0)))
+            except BadInput as error:  # one node's mistake; the others are planned with
+                unusable.append((node.name, str(error)))
+    without = {name for name, _ in unusable}
+    links = _links([node for node in up if node.name not in without], carried)
     reached = {end for link in links for end in (link.a, link.b)}
     gateways = [node.name for node in up if node.role is Role.GATEWAY and node.name in reached]
     return Region(
         servers=tuple(servers),
         base_stations=tuple(stations.get(name) or BaseStation(name=name, max_users=MOST_USERS) for name in gateways),
         links=links,
+        unusable=tuple(unusable),
     )
+
+
+def has_power(resources: Resources) -> bool:
+    """It has been measured, and can be true."""
+    return not wrong(resources.computing_power, 1e-9, 1e12)
 
 
 def observe(
@@ -182,6 +193,7 @@ def _server(node: NodeView, usual_power: float, taken: Iterable[Amounts], held_b
         storage_bytes=resources.disk_available_bytes + held_bytes,
         network_bps=resources.network_capacity_bps or MOST_BPS,
     )
+    capacity.check(f"server {node.name}")  # before it is reckoned with: less than nothing would become nothing
     for one in taken:
         capacity = Amounts(
             cpus=max(0.0, capacity.cpus - one.cpus),

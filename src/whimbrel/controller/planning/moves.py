@@ -2,6 +2,9 @@
 
 A decision is in the database before anything begins. Should the controller die, the agents and the user finish what
 they were told; the next one finds the decision, and writes down what became of it.
+
+Its times are on the wall clock as it was when the decision began (`clock.Timeline`): all waits are by the time that
+passes, whatever the clock is set to meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from msgspec.structs import replace
 from whimbrel.controller.handovers import Handovers
 from whimbrel.controller.migrations import Migrations
 from whimbrel.controller.planning.book import PlanBook
+from whimbrel.controller.planning.clock import Timeline
 from whimbrel.controller.planning.decide import NOTICE_S
 from whimbrel.controller.planning.due import Due
 from whimbrel.controller.planning.outcome import concluded
@@ -51,6 +55,7 @@ class Move:
     ordered: bool = False
     cancelled: bool = False
     forgotten_since_s: float | None = None
+    clock: Timeline = field(default_factory=Timeline, repr=False)
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -105,7 +110,7 @@ class Moves:
         move = self.running.get(user)
         if move is None or not move.strategy or not move.decision.hands_over or move.cancelled or move.frozen:
             return
-        if due is not None or time.time() > move.decision.handover_at_unix_s - NOTICE_S:
+        if due is not None or move.clock.left_s(move.decision.handover_at_unix_s) < NOTICE_S:
             move.forgotten_since_s = None
             return
         now_s = time.monotonic()
@@ -132,7 +137,7 @@ class Moves:
         record = migrated if isinstance(migrated, MigrationRecord) else None
         told = handed_over if isinstance(handed_over, HandoverRecord) else None
         if told is None and decision.hands_over and not hands_over:
-            told = self._last_handover(decision)
+            told = self._last_handover(move)
         errors = [str(one) for one in (migrated, handed_over) if isinstance(one, BaseException)]
         if record is not None and record.outcome is not Outcome.DONE:
             errors.append(f"the migration: {record.outcome}{': ' if record.error else ''}{record.error}")
@@ -141,15 +146,22 @@ class Moves:
         await self._conclude(move, record, told, "; ".join(errors))
 
     async def _migrate(self, move: Move) -> MigrationRecord | None:
-        await _until(move.decision.pre_migration_at_unix_s)
+        try:
+            return await self._migrated(move)
+        finally:
+            move.crossed = True  # also when it came to nothing: the handover has nothing to wait for any more
+
+    async def _migrated(self, move: Move) -> MigrationRecord | None:
+        await move.clock.until(move.decision.pre_migration_at_unix_s)
         if move.cancelled:
             return None
         decision = move.decision
         request = MigrationRequest(id="", service=decision.service, destination=decision.server, strategy=move.strategy)
+        set_by_s = move.clock.set_by_s()
         record = await self._migrations.start(
             request,
-            f"decision {decision.id}: {decision.reason}",
-            freeze_at_unix_s=decision.migration_at_unix_s - self.freeze_lag_s,
+            f"{_mark(decision)}: {decision.reason}",
+            freeze_at_unix_s=decision.migration_at_unix_s - self.freeze_lag_s + set_by_s,
             by=(decision.from_base_station, decision.base_station),
         )
         move.decision = replace(decision, migration=record.id)
@@ -161,7 +173,7 @@ class Moves:
                     move.crossed = move.frozen = True
             if event.record is not None:
                 move.crossed = move.frozen = True
-                return event.record
+                return replace(event.record, started_unix_s=event.record.started_unix_s - set_by_s)
         raise WhimbrelError("the controller stops")
 
     async def _hand_over(self, move: Move) -> HandoverRecord | None:
@@ -172,7 +184,7 @@ class Moves:
             self._order(move, at_s)
             if decision.migrates and decision.migration_at_unix_s - NOTICE_S <= at_s:
                 at_s = await self._with_the_migration(move, at_s)
-            async with asyncio.timeout(max(0.0, at_s - time.time()) + HANDOVER_TIMEOUT_S):
+            async with asyncio.timeout(max(0.0, move.clock.left_s(at_s)) + HANDOVER_TIMEOUT_S):
                 while not told.done():
                     if move.cancelled:
                         return None
@@ -188,34 +200,37 @@ class Moves:
 
     async def _with_the_migration(self, move: Move, at_s: float) -> float:
         """The handover waits for a memory that is not across yet, as long as it may; returns its time."""
-        late = False
+        late, clock = False, move.clock
         while True:
-            await _until(at_s - NOTICE_S)
-            if move.crossed or move.cancelled or time.time() + NOTICE_S >= move.latest_handover_unix_s:
+            await clock.until(at_s - NOTICE_S)
+            if move.crossed or move.cancelled or clock.left_s(move.latest_handover_unix_s) <= NOTICE_S:
                 break
-            if move.task is not None and not move.decision.migration and time.time() > at_s + NOTICE_S:
-                break  # the migration did not even begin
-            at_s, late = time.time() + NOTICE_S + WAIT_STEP_S, True
+            at_s, late = clock.now_unix_s() + NOTICE_S + WAIT_STEP_S, True
             self._order(move, at_s)
         if late and not move.cancelled:
-            at_s = max(move.decision.handover_at_unix_s, time.time() + WAIT_STEP_S)
+            at_s = max(move.decision.handover_at_unix_s, clock.now_unix_s() + WAIT_STEP_S)
             self._order(move, at_s)
         return at_s
 
     def _order(self, move: Move, at_unix_s: float) -> None:
-        decision, state = move.decision, self._users.get(move.decision.user)
+        decision = move.decision
         move.ordered = True
-        at_s = at_unix_s + (state.clock_ahead_s if state is not None else 0.0)
+        at_s = at_unix_s + self._ahead_s(move)
         self._handovers.order(
             HandoverOrder(user=decision.user, target=decision.base_station, at_unix_s=at_s, id=decision.id)
         )
 
-    def _last_handover(self, decision: Decision) -> HandoverRecord | None:
+    def _ahead_s(self, move: Move) -> float:
+        """By how much the user's clock is ahead of the decision's."""
+        state = self._users.get(move.decision.user)
+        return state.clock_ahead_s(move.clock.now_unix_s()) if state is not None else 0.0
+
+    def _last_handover(self, move: Move) -> HandoverRecord | None:
         """The one that the user made by itself, and that led to the decision."""
-        state = self._users.get(decision.user)
+        decision, state = move.decision, self._users.get(move.decision.user)
         if state is None:
             return None
-        made_s = decision.made_unix_s + state.clock_ahead_s
+        made_s = decision.made_unix_s + self._ahead_s(move)
         found = [one for one in state.handovers if one.target == decision.base_station and one.unix_s > made_s - 30]
         return found[-1] if found else None
 
@@ -223,23 +238,25 @@ class Moves:
     async def _settle(self, move: Move) -> None:
         """What became of a decision that an earlier controller was carrying out."""
         decision = move.decision
-        record, error = None, ""
+        record, error, begun = None, "", True
         try:
             if decision.migrates:
                 record = await self._migration_of(decision)
-                error = "" if record is not None else "the controller was restarted before the migration began"
+                begun = record is not None
+                error = "" if begun else "the controller was restarted before the migration began"
             if record is not None and record.outcome is not Outcome.DONE:
                 error = f"the migration: {record.outcome}{': ' if record.error else ''}{record.error}"
         except WhimbrelError as failure:
             error = str(failure)
-        await self._conclude(move, record, self._last_handover(decision), error)
+        # what never began is no failure: it may be planned again at once
+        await self._conclude(move, record, self._last_handover(move), error, cancelled=not begun)
 
     async def _migration_of(self, decision: Decision) -> MigrationRecord | None:
-        """The end of it, found by id or, should the id not have been written down, by service and time."""
+        """The end of it, found by id or, should the id not have been written down, by what it was begun for."""
         migration = decision.migration
         if not migration:
             newest = await self._migrations.newest(1, decision.service)
-            if not newest or newest[0].started_unix_s < decision.made_unix_s:
+            if not newest or not newest[0].reason.startswith(_mark(decision)):
                 return None
             migration = newest[0].id
         async for event in await self._migrations.events(migration):
@@ -248,13 +265,19 @@ class Moves:
         return None
 
     async def _conclude(
-        self, move: Move, record: MigrationRecord | None, told: HandoverRecord | None, error: str
+        self,
+        move: Move,
+        record: MigrationRecord | None,
+        told: HandoverRecord | None,
+        error: str,
+        *,
+        cancelled: bool = False,
     ) -> None:
-        decision, state = move.decision, self._users.get(move.decision.user)
+        decision = move.decision
         final = concluded(
-            decision, record, told, clock_ahead_s=state.clock_ahead_s if state is not None else 0.0,
-            error="the radio changed its mind" if move.cancelled else error, cancelled=move.cancelled,
-            now_unix_s=time.time(),
+            decision, record, told, clock_ahead_s=self._ahead_s(move),
+            error="the radio changed its mind" if move.cancelled else error, cancelled=move.cancelled or cancelled,
+            now_unix_s=move.clock.now_unix_s(),
         )  # fmt: skip
         try:
             await self._on_over(final)
@@ -275,9 +298,9 @@ def _stay(decision: Decision) -> HandoverOrder:
     return HandoverOrder(user=decision.user, target=decision.from_base_station, id=decision.id)
 
 
-async def _until(unix_s: float) -> None:
-    while (left_s := unix_s - time.time()) > 0:
-        await asyncio.sleep(min(left_s, 1.0))  # the clock may be set meanwhile
+def _mark(decision: Decision) -> str:
+    """How the reason of its migration begins."""
+    return f"decision {decision.id}"
 
 
 async def _nothing() -> None:

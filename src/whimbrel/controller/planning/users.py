@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isnan
 from statistics import median
 from typing import Any
 
@@ -19,6 +20,7 @@ from whimbrel.model.errors import BadInput
 from whimbrel.model.numbers import wrong
 from whimbrel.model.radio import HandoverRecord, Hears, LinkState, UserEvent, UserReport
 from whimbrel.model.service import NAME_PATTERN
+from whimbrel.ran.sanity import Judge, Problem
 
 VANISHED_S = 10.0
 """A user that reported nothing for so long is not planned for."""
@@ -26,7 +28,15 @@ FORGET_S = 3600.0
 MOST_USERS = 100_000
 RATE_OVER_S = 10.0
 CLOCK_TOLERANCE_S = 2.0
-"""Clocks that differ less are taken as one."""
+"""A user's clock that differs more is named; what it differs counts in any case."""
+CLOCK_SAMPLES = 50
+REPORT_S = 1.0
+"""Between two reports, at most."""
+QUIET_AFTER_S = 30.0
+"""So long without a value that cannot be, and the next is named anew."""
+MOST_HANDOVER_MS = 60_000.0
+OLDEST_HANDOVER_S, NEWEST_HANDOVER_S = 3600.0, 10.0
+"""A handover is told at once, or when a controller answers again."""
 USUAL_HANDOVER_MS = 500.0
 LAST_DELAYS = 10
 
@@ -35,16 +45,18 @@ log = structlog.get_logger()
 
 @dataclass
 class UserState:
-    """`heard_s` on the monotonic clock; `clock_ahead_s`: by how much the user's wall clock is ahead of ours."""
+    """`heard_s` on the monotonic clock; `clocks`: the user's wall clock less our monotonic one, of its last reports."""
 
     name: str
     report: UserReport | None = None
     heard_s: float = -1e9
-    clock_ahead_s: float = 0.0
+    clocks: deque[float] = field(default_factory=lambda: deque(maxlen=CLOCK_SAMPLES))
     handovers: deque[HandoverRecord] = field(default_factory=lambda: deque(maxlen=20))
     delays_ms: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     processing_ms: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     requests: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=200))
+    judge: Judge = field(default_factory=lambda: Judge(frozenset()))
+    elapsed_s: float = -1e9
     over_limit: int = 0
     delay_ms: float | None = None
     """Median of what the last reports said."""
@@ -52,6 +64,20 @@ class UserState:
     def took(self, delay_ms: float) -> None:
         self.delays_ms.append(delay_ms)
         self.delay_ms = median(list(self.delays_ms)[-LAST_DELAYS:])
+
+    def take_clock(self, unix_s: float, now_s: float) -> None:
+        """Of a report, at the time of its arrival. One that is off by more than reports are ever late is of a clock
+        that was set."""
+        ahead_s = unix_s - now_s
+        if self.clocks and abs(ahead_s - max(self.clocks)) > CLOCK_TOLERANCE_S:
+            self.clocks.clear()
+        self.clocks.append(ahead_s)
+
+    def clock_ahead_s(self, now_unix_s: float) -> float:
+        """By how much the user's wall clock is ahead of one that shows `now_unix_s`; 0 while nothing is known. The
+        way of a report takes time, and only makes its clock look late: the one that came soonest is nearest to the
+        truth."""
+        return max(self.clocks) + time.monotonic() - now_unix_s if self.clocks else 0.0
 
     @property
     def handover_ms(self) -> float:
@@ -82,6 +108,7 @@ class Users:
         self._waiting: dict[str, asyncio.Future[HandoverRecord]] = {}
         self._on_news = on_news
         self._complaints = Complaints(on_complaint)
+        self._absurd_s: dict[tuple[str, str], float] = {}  # by kind and user: when it was met last
         self._vanished: set[str] = set()
         self.listeners: list[Callable[[UserEvent], None]] = []
 
@@ -99,8 +126,7 @@ class Users:
         if isinstance(event, UserReport):
             self._take_report(state, event)
         elif isinstance(event, HandoverRecord):
-            if not wrong(event.interruption_ms, 0, 60_000):
-                state.handovers.append(event)
+            event = self._take_handover(state, event)
             waiting = self._waiting.pop(event.order, None) if event.order else None
             if waiting is not None and not waiting.done():
                 waiting.set_result(event)
@@ -146,18 +172,10 @@ class Users:
         self._vanished.discard(user)
 
     def _take_report(self, state: UserState, report: UserReport) -> None:
-        now_s, now_unix_s = time.monotonic(), time.time()
+        now_s = time.monotonic()
         hears = tuple(one for one in report.hears if self._is_heard(state, one))
-        ahead_s = report.unix_s - now_unix_s
-        if wrong(report.unix_s, 0, 1e11):
-            self._complaints.tell(("clock", state.name), "a user's clock shows no time", user=state.name)
-            ahead_s = 0.0
-        state.clock_ahead_s = ahead_s if abs(ahead_s) > CLOCK_TOLERANCE_S else 0.0
-        if state.clock_ahead_s:
-            self._complaints.tell(
-                ("clock", state.name), "a user's clock is not ours: orders follow its own", user=state.name,
-                ahead_s=round(ahead_s, 1),
-            )  # fmt: skip
+        self._take_clock(state, report, now_s)
+        self._take_place(state, report)
         before = state.report
         state.report = replace(report, hears=hears)
         state.heard_s = now_s
@@ -165,13 +183,70 @@ class Users:
         if before is None or before.serving != report.serving or (report.wants and report.wants != before.wants):
             self._on_news()
 
+    def _take_clock(self, state: UserState, report: UserReport, now_s: float) -> None:
+        if problem := wrong(report.unix_s, 0, 1e11):
+            self._absurd("clock", state.name, "a user's clock shows no time", problem)
+            return
+        state.take_clock(report.unix_s, now_s)
+        ahead_s = state.clock_ahead_s(time.time())
+        if abs(ahead_s) > CLOCK_TOLERANCE_S:
+            text = "a user's clock is not ours: orders follow its own"
+            self._complaints.tell(("clock", state.name), text, user=state.name, ahead_s=round(ahead_s, 1))
+
+    def _take_place(self, state: UserState, report: UserReport) -> None:
+        """Where it is decides nothing (what it hears does), but a place that cannot be is told of."""
+        if isnan(report.x_m) or isnan(report.y_m):  # another network's users have none
+            return
+        judge, t_s = state.judge, report.elapsed_s
+        if t_s < state.elapsed_s:  # its way began anew
+            judge = state.judge = Judge(frozenset())
+        state.elapsed_s = t_s
+        verdict = judge.hear(t_s, report.x_m, report.y_m, {})
+        if any(line.startswith(Problem.JUMP) for line in verdict.told):
+            self._absurd("place", state.name, "a user jumped", f"to {report.x_m:g}, {report.y_m:g} m")
+        elif verdict.rssi_dbm is not None:
+            self._fine("place", state.name)
+
+    def _take_handover(self, state: UserState, told: HandoverRecord) -> HandoverRecord:
+        """As far as it can be believed: what cannot be is replaced by what is usual."""
+        its_now_s = time.time() + state.clock_ahead_s(time.time())
+        known = bool(state.clocks)
+        first_s, last_s = (its_now_s - OLDEST_HANDOVER_S, its_now_s + NEWEST_HANDOVER_S) if known else (0.0, 1e11)
+        if problem := wrong(told.unix_s, first_s, last_s):
+            self._absurd("handover", state.name, "a handover's time cannot be: it is taken as of now", problem)
+            told = replace(told, unix_s=its_now_s)
+        if problem := wrong(told.interruption_ms, 0, MOST_HANDOVER_MS):
+            self._absurd("interruption", state.name, "a handover cannot have taken so long: taken as usual", problem)
+            return replace(told, interruption_ms=state.handover_ms)  # it is not learnt from
+        state.handovers.append(told)
+        self._take_along(state, told)
+        return told
+
+    def _take_along(self, state: UserState, told: HandoverRecord) -> None:
+        """The last report is from before: until the next, nobody is to plan with what has happened since."""
+        report, over_s = state.report, told.unix_s + told.interruption_ms / 1e3
+        if report is None or told.error or report.serving != told.source or over_s + REPORT_S < report.unix_s:
+            return
+        state.report = replace(report, serving=told.target, wants="", forecast=None)
+
+    def _absurd(self, kind: str, user: str, text: str, value: str, **facts: Any) -> None:
+        """Told once for each kind, whatever the value is."""
+        if len(self._absurd_s) >= MOST_USERS:
+            self._absurd_s.clear()
+        self._absurd_s[kind, user] = time.monotonic()
+        self._complaints.tell((kind, user), text, user=user, value=value, **facts)
+
+    def _fine(self, kind: str, user: str) -> None:
+        last_s = self._absurd_s.get((kind, user))
+        if last_s is not None and time.monotonic() - last_s > QUIET_AFTER_S:
+            del self._absurd_s[kind, user]
+            self._complaints.over((kind, user))
+
     def _is_heard(self, state: UserState, heard: Hears) -> bool:
-        key = ("rssi", state.name, heard.base_station)
         if problem := wrong(heard.filtered_dbm, LEAST_DBM, MOST_DBM):
-            text = f"an RSSI is left out: {problem}"
-            self._complaints.tell(key, text, user=state.name, base_station=heard.base_station)
+            self._absurd("rssi", state.name, "an RSSI is left out", problem, base_station=heard.base_station)
             return False
-        self._complaints.over(key)
+        self._fine("rssi", state.name)
         return True
 
     def _take_delay(self, state: UserState, report: UserReport, now_s: float) -> None:
@@ -183,8 +258,9 @@ class Users:
         for value, keep in ((delay.p50_ms, state.took), (delay.processing_ms, state.processing_ms.append)):
             if value is not None:
                 if problem := wrong(value, 0, 3.6e6):
-                    self._complaints.tell(("delay", state.name), f"a delay is left out: {problem}", user=state.name)
+                    self._absurd("delay", state.name, "a delay is left out", problem)
                 else:
+                    self._fine("delay", state.name)
                     keep(value)
 
     def _forget_old(self) -> None:
