@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import msgspec
 
 from whimbrel.lab import sftp_server
 from whimbrel.lab.config import shared_directory
@@ -25,6 +27,7 @@ from whimbrel.network import netns
 from whimbrel.storage.mounts import mount_at
 
 PORT = 2222
+FUSE = Path("/dev/fuse")
 PROCESS = "storage"  # also the name of its pid file and log
 MOUNT_TIMEOUT_S = 10.0
 POLL_S = 0.005
@@ -41,12 +44,25 @@ def exported(topology: Topology, lab_dir: Path) -> Path:
     return lab_dir / topology.storage.name / "data"
 
 
-def require(topology: Topology) -> None:
-    """Raises Refused when the topology asks for storage that this machine cannot give."""
-    if topology.storage is None:
-        return
-    if shutil.which("sshfs") is None or sftp_server.program() is None:
-        raise Refused("the lab's storage needs sshfs and sftp-server: run scripts/setup, or leave [storage] out")
+def within_reach(topology: Topology, progress: Callable[[str], None]) -> Topology:
+    """The topology, without storage where that is wanted only if it can be had here. Raises Refused where it is
+    required and cannot."""
+    lacking = _lacking()
+    if topology.storage is None or not lacking:
+        return topology
+    if topology.storage.required:
+        raise Refused(f"the lab's storage needs {lacking}: run scripts/setup, or leave [storage] out")
+    progress(f"no storage that all edges mount: it needs {lacking} (scripts/setup)")
+    return msgspec.structs.replace(topology, storage=None)
+
+
+def _lacking() -> str:
+    needed = {
+        "sshfs": shutil.which("sshfs"),
+        "sftp-server": sftp_server.program(),
+        str(FUSE): FUSE.exists(),
+    }
+    return " and ".join(name for name, there in needed.items() if not there)
 
 
 def start_storage(topology: Topology, lab_dir: Path) -> None:
