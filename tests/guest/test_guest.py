@@ -40,6 +40,10 @@ def test_migrations_on_soft_dirty_bits(guest: Guest) -> None:
     run_inside(guest, "tests/guest/inside/test_soft_dirty.py")
 
 
+def test_storage_over_nfs(guest: Guest) -> None:
+    run_inside(guest, "tests/guest/inside/test_nfs.py")
+
+
 def test_control_groups_of_version_2(guest: Guest) -> None:
     adoption = "tests/runtime/test_adopt.py::test_restored_container_is_runcs_own_there_and_back"
     run_inside(guest, "tests/runtime/test_runc.py", adoption, "tests/guest/inside/test_limits.py")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from whimbrel.agent.config import load_config
@@ -122,6 +123,7 @@ def test_the_default_lab_has_storage_that_all_its_edges_mount(lab: Lab) -> None:
 
 
 def test_a_machine_without_sshfs_has_a_default_lab_without_storage(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage._LACKING, "nfs", lambda: "the kernel's nfsd")
     monkeypatch.setattr(storage.shutil, "which", lambda name: None if name == "sshfs" else f"/usr/bin/{name}")
     status = lab.up()
     assert status.up
@@ -130,6 +132,29 @@ def test_a_machine_without_sshfs_has_a_default_lab_without_storage(lab: Lab, mon
     lab.down()
     lab.file.write_text(lab.file.read_text().replace("required = false", "required = true"))
     with pytest.raises(Refused, match="storage needs sshfs: run scripts/setup"):
+        lab.up()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nfs_lacks", "found"), [("auto", "", "nfs"), ("auto", "rpcbind", "sshfs"), ("sshfs", "", "sshfs")]
+)
+def test_nfs_is_preferred_where_it_can_be_had(
+    wanted: str, nfs_lacks: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(storage._LACKING, "nfs", lambda: nfs_lacks)
+    plan = topology.load(None)
+    assert plan.storage is not None
+    asked = msgspec.structs.replace(plan, storage=msgspec.structs.replace(plan.storage, kind=wanted))
+    given = storage.within_reach(asked, lambda _: None).storage
+    assert given is not None
+    assert given.kind == found
+
+
+def test_nfs_that_cannot_be_had_is_refused_with_what_it_needs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage._LACKING, "nfs", lambda: "rpcbind and the kernel's nfsd")
+    text = lab.file.read_text().replace('kind = "auto"\nrequired = false', 'kind = "nfs"')
+    lab.file.write_text(text)
+    with pytest.raises(Refused, match="storage needs rpcbind and the kernel's nfsd"):
         lab.up()
 
 

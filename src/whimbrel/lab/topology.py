@@ -92,7 +92,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `required` comes up without."""
 
     subnet: str
-    kind: Literal["auto", "sshfs"] = "auto"
+    kind: Literal["auto", "nfs", "sshfs"] = "auto"
     required: bool = True
     name: str = "store"
     edges: tuple[str, ...] = ()
