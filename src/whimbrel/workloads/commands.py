@@ -36,17 +36,12 @@ def run(*argv: str, env: Mapping[str, str] | None = None, cwd: Path | None = Non
     return result.stdout
 
 
-def inside(root: Path, *argv: str) -> tuple[str, ...]:
-    """The command that runs a program of a tree with the tree as its root folder; each part of it becomes the next, so
-    that the process is the program's in the end."""
-    return "unshare", "--mount", "--propagation", "private", "sh", "-c", _INSIDE, "sh", str(root), *argv
-
-
 def run_inside(root: Path, *argv: str, env: Mapping[str, str] | None = None) -> str:
     """Run a program of a tree, with the tree as its root folder. Raises Refused with its last line."""
     settings = {} if env is None else env
+    script = ("sh", "-c", _INSIDE, "sh", str(root), *argv)
     try:
-        return run(*inside(root, *argv), env=settings)
+        return run("unshare", "--mount", "--propagation", "private", *script, env=settings)
     except Refused as error:
         cause = str(error).partition(" failed: ")[2]
         raise Refused(f"building an image: {' '.join(argv[:2])} failed in it: {cause}") from error
