@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import made
 import pytest
 
+from whimbrel.bench.report import machine
 from whimbrel.cli.main import run
 from whimbrel.experiments.catalogue import experiments
+from whimbrel.experiments.samples import Samples, save
 
 
 def test_ls_shows_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +46,23 @@ def test_samples_of_another_experiment_are_refused_before_anything_is_measured(
     )
     assert run(["experiment", "run", "fast", "--out", str(tmp_path)]) == 1
     assert "has samples of another run (experiment 'delta', now 'fast')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("outages", "code"), [((40.0,) * 5, 0), ((400.0,) * 5, 1), ((400.0,) * 4, 0)])
+def test_the_exit_code_says_whether_what_is_wanted_holds(
+    outages: tuple[float, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of samples that are there already: nothing is measured. Four of five prove nothing."""
+    ours, script = made.OURS, made.SCRIPT
+    few = made.experiment()
+    promise = replace(few.figures[0].promises[0], least_n=5)
+    few = replace(few, runs=len(outages), figures=(replace(few.figures[0], promises=(promise,)),))
+    monkeypatch.setattr("whimbrel.experiments.catalogue.experiments", lambda: {"made": few})
+    samples = [made.sample(ours, number, outage) for number, outage in enumerate(outages)]
+    samples += [made.sample(script, number, 200.0) for number in range(len(outages))]
+    kept = Samples(experiment="made", quick=False, seed=1, link_rate_bps=0.0, machine=machine())
+    save(tmp_path, kept.plus(samples))
+    assert run(["experiment", "run", "made", "--out", str(tmp_path)]) == code
 
 
 def test_the_pictures_program_is_loaded_only_to_draw() -> None:

@@ -28,6 +28,8 @@ CELLS = (
     Cell("blank", "diskless", by=By.SCRIPT, work_s=0.2),
     Cell("blank", "hybrid", work_s=0.2, label="silent", settings={"PORT": "none"}),
     Cell("no-such-workload", "hybrid", label="elsewhere"),
+    Cell("blank", "shared", work_s=0.2, root_bytes=20_000_000),
+    Cell("blank", "tmpfs", work_s=0.2, root_bytes=20_000_000),
 )
 
 
@@ -60,6 +62,15 @@ def test_whimbrel_and_the_scripts_moved_it(out: Path) -> None:
         assert isinstance(record, dict)
         assert (record["outcome"], record["state_ok"], record["resets"]) == ("done", True, 0)
         assert record["outage_tcp_ms"] > 0
+
+
+def test_a_root_crosses_with_tmpfs_and_stays_on_the_storage_with_shared(out: Path) -> None:
+    """Paper `fast`, III-B1 and III-C."""
+    ((shared,), (tmpfs,)) = (samples(out, cell) for cell in CELLS[5:])
+    assert (shared["error"], tmpfs["error"]) == ("", "")
+    crossed = {name: one["record"]["file_bytes"] for name, one in (("shared", shared), ("tmpfs", tmpfs))}  # type: ignore[index]
+    assert crossed["tmpfs"] > 15_000_000
+    assert crossed["shared"] < 1_000_000
 
 
 def test_a_script_tells_its_steps_and_what_it_cannot_do(out: Path) -> None:

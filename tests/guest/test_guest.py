@@ -14,10 +14,12 @@ CHECK_S = 300.0
 TESTS_S = 1500.0
 
 
-def run_inside(guest: Guest, *selection: str) -> None:
+def run_inside(guest: Guest, *selection: str, storage: str = "sshfs") -> None:
     """Run tests of this project in the guest. What they print is shown where they fail, and with `-rP`."""
     options = ["-p", "no:cacheprovider", "-rP", "-m", "", "--override-ini", "addopts=--strict-markers"]
-    done = guest.run(["python3", "-m", "pytest", *options, *selection], timeout_s=TESTS_S)
+    done = guest.run(
+        ["env", f"GUEST_STORAGE={storage}", "python3", "-m", "pytest", *options, *selection], timeout_s=TESTS_S
+    )
     print(done.output)
     assert done.code == 0, f"in the guest pytest ended with {done.code}: its output is above"
 
@@ -38,6 +40,10 @@ def test_the_layout_is_pure_v2(guest: Guest) -> None:
 
 def test_migrations_on_soft_dirty_bits(guest: Guest) -> None:
     run_inside(guest, "tests/guest/inside/test_soft_dirty.py")
+
+
+def test_storage_over_nfs(guest: Guest) -> None:
+    run_inside(guest, "tests/guest/inside/test_nfs.py", storage="auto")
 
 
 def test_control_groups_of_version_2(guest: Guest) -> None:

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from whimbrel.agent.config import load_config
 from whimbrel.controller.config import load as load_controller_config
-from whimbrel.lab import cleanup, commands, config, processes, topology
+from whimbrel.lab import cleanup, commands, config, processes, storage, topology
 from whimbrel.lab.commands import lab_down, lab_status, lab_up, node_namespace, run_in
 from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, WhimbrelError
 from whimbrel.model.node import Tier
@@ -85,7 +86,7 @@ def test_up_status_down(lab: Lab) -> None:
     status = lab.up()
     assert status.up
     assert [node.name for node in status.nodes] == [
-        "router", "ctl", "t-edge-1", "t-edge-2", "t-edge-3", "t-gw-1", "t-gw-2", "ue-1"
+        "router", "ctl", "store", "t-edge-1", "t-edge-2", "t-edge-3", "t-gw-1", "t-gw-2", "ue-1"
     ]  # fmt: skip
     by_name = {node.name: node for node in status.nodes}
     assert by_name["t-edge-2"].address == "192.168.102.2"
@@ -106,6 +107,55 @@ def test_up_status_down(lab: Lab) -> None:
     lab.down()
     assert lab.leftovers() == []
     assert not lab.status().present
+
+
+def test_the_default_lab_has_storage_that_all_its_edges_mount(lab: Lab) -> None:
+    """It starts by itself, and goes with the lab: what the fixture looks for at the end."""
+    lab.up()
+    for number in (1, 2, 3):
+        config.shared_directory(lab.dir, f"t-edge-{number}").joinpath(f"from-{number}").write_text("here")
+    seen = config.shared_directory(lab.dir, "t-edge-1").iterdir()
+    assert sorted(path.name for path in seen) == ["from-1", "from-2", "from-3"]
+    points = cleanup.mounts_under(lab.dir)
+    assert len(points) == 3
+    for number in (1, 2, 3):
+        assert load_config(config.agent_config(lab.dir, f"t-edge-{number}")).shared_directory
+
+
+def test_a_machine_without_sshfs_has_a_default_lab_without_storage(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage._LACKING, "nfs", lambda: "the kernel's nfsd")
+    monkeypatch.setattr(storage.shutil, "which", lambda name: None if name == "sshfs" else f"/usr/bin/{name}")
+    status = lab.up()
+    assert status.up
+    assert "store" not in [node.name for node in status.nodes]
+    assert any("it needs sshfs" in line for line in lab.said)
+    lab.down()
+    lab.file.write_text(lab.file.read_text().replace("required = false", "required = true"))
+    with pytest.raises(Refused, match="storage needs sshfs: run scripts/setup"):
+        lab.up()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nfs_lacks", "found"), [("auto", "", "nfs"), ("auto", "rpcbind", "sshfs"), ("sshfs", "", "sshfs")]
+)
+def test_nfs_is_preferred_where_it_can_be_had(
+    wanted: str, nfs_lacks: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(storage._LACKING, "nfs", lambda: nfs_lacks)
+    plan = topology.load(None)
+    assert plan.storage is not None
+    asked = msgspec.structs.replace(plan, storage=msgspec.structs.replace(plan.storage, kind=wanted))
+    given = storage.within_reach(asked, lambda _: None).storage
+    assert given is not None
+    assert given.kind == found
+
+
+def test_nfs_that_cannot_be_had_is_refused_with_what_it_needs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage._LACKING, "nfs", lambda: "rpcbind and the kernel's nfsd")
+    text = lab.file.read_text().replace('kind = "auto"\nrequired = false', 'kind = "nfs"')
+    lab.file.write_text(text)
+    with pytest.raises(Refused, match="storage needs rpcbind and the kernel's nfsd"):
+        lab.up()
 
 
 LINK = """
@@ -299,7 +349,7 @@ def test_sigkill_while_coming_up_leaves_what_down_removes(lab: Lab, monkeypatch:
     lab.down()
     assert lab.leftovers() == []
     told = " ".join(lab.said)
-    for what in ("lab processes", "1 service process", "3 mounts", "8 network namespaces", "control group"):
+    for what in ("lab processes", "1 service process", "6 mounts", "9 network namespaces", "control group"):
         assert what in told, told
 
 

@@ -32,7 +32,7 @@ def test_the_default_has_three_edges_two_gateways_and_a_user() -> None:
 
 
 def test_an_unknown_node_is_named_with_the_known_ones() -> None:
-    with pytest.raises(BadInput, match=r"no node 'edge-9': it has router, ctl, edge-1"):
+    with pytest.raises(BadInput, match=r"no node 'edge-9': it has router, ctl, store, edge-1"):
         topology.load().namespace_path("edge-9")
 
 

@@ -3,6 +3,8 @@
 Each memory image crosses twice, as in a migration: all of it, then what changed a moment later. It is read out of a
 real process, crosses a real connection between two network namespaces, and ends in a page store, which is compared
 with the image afterwards. The throughput is that of the pages before coding: what counts is when they are there.
+
+What is promised is judged on the memory of `objects`, taken while its client sends pages (`PROMISED`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -29,7 +31,7 @@ from rich.console import Console
 from whimbrel.bench import memories, table
 from whimbrel.bench.memories import Image
 from whimbrel.bench.pages import end, take_pages, wait_for
-from whimbrel.bench.report import machine, spread
+from whimbrel.bench.report import FAIL, PASS, machine, spread
 from whimbrel.bench.shaped import Ends, shaped_pair
 from whimbrel.client.outage import median
 from whimbrel.memory.codecs import to_runs
@@ -56,6 +58,7 @@ HEADINGS = (
     "against raw",
     "sent",
     "how they crossed",
+    "promised",
 )
 _Context = multiprocessing.get_context("forkserver")  # not forked from here: the caller may have threads
 _Context.set_forkserver_preload([__name__])
@@ -63,20 +66,26 @@ _Context.set_forkserver_preload([__name__])
 
 @dataclass(frozen=True)
 class Rate:
-    """`runs` of images of `size_bytes`: a fast link needs more of both for a figure that means something."""
+    """`runs` of images of `size_bytes`: a fast link needs more of both for a figure that means something.
+    `promised`: at least this many times the throughput of raw pages, on the memory of `JUDGED`, of `judged_runs`; 0:
+    nothing is."""
 
     name: str
     bps: float
     size_bytes: int
     runs: int
+    promised: float = 0.0
+    judged_runs: int = 0
 
 
 RATES = (
-    Rate("100 Mbit/s", 100e6, 32 << 20, 1),
+    Rate("100 Mbit/s", 100e6, 32 << 20, 1, promised=2.0, judged_runs=3),
     Rate("1 Gbit/s", 1e9, 64 << 20, 3),
-    Rate("10 Gbit/s", 10e9, 256 << 20, 5),
+    Rate("10 Gbit/s", 10e9, 256 << 20, 5, promised=1.0, judged_runs=9),
     Rate("unlimited", 0, 256 << 20, 5),
 )
+JUDGED = "objects"
+LEAST_RUNS = 3
 
 
 class Crossing(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,29 +208,44 @@ def crossing(ends: Ends, image_path: Path, codec: Codec) -> Crossing:
         done_in.close()
 
 
-def run(console: Console, *, pid: int = 0, rates: Sequence[Rate] = RATES) -> dict[str, Any]:
-    """Measure all images over all links with all codecs; prints a table. `pid`: also the memory of this process."""
+def run(console: Console, *, pid: int = 0, rates: Sequence[Rate] = RATES, judged: str = JUDGED) -> dict[str, Any]:
+    """Measure all images over all links with all codecs; prints a table. `pid`: also the memory of this process;
+    `judged`: the workload that promises are judged on."""
     runs: list[dict[str, Any]] = []
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False)
+
     with tempfile.TemporaryDirectory(prefix="whimbrel-codecs-") as folder:
         real = [memories.of_program()] + ([memories.of_process(pid, f"process {pid}")] if pid else [])
+        served = memories.of_workload(judged, progress=tell)
+        tell(f"{judged}: {format_bytes(served.first.nbytes)}, {len(served.changed) / len(served.first):.1%} changed")
         for rate in rates:
-            images = [*(make() for make in memories.made(rate.size_bytes)), *real]
+            images = [(make(), rate.runs) for make in memories.made(rate.size_bytes)]
+            images += [(image, rate.runs) for image in real]
+            images += [(served, rate.judged_runs)] if rate.promised else []
             with shaped_pair(rate.bps) as ends:
-                for image in images:
+                for image, times in images:
                     path = Path(folder) / f"{image.name}.npz"
                     image.save(path)
-                    for _ in range(rate.runs):
-                        runs += [_one(ends, rate, path, codec) for codec in WAYS]
-                    console.print(f"{rate.name}: {image.name} done", highlight=False)
+                    for number in range(times):
+                        runs += [_one(ends, rate, path, codec) for codec in turned(WAYS, number)]
+                    tell(f"{rate.name}: {image.name} done")
                     path.unlink()
-    entries = summary(runs)
+    entries = summary(runs, {rate.name: rate.promised for rate in rates if rate.promised}, judged)
     table.show(console, HEADINGS, [_cells(entry) for entry in entries])
     return {
         "machine": machine(),
-        "parameters": {"links": [msgspec.to_builtins(rate) for rate in rates]},
+        "parameters": {"links": [msgspec.to_builtins(rate) for rate in rates], "judged": judged},
         "runs": runs,
         "summary": entries,
     }
+
+
+def turned(ways: Sequence[Codec], number: int) -> list[Codec]:
+    """Each run begins with another one: what drifts on the machine meets all alike."""
+    first = number % len(ways)
+    return [*ways[first:], *ways[:first]]
 
 
 def _one(ends: Ends, rate: Rate, path: Path, codec: Codec) -> dict[str, Any]:
@@ -235,9 +259,12 @@ def _one(ends: Ends, rate: Rate, path: Path, codec: Codec) -> dict[str, Any]:
     }
 
 
-def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summary(
+    runs: Sequence[dict[str, Any]], promised: Mapping[str, float] | None = None, judged: str = JUDGED
+) -> list[dict[str, Any]]:
     """One entry per memory, link and codec: throughput before coding (bytes/s), of all pages, of the changed ones, and
-    of both; `ratio_raw` = median over the median of raw on the same link."""
+    of both; `ratio_raw` = median over the median of raw on the same link. `promised`: link -> the least ratio of the
+    codec that a migration chooses (`auto`), for the memory `judged`."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for entry in runs:
         groups.setdefault((entry["link"], entry["workload"], entry["strategy"]), []).append(entry)
@@ -257,9 +284,19 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "sent_share": median([sum(entry["sent_bytes"]) / sum(entry["raw_bytes"]) for entry in found]),
                 "ratio_raw": median(both) / median(plain),
                 "codec": found[-1]["codec"],
+                "promised": "",
             }
         )
+        if promised and link in promised and (workload, strategy) == (judged, str(Codec.AUTO)):
+            entries[-1]["promised"] = verdict(entries[-1]["ratio_raw"], promised[link], min(len(both), len(plain)))
     return entries
+
+
+def verdict(ratio: float, least: float, runs: int) -> str:
+    """The ratio counts in hundredths, as it is shown."""
+    if runs < LEAST_RUNS:
+        return f"unproved: {runs} runs, {LEAST_RUNS} are needed"
+    return PASS if round(ratio, 2) >= least else f"{FAIL}: < {least:g} x"
 
 
 def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -275,4 +312,5 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
         f"{entry['ratio_raw']:.2f} x",
         f"{entry['sent_share']:.1%}",
         " / ".join(entry["codec"]),
+        entry["promised"],
     )

@@ -9,22 +9,37 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
+from whimbrel.bench.baseline import PATH
+from whimbrel.bench.shaped import shaped_pair
+from whimbrel.bench.trial import named
 from whimbrel.memory.peek import read_pages_into
 from whimbrel.memory.store import pages_of
 from whimbrel.memory.tracker import TreeTracker
 from whimbrel.model.errors import BadInput, StepFailed
 from whimbrel.model.units import PAGE_BYTES
+from whimbrel.workloads.builder import build
+from whimbrel.workloads.commands import run
 
 Words = npt.NDArray[np.uint64]
 SETTLE_S, BETWEEN_S = 1.0, 0.5
+FILL_S = 90.0
+# Each part becomes the next: the process is the program's in the end, and its mounts go with it.
+IN_ROOT = ("unshare", "--mount", "--propagation", "private", "sh", "-c", """
+for name in proc sys dev; do mount --rbind "/$name" "$1/$name" || exit 1; done
+exec chroot "$@"
+""", "sh")  # fmt: skip
+FULL_AFTER = 5  # looks, one a second, that differ by less than a hundredth
 READY_S = 60.0
 
 # Sessions of users who move about: dictionaries, strings and numbers, some of which change all the time.
@@ -124,6 +139,45 @@ def of_program() -> Image:
     finally:
         process.kill()
         process.wait()
+
+
+def of_workload(name: str, *, settle_s: float = FILL_S, progress: Callable[[str], object] = print) -> Image:
+    """Of a workload's service while its own client asks it, once its memory grows no more (`settle_s` at most).
+
+    It runs out of its image's files, in a network namespace of its own beside the client's.
+
+    Raises Refused, Unreachable.
+    """
+    workload = named(name)
+    image = build(workload.recipe, progress=progress)
+    with contextlib.ExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="whimbrel-codecs-")))
+        run("umoci", "raw", "unpack", "--image", image.umoci, str(folder / "root"))
+        ends = undo.enter_context(shaped_pair(0))
+        command = (*IN_ROOT, str(folder / "root"), *workload.recipe.command)
+        settings = dict(setting.split("=", 1) for setting in (PATH, *workload.env))
+        quiet = subprocess.DEVNULL
+        service = subprocess.Popen(
+            ["nsenter", f"--net={ends.destination}", *command], env=settings, stdin=quiet, stdout=quiet, stderr=quiet
+        )
+        undo.callback(_end, service)
+        undo.enter_context(workload.probe(ends.address, image, ("nsenter", f"--net={ends.source}")))
+        _wait_until_full(service.pid, settle_s)
+        return of_process(service.pid, name)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def _wait_until_full(pid: int, most_s: float) -> None:
+    deadline, sizes = time.monotonic() + most_s, deque[int](maxlen=FULL_AFTER)
+    while time.monotonic() < deadline:
+        sizes.append(psutil.Process(pid).memory_info().rss)
+        if len(sizes) == FULL_AFTER and max(sizes) - min(sizes) < max(sizes) / 100:
+            return
+        time.sleep(1.0)
 
 
 def of_process(pid: int, name: str) -> Image:

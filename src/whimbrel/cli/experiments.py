@@ -54,8 +54,9 @@ def run_experiment(
         str, typer.Option("--link", metavar="RATE", help="Rate of all links, like 1gbit, or max; default: the paper's.")
     ] = "",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Makes the random order of the runs.")] = 1,
-) -> None:
-    """Measure in a lab of its own and write tables, JSON and pictures. The same command goes on with a broken run."""
+) -> int:
+    """Measure in a lab of its own and write tables, JSON and pictures; 1 when something that is wanted does not hold.
+    The same command goes on with a broken run."""
     from whimbrel.experiments.catalogue import find
     from whimbrel.experiments.model import Link
     from whimbrel.experiments.runner import Options, run
@@ -64,4 +65,5 @@ def run_experiment(
     experiment = find(name)
     folder = out or Path("out", name)
     rate = Link(rate_bps=0.0 if link == "max" else parse_rate_bps(link)) if link else None
-    run(experiment, Options(out=folder, quick=quick, runs=runs, seed=seed, link=rate), console())
+    document = run(experiment, Options(out=folder, quick=quick, runs=runs, seed=seed, link=rate), console())
+    return int(any(promise["broken"] for promise in document["promises"]))

@@ -28,7 +28,8 @@ class By(StrEnum):
 class Cell:
     """One workload moved in one way. `moves`: migrations of each service, one after another, each of them a sample;
     `work_s`: how long its client works before each. `settings`: what the workload is told otherwise than its recipe
-    says. `system`: it runs inside a system container of that kind (`systems`), not in a container of its own."""
+    says. `system`: it runs inside a system container of that kind (`systems`), not in a container of its own.
+    `root_bytes`: its root file system is filled up to that size (`roots`), as papers' containers hold a system."""
 
     workload: str
     strategy: str
@@ -38,6 +39,7 @@ class Cell:
     work_s: float = 1.5
     settings: Mapping[str, str] = field(default_factory=dict)
     label: str = ""
+    root_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -104,7 +106,11 @@ class Drawing:
 @dataclass(frozen=True)
 class Promise:
     """What must hold of every row of a quantity: `holds` says whether it does, None when the row cannot tell. With
-    `beside`, `holds_beside` says so of the row and of the same service's under that strategy."""
+    `beside`, `holds_beside` says so of the row and of the same service's under that strategy.
+
+    Below `least_n` values (of the row, of the one beside it, and of the baseline where `baseline` says that it is held
+    against that) nothing is proven; but with `counts`, of what must not happen at all, once is enough to break it. A
+    migration that failed breaks it, however many did not."""
 
     text: str
     quantity: str
@@ -112,6 +118,9 @@ class Promise:
     cells: Callable[[Row], bool] = lambda _: True
     beside: str = ""
     holds_beside: Callable[[Row, Row], bool | None] | None = None
+    least_n: int = 0
+    baseline: bool = False
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,12 +203,16 @@ class PaperValue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a promise held: `held` of the `judged` rows; `broken` names the others."""
+    """Whether a promise held: `held` of the `judged` rows; `broken` names those that broke it, `unproved` those with
+    fewer than `least_n` values. `failed`: of the broken ones, those where a migration failed."""
 
     promise: str
     judged: int
     held: int
     broken: tuple[str, ...] = ()
+    unproved: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    least_n: int = 1
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from whimbrel.bench.trial import Trial, Workload, host_of, next_after
 from whimbrel.client.report import Report
 from whimbrel.experiments import systems
 from whimbrel.experiments.model import By, Cell
+from whimbrel.experiments.roots import empty, fill
 from whimbrel.experiments.scripted import ADDRESS, SCRIPTS, scripted
 from whimbrel.experiments.site import Site
 from whimbrel.model.errors import WhimbrelError
@@ -73,11 +74,21 @@ def _running(site: Site, cell: Cell, workload: Workload, image: Image, start: st
         return
     recipe = workload.recipe
     status = site.controller.run_service(
-        SERVICE, image.reference, start, ports=recipe.ports, env=workload.env, workload=workload.name
+        SERVICE,
+        image.reference,
+        start,
+        ports=recipe.ports,
+        env=workload.env,
+        workload=workload.name,
+        shared=needs_storage(cell),
     )
     try:
+        if cell.root_bytes:
+            fill(site.root(start, SERVICE, shared=needs_storage(cell)), cell.root_bytes)
         yield status
     finally:
+        if needs_storage(cell):  # on the server: some thousand files over the network take an agent minutes
+            empty(site.root(start, SERVICE, shared=True))
         # what went wrong in the block is what the user must see, not that the service is gone with it
         with contextlib.suppress(WhimbrelError):
             site.controller.remove_service(SERVICE)
@@ -88,7 +99,7 @@ def _by_script(site: Site, cell: Cell, image: Image, start: str) -> Moved:
     program = Program(image.umoci, workload.recipe.command, workload.env, workload.recipe.workdir)
     host = ADDRESS.split("/")[0]
     with (
-        scripted(site, program, start, shared=needs_storage(cell)) as container,
+        scripted(site, program, start, shared=needs_storage(cell), root_bytes=cell.root_bytes) as container,
         _talk(workload, host, image, site) as probe,
     ):
         time.sleep(cell.work_s)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from whimbrel.experiments.model import Quantity
+from whimbrel.experiments.model import Quantity, Sample
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.model.units import PAGE_BYTES
 
-MS, PAGES, BYTES, PERCENT = "ms", "pages", "bytes", "%"
+MS, PAGES, BYTES, PERCENT, PER_S = "ms", "pages", "bytes", "%", "/s"
 
 
 def phase_ms(record: MigrationRecord, *names: str) -> float | None:
@@ -48,7 +48,7 @@ def _available_ms(record: MigrationRecord) -> float | None:
 
 def _available_less_root_ms(record: MigrationRecord) -> float | None:
     available = _available_ms(record)
-    return None if available is None else available - (phase_ms(record, "rootfs") or 0.0)
+    return None if available is None else available - (phase_ms(record, "rootfs", "rounds.files") or 0.0)
 
 
 def renamed(quantity: Quantity, key: str) -> Quantity:
@@ -114,6 +114,27 @@ MIGRATION_PAGES = of_record(
 )
 REDUCTION = of_record("reduction", "reduction ratio", PERCENT, _reduction_percent)
 SHARE = of_record("share", "migration / pre-migration", PERCENT, _share_percent)
+
+
+def _less_kept_percent(sample: Sample) -> float | None:
+    """As `_share_percent`, of a full checkpoint without the pictures that the service keeps for its users."""
+    if sample.record is None or sample.report is None:
+        return None
+    full, last = _first_bytes(sample.record), _last_bytes(sample.record)
+    kept = next((found["remembered_bytes"] for found in sample.report.detail.values()
+                 if isinstance(found, dict) and "remembered_bytes" in found), None)  # fmt: skip
+    return 100 * last / (full - kept) if full and last is not None and kept is not None and full > kept else None
+
+
+SHARE_LESS_KEPT = Quantity("share_less_kept", "… of the full one without kept pictures", PERCENT, _less_kept_percent)
+
+
+def _write_rate(sample: Sample) -> float | None:
+    writer = sample.report.detail.get("writer") if sample.report is not None else None
+    return writer.get("writes_per_s") if writer else None
+
+
+WRITE_RATE = Quantity("write_rate", "acknowledged of the writes sent meanwhile", PER_S, _write_rate)
 REQUESTS = Quantity(
     "requests",
     "requests answered meanwhile",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -38,32 +38,79 @@ def rows_of(
 
 
 def verdicts(figure: Figure, rows: Sequence[Row]) -> list[Verdict]:
-    found = []
-    for promise in figure.promises:
-        ours = [
-            row for row in rows if row.quantity == promise.quantity and row.by == By.WHIMBREL and promise.cells(row)
-        ]
-        judged = {f"{row.workload} {row.strategy}": held for row in ours
-                  if (held := _holds(promise, row, rows)) is not None}  # fmt: skip
-        broken = tuple(name for name, held in judged.items() if not held)
-        found.append(Verdict(promise=promise.text, judged=len(judged), held=len(judged) - len(broken), broken=broken))
-    return found
+    return [_verdict(promise, [row for row in rows if row.by == By.WHIMBREL]) for promise in figure.promises]
 
 
-def _holds(promise: Promise, row: Row, rows: Sequence[Row]) -> bool | None:
+def _verdict(promise: Promise, rows: Sequence[Row]) -> Verdict:
+    concerned = [row for row in rows if promise.cells(row)]
+    failed = tuple(dict.fromkeys(_name(row) for row in concerned if row.failed))
+    held: list[str] = []
+    broken, unproved = list(failed), list[str]()
+    for row in concerned:
+        if row.quantity != promise.quantity or _name(row) in failed:
+            continue
+        other = _beside(promise, row, rows)
+        holds = _holds(promise, row, other)
+        if holds is None:
+            continue
+        proven = _least(promise, row, other) >= promise.least_n or (promise.counts and not holds)
+        (unproved if not proven else held if holds else broken).append(_name(row))
+    return Verdict(
+        promise=promise.text,
+        judged=len(held) + len(broken) + len(unproved),
+        held=len(held),
+        broken=tuple(broken),
+        unproved=tuple(unproved),
+        failed=failed,
+        least_n=promise.least_n,
+    )
+
+
+def any_broken(found: Iterable[Verdict]) -> bool:
+    return any(verdict.broken for verdict in found)
+
+
+def _name(row: Row) -> str:
+    return f"{row.workload} {row.strategy}"
+
+
+def _beside(promise: Promise, row: Row, rows: Sequence[Row]) -> Row | None:
+    wanted = (row.workload, promise.beside, row.quantity)
+    return next((one for one in rows if (one.workload, one.strategy, one.quantity) == wanted), None)
+
+
+def _holds(promise: Promise, row: Row, other: Row | None) -> bool | None:
     if promise.holds_beside is None:
         return promise.holds(row)
-    wanted = (row.workload, promise.beside, row.quantity, row.by)
-    other = next((one for one in rows if (one.workload, one.strategy, one.quantity, one.by) == wanted), None)
     return None if other is None else promise.holds_beside(row, other)
 
 
+def _least(promise: Promise, row: Row, other: Row | None) -> int:
+    """Of how many values the fewest are that the verdict rests on."""
+    counts = [row.n]
+    if promise.holds_beside is not None and other is not None:
+        counts.append(other.n)
+    if promise.baseline:
+        counts.append(row.baseline_n)
+    return min(counts)
+
+
+MOST_OF_BASELINE = 1.1
+
+
 def no_slower(row: Row) -> bool | None:
-    """Is ours no slower than the baseline, within what the samples can tell? The difference of the means must not be
-    above zero by more than half its 95 % interval (from both intervals, added as variances are)."""
-    if row.ours is None or row.baseline is None:
+    """Is ours no slower than the baseline? Both must hold: the difference of the means is not above zero by more than
+    half its 95 % interval (from both intervals, added as variances are), and our median is at most `MOST_OF_BASELINE`
+    times the baseline's: few values that scatter have a wide interval, in which nearly everything lies."""
+    if row.ours is None or row.baseline is None or row.median is None or row.baseline_median is None:
         return None
-    return row.ours - row.baseline <= math.hypot(row.ci95 or 0.0, row.baseline_ci95 or 0.0)
+    in_interval = row.ours - row.baseline <= math.hypot(row.ci95 or 0.0, row.baseline_ci95 or 0.0)
+    return in_interval and row.median <= MOST_OF_BASELINE * row.baseline_median
+
+
+def shorter(row: Row, other: Row) -> bool | None:
+    """By the medians."""
+    return None if row.median is None or other.median is None else row.median < other.median
 
 
 def _row(

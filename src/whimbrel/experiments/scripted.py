@@ -19,6 +19,7 @@ from pathlib import Path
 from whimbrel.bench.baseline import NAME, Node, Program, remove_cgroups
 from whimbrel.bench.baseline import run as run_program
 from whimbrel.checkpoint.swrk import criu_path
+from whimbrel.experiments.roots import fill
 from whimbrel.experiments.site import Site
 from whimbrel.model.errors import Refused, StepFailed
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
@@ -40,13 +41,15 @@ class _Told:
 
 class Scripted:
     """The container, on the node `at`. Use `scripted`; one move for each. `shared`: its root file system and its
-    images lie on the lab's storage server, which both nodes mount, and not on a tmpfs of each."""
+    images lie on the lab's storage server, which both nodes mount, and not on a tmpfs of each. `root_bytes`: the root
+    is filled up to that size."""
 
-    def __init__(self, site: Site, program: Program, scratch: Path, *, shared: bool) -> None:
+    def __init__(self, site: Site, program: Program, scratch: Path, *, shared: bool, root_bytes: int) -> None:
         self._site = site
         self._program = program
         self._scratch = scratch
         self._shared = shared
+        self._root_bytes = root_bytes
         self._undo = contextlib.ExitStack()
         self.nodes: dict[str, Node] = {}
         self.at = ""
@@ -72,6 +75,8 @@ class Scripted:
             folder.mkdir()
         run_program("cp", "--archive", str(self._scratch / "image/rootfs"), str(folder / "rootfs"))
         shutil.rmtree(self._scratch / "image")
+        if self._root_bytes:
+            fill(folder / "rootfs", self._root_bytes)
         self._prepare(node)
         node.worker(node.port.open, NAME)
         node.runc("run", "--detach", "--bundle", str(node.bundle))
@@ -214,7 +219,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def scripted(site: Site, program: Program, node: str, *, shared: bool = False) -> Iterator[Scripted]:
+def scripted(
+    site: Site, program: Program, node: str, *, shared: bool = False, root_bytes: int = 0
+) -> Iterator[Scripted]:
     """The program in a plain runc container on `node`, with folders on a tmpfs or on the storage server; all of it
     goes with the block."""
     with contextlib.ExitStack() as undo:
@@ -222,7 +229,7 @@ def scripted(site: Site, program: Program, node: str, *, shared: bool = False) -
         undo.callback(shutil.rmtree, scratch, ignore_errors=True)
         run_program("mount", "-t", "tmpfs", "-o", "size=90%,mode=0700", "tmpfs", str(scratch))
         undo.callback(run_program, "umount", "--lazy", str(scratch))
-        container = Scripted(site, program, scratch, shared=shared)
+        container = Scripted(site, program, scratch, shared=shared, root_bytes=root_bytes)
         undo.callback(container.close)
         container.start(node)
         yield container

@@ -16,6 +16,7 @@ from whimbrel.experiments.model import Link
 from whimbrel.lab.commands import LabStatus, Report
 from whimbrel.lab.config import shared_directory
 from whimbrel.lab.session import lab_session
+from whimbrel.storage.shared.marker import FOLDER
 
 DEFAULT_PREFIX = "xp"
 TOPOLOGY = """name = "experiment"
@@ -87,6 +88,12 @@ class Site:
         """What the edges mount, on the storage server itself."""
         server = next(node.name for node in self.status.nodes if node.role == "storage")
         return Path(self.status.directory, server, "data")
+
+    def root(self, edge: str, service: str, *, shared: bool) -> Path:
+        """A running service's root file system, where it can be written to: of a shared one on the server itself."""
+        if shared:
+            return self.exported / FOLDER / "services" / service / "root"
+        return self.folder(edge) / "services" / service / "rootfs"
 
     def folder(self, node: str) -> Path:
         """The state folder of a node's agent."""

@@ -17,6 +17,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "bytes": format_bytes,
     "%": lambda value: f"{value:.2f} %",
     "pages": lambda value: f"{value:,.0f}",
+    "/s": lambda value: f"{value:,.0f}/s",
     "": lambda value: f"{value:g}",
 }
 NOTHING = "-"
@@ -92,8 +93,13 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 def verdict(found: Verdict) -> str:
     if not found.judged:
         return f"Wanted: {found.promise}: nothing measured to judge by."
-    word = "held" if not found.broken else f"NOT held by {', '.join(found.broken)}"
-    return f"Wanted: {found.promise}: {word} ({found.held} of {found.judged})."
+    said = []
+    if found.broken:
+        failed = f" (migrations failed: {', '.join(found.failed)})" if found.failed else ""
+        said.append(f"NOT held by {', '.join(found.broken)}{failed}")
+    if found.unproved:
+        said.append(f"unproved, with fewer than {found.least_n} values, for {', '.join(found.unproved)}")
+    return f"Wanted: {found.promise}: {'; '.join(said) or 'held'} ({found.held} of {found.judged})."
 
 
 def show(console: Console, experiment: Experiment, section: Section) -> None:

@@ -80,7 +80,7 @@ def lab_up(topology: Path | None = None, progress: Report = _quiet, *, lab_dir: 
     plan = load(topology)
     if os.geteuid() != 0:
         raise Refused("a lab needs root for its network namespaces: run it with sudo")
-    storage.require(plan)
+    plan = storage.within_reach(plan, progress)
     require_capacities(plan)
     with _locked(lab_dir):
         _make_way(progress, lab_dir)

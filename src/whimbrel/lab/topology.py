@@ -88,10 +88,12 @@ class User(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class Storage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A server whose file system the edges mount. `kind` says how, "auto" what works here (see `lab.storage`);
-    `edges`: which of them mount it, none named means all."""
+    `edges`: which of them mount it, none named means all. Where the machine cannot give it, a lab that has it not as
+    `required` comes up without."""
 
     subnet: str
-    kind: Literal["auto", "sshfs"] = "auto"
+    kind: Literal["auto", "nfs", "sshfs"] = "auto"
+    required: bool = True
     name: str = "store"
     edges: tuple[str, ...] = ()
     at: str = ""

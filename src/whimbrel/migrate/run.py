@@ -120,7 +120,9 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             await bring_image(job, peer)
             parts = await _prepare(job, strategy, peer, outer, undo)
         async with job.phase("rounds"):
+            begun_ms = job.now_ms()
             await parts.hands.do(parts.files.ahead)
+            job.add_phase("rounds.files", begun_ms, job.now_ms() - begun_ms)
             if parts.strategy.rounds.limit:
                 await run_rounds(job, parts)
             await until_handover(job, parts)

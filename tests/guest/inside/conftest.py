@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.migrate import conftest as migration
@@ -16,6 +18,7 @@ prefix = "{PREFIX}-"
 overlay_subnet = "10.77.0.0/16"
 controller_subnet = "192.168.100.0/24"
 [storage]
+kind = "{os.environ.get("GUEST_STORAGE", "sshfs")}"
 name = "{PREFIX}-nas"
 subnet = "192.168.120.0/24"
 [[edges]]

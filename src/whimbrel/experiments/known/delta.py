@@ -13,8 +13,10 @@ from whimbrel.experiments.quantities import (
     REDUCTION,
     REQUESTS,
     SHARE,
+    SHARE_LESS_KEPT,
 )
 
+RUNS = 5
 MOST_PERCENT = 5.0
 WORK_S = {"simple": 1.5, "face": 45.0, "objects": 30.0}
 """Until a session's pictures fill the memory that is set aside for them: the paper's services are in full use."""
@@ -32,6 +34,7 @@ TABLE = Figure(
         MIGRATION_PAGES,
         REDUCTION,
         SHARE,
+        SHARE_LESS_KEPT,
         REQUESTS,
         OUTAGE_TCP,
     ),
@@ -41,12 +44,16 @@ TABLE = Figure(
         "Checkpoint of pre-migration: all pages that the processes have, 4 KiB each. Checkpoint of migration: all that "
         "crosses in the freeze, pages and CRIU's images. The client's requests go on in between, for as long as the "
         "pre-migration takes over the paper's link.",
+        "The paper's checkpoints of pre-migration are 196.8 MB (Openface) and 584.8 MB (Yolo). Our networks are "
+        "smaller: face and objects keep up to 100 and 450 MB of their session's latest pictures, which makes theirs "
+        "as large. These pictures hardly change, so the share without them is told too.",
     ),
     promises=(
         Promise(
             f"at most {MOST_PERCENT:g} % of the full checkpoint crosses in the migration",
             "share",
             lambda row: None if row.ours is None else row.ours <= MOST_PERCENT,
+            least_n=RUNS,
         ),
     ),
 )
@@ -58,7 +65,7 @@ EXPERIMENT = Experiment(
     figures=(TABLE,),
     link=Link(rate_bps=100e6),
     image_size=True,
-    runs=5,
+    runs=RUNS,
     quick_workloads=("simple",),
     notes=(
         "Links have 100 Mbit/s both ways, as the paper's between neighbouring edge servers; its 50 ms of delay are not "

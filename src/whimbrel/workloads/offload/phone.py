@@ -69,7 +69,8 @@ class Offloading(Talk):
         self.enrolling = [(entry["name"], place.file(entry["file"]).read_bytes()) for entry in listed["enrol"]]
         self.known = [name for name, _ in self.enrolling]
         keep_bytes = int(place.settings.get("KEEP_MB", "100")) << 20
-        self.ledger = Ledger(keep_bytes // int(listed["picture_bytes"]))
+        self.picture_bytes = int(listed["picture_bytes"])
+        self.ledger = Ledger(keep_bytes // self.picture_bytes)
         self.first_answers: dict[int, list[dict[str, Any]]] = {}
         self.times: list[tuple[int, float]] = []  # (when answered in ns, processing in ms)
         self.next = 0
@@ -128,6 +129,7 @@ class Offloading(Talk):
             "ok": not faults,
             "processing_ms": spread(taken),
             "pictures_remembered": state["pictures"],
+            "remembered_bytes": state["pictures"] * self.picture_bytes,
             "seen": state["seen"],
             **({"fault": faults[0]} if faults else {}),
         }

@@ -224,6 +224,7 @@ class Writer(Side):
             "lost": lost,
             "resets": sum(1 for when in self.resets_ns if from_ns <= when < now_ns),
             "worst_write_ms": max(waits_ns, default=0) / 1e6,
+            "writes_per_s": sum(batch.acked for batch in window) / ((to_ns - from_ns) / 1e9),
             **({"refusal": next(iter(refused.values()))} if refused else {}),
         }
 
