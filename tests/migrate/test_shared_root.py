@@ -198,7 +198,9 @@ def test_destination_agent_killed(lab: Lab, user: socket.socket, point: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("point", "runs_at"), [("receive.committed", DESTINATION), *thorough(("freeze.pages", SOURCE))]
+    ("point", "runs_at"),
+    [("receive.committed", DESTINATION), *thorough(("freeze.pages", SOURCE))],
+    ids=("destination", "source"),  # names of nodes differ from worker to worker
 )
 def test_source_agent_killed(lab: Lab, user: socket.socket, point: str, runs_at: str) -> None:
     """Whoever has the service in the end has its root, and the other one deletes nothing of it."""

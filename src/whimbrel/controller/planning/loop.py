@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -36,14 +35,14 @@ from whimbrel.controller.planning.moves import Moves, failed
 from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lag_s, start_lag_s
 from whimbrel.controller.planning.probes import Probes
 from whimbrel.controller.planning.settings import PlanningConfig, check_setting
+from whimbrel.controller.planning.taken import Sight, held, taken
 from whimbrel.controller.planning.users import Users, UserState
 from whimbrel.controller.problems import Unknown
 from whimbrel.controller.region import Region as Nodes
 from whimbrel.controller.services import Services
-from whimbrel.controller.views import NodeView
 from whimbrel.model.application import Application, Session, SessionState
 from whimbrel.model.decision import Decision, PlannerSetting, UserStatus
-from whimbrel.model.edge import Amounts, BaseStation, Observation, Speed
+from whimbrel.model.edge import BaseStation, Observation, Speed
 from whimbrel.model.errors import Refused, WhimbrelError
 from whimbrel.model.history import Measured, PredictionErrors
 from whimbrel.model.migration import MigrationRecord
@@ -64,16 +63,6 @@ RETRY_S = 10.0
 MOST_RETRY_S = 300.0
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What nodes and services said last. `ready`: users whose services ran when they were asked."""
-
-    nodes: tuple[NodeView, ...] = ()
-    services: tuple[ServiceStatus, ...] = ()
-    unreachable: tuple[str, ...] = ()
-    ready: frozenset[str] = frozenset()
 
 
 class Planning:
@@ -410,32 +399,9 @@ class Planning:
         return seen
 
     def _region(self, people: Sequence[Person]) -> Region:
-        """Capacity without what other services take, those of users that are not planned for just now, and those that
-        were given a place and have not been seen there yet."""
-        planned = {person.session.service for person in people}
-        sessions = {session.service: session for session in self.deployment.sessions.values()}
-        measured = {use.name for node in self._sight.nodes for use in node.service_use}
-        others: list[tuple[str, Amounts]] = []
-        for node in self._sight.nodes:
-            for use in node.service_use:
-                if use.name in planned:
-                    continue
-                taken = self._demand(sessions.get(use.name))
-                if taken is None:
-                    taken = Amounts(cpus=max(0.0, use.cpus_used), memory_bytes=float(max(0, use.memory_bytes)))
-                others.append((node.name, taken))
-        homes = {status.spec.name: status.node for status in self._sight.services}
-        for session in sessions.values():
-            new = session.state is SessionState.DEPLOYING or session.user not in self._sight.ready
-            home = homes.get(session.service, session.server if new else "")
-            taken = self._demand(session)
-            if home and taken is not None and session.service not in planned | measured:
-                others.append((home, taken))
-        held: dict[str, float] = {}
-        for person in people:
-            if person.server and person.going is None:
-                held[person.server] = held.get(person.server, 0.0) + person.storage_bytes
-        region = region_of(self._sight.nodes, self._stations, others, self._carried, held)
+        """The servers as they are to these people; who cannot be planned with is named."""
+        others = taken(self._sight, people, self.deployment.sessions.values(), self.deployment.applications)
+        region = region_of(self._sight.nodes, self._stations, others, self._carried, held(people))
         unusable = dict(region.unusable)
         for node in self._sight.nodes:
             if why := unusable.get(node.name, ""):
@@ -444,10 +410,6 @@ class Planning:
             else:
                 self._complaints.over(("server", node.name))
         return region
-
-    def _demand(self, session: Session | None) -> Amounts | None:
-        application = self.deployment.applications.get(session.application) if session is not None else None
-        return application.demand if application is not None else None
 
     async def _place(self, session: Session, application: Application) -> tuple[str, str]:
         """See `deploy.Place`. Raises Refused."""
