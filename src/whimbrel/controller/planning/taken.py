@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from whimbrel.controller.planning.monitor import Person
+from whimbrel.controller.views import NodeView
 from whimbrel.model.application import Application, Session, SessionState
 from whimbrel.model.edge import Amounts
-from whimbrel.model.node import NodeView
 from whimbrel.model.service import ServiceStatus
 
 
