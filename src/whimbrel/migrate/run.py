@@ -204,6 +204,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
+    last_round_s = time.monotonic()
     async with job.step("freeze.hold"):
         held = await _hold(job, parts)
         await hands.do(drain, job.node.port, job.request.service)
@@ -235,7 +236,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         beside, _ = await asyncio.gather(_beside(job, parts), hands.do(_expect_ready, parts))
     channel.limit(0)
-    took_ms = (time.monotonic() - job.frozen_s) * 1e3
+    took_ms = (time.monotonic() - last_round_s) * 1e3
     job.rounds.append(round_of(len(job.rounds) + 1, held + early + late + delivered + beside, took_ms, file_bytes))
 
 
