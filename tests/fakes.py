@@ -140,6 +140,7 @@ class FakeAgent:
     async def _run(self, call: calls.RunService, _: EmitEvent) -> ServiceStatus:
         if not call.spec.image.startswith(("oci:", "oci-archive:", "rootfs:")):
             raise BadInput(f"image {call.spec.image!r} is no reference: write oci:PATH")
+        self._region.starting.add(call.spec.name)
         while not self._region.may_start.is_set():
             await asyncio.sleep(0.01)
         status = ServiceStatus(
@@ -295,6 +296,7 @@ class FakeRegion:
         self.go.set()
         self.may_start = threading.Event()  # services wait for it
         self.may_start.set()
+        self.starting: set[str] = set()  # names of services that an agent was told to run
         self.agents: dict[str, FakeAgent] = {}
         for name in ("edge-1", "edge-2", "edge-3"):
             self.agents[name] = FakeAgent(name, Role.EDGE, self)

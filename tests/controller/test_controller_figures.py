@@ -77,7 +77,7 @@ def test_figures_follow_what_happens(watched: LiveController, http: httpx.Client
     assert seen["whimbrel_migration_sent_bytes_total", strategy] == 21 << 20
     assert seen["whimbrel_node_up", (("node", "edge-1"), ("role", "edge"))] == 1
     assert seen["whimbrel_node_services", (("node", "edge-2"),)] == 1
-    assert seen["whimbrel_users", (("base_station", "gw-1"),)] == 1
+    assert seen["whimbrel_users", (("base_station", "gw-2"),)] == 1, "where it was handed over to since its report"
     assert seen["whimbrel_handovers_total", (("result", "done"),)] == 1
     assert seen["whimbrel_handover_interruption_seconds_sum", ()] == pytest.approx(0.04)
     assert seen["whimbrel_user_reports_total", ()] == 1

@@ -259,6 +259,7 @@ def test_a_deployment_without_an_answer_is_settled_by_what_became_of_it(
         after.callback(live.region.may_start.set)
         asked = pool.submit(other.discover, user, "app")
         wait_until(lambda: (user, "deploying") in [(one.user, one.state) for one in client.users()], "it is under way")
+        wait_until(lambda: f"app-{user}" in live.region.starting, "its agent has the call")
         live.region.down("edge-1")
         with pytest.raises(Unreachable):
             asked.result(60)
