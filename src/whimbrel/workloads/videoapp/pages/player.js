@@ -6,6 +6,7 @@ let played_s = 0; // not told yet
 let before_s = null; // place in the film when we looked last
 let waiting_ms = 0; // since when the picture stands for want of film; 0: it does not
 let waited_ms = 0;
+let begun = false; // it stands where the session left off; until then its own place says nothing
 
 function say(id, text) {
   const node = document.getElementById(id);
@@ -28,8 +29,9 @@ function look() {
 async function tell() {
   look();
   const seconds = Math.min(played_s, 5);
+  const position_s = begun ? film.currentTime : Number(film.dataset.position);
   try {
-    const answer = await fetch("/api/watched", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ seconds, position_s: film.currentTime }) });
+    const answer = await fetch("/api/watched", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ seconds, position_s }) });
     if (answer.status === 401) {
       say("word", "The session is over: log in again.");
       return;
@@ -55,7 +57,9 @@ film.addEventListener("playing", () => {
   say("waited", `${(waited_ms / 1000).toFixed(1)} s`);
 });
 film.addEventListener("timeupdate", look);
-film.addEventListener("loadedmetadata", () => {
+function begin() {
+  if (begun) return;
+  begun = true;
   const position_s = Number(film.dataset.position);
   if (position_s > 0 && position_s < film.duration - 1) film.currentTime = position_s;
   // with sound if the browser lets us, else without
@@ -63,5 +67,7 @@ film.addEventListener("loadedmetadata", () => {
     film.muted = true;
     film.play().catch(() => say("word", "Press play to begin."));
   });
-});
+}
+film.addEventListener("loadedmetadata", begin);
+if (film.readyState >= HTMLMediaElement.HAVE_METADATA) begin(); // the browser had it already, and told nobody
 tell();
