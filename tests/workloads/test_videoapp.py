@@ -108,6 +108,9 @@ def test_bad_requests_are_answered_and_change_nothing(port: int) -> None:
         assert ask(port, "POST", "/api/watched", body, Cookie=cookie, Content_Length=str(len(body)))[0] == 400, body
     assert ask(port, "POST", "/api/watched", "x" * 5000, Cookie=cookie)[0] == 413
     assert ask(port, "GET", "/../service.py")[0] == 404
+    many = "&".join(f"a{number}=1" for number in range(20))
+    assert ask(port, "POST", "/login", many, Content_Length=str(len(many)))[0] == 400
+    assert ask(port, "POST", "/logout", Cookie="a@b=1")[0] == 303
     assert ask(port, "DELETE", "/")[0] == 501
     session = json.loads(ask(port, "GET", "/api/session", Cookie=cookie)[2])
     assert (session["posts"], session["watched_s"]) == (0, 0)

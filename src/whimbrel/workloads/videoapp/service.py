@@ -164,15 +164,21 @@ class Handler(BaseHTTPRequestHandler):
         return self.json(self.service.watched(session, seconds, position_s))
 
     # --- log-in ---------------------------------------------------------------------------------------------
-    def session(self) -> Session | None:
+    def token(self) -> str:
         try:
             found = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
         except CookieError:
-            return None
-        return self.service.sessions.get(found.value) if found is not None else None
+            return ""
+        return found.value if found is not None else ""
+
+    def session(self) -> Session | None:
+        return self.service.sessions.get(self.token())
 
     def log_in(self, body: bytes) -> None:
-        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
+        try:
+            fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
+        except ValueError:
+            return self.refuse(HTTPStatus.BAD_REQUEST, "a log-in has a user and a password")
         user, password = (fields.get(name, [""])[0] for name in ("user", "password"))
         token = self.service.log_in(user, password)
         if token is None:
@@ -180,9 +186,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.go_home(f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/")
 
     def log_out(self) -> None:
-        found = SimpleCookie(self.headers.get("Cookie", "")).get(COOKIE)
-        if found is not None:
-            self.service.sessions.pop(found.value, None)
+        self.service.sessions.pop(self.token(), None)
         self.go_home(f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0")
 
     def go_home(self, cookie: str) -> None:
