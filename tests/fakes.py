@@ -60,6 +60,8 @@ class FakeAgent:
         self.peers: list[tuple[Endpoint, ...]] = []
         self.requests: list[calls.Migrate] = []
         self.records: dict[str, MigrationRecord] = {}
+        self.freezes: list[calls.MoveFreeze] = []
+        self.ready = True  # as soon as a migration has begun
         self.refuse_migration: WhimbrelError | None = None
         self.fails: WhimbrelError | None = None
         self.paths = (PathStatus(to="elsewhere", round_trip_ms=12.5, measured_unix_s=1.0, rate_bps=75e6),)
@@ -82,6 +84,7 @@ class FakeAgent:
             calls.ProbeService: self._probe,
             calls.Migrate: self._migrate,
             calls.CancelMigration: self._cancel,
+            calls.MoveFreeze: self._move_freeze,
             calls.ResolveMigration: self._resolve,
             calls.GetMigration: self._get,
             calls.AdoptService: self._adopt,
@@ -253,7 +256,7 @@ class FakeAgent:
         self.records[request.id] = replace(record, outcome=Outcome.RUNNING, phases=(), rounds=())
         self.services[request.service] = replace(status, state=ServiceState.MIGRATING)
         emit(Progress(migration=request.id, phase="prepare"))
-        emit(Progress(migration=request.id, phase="rounds", detail="round 1", fraction=0.5))
+        emit(Progress(migration=request.id, phase="rounds", detail="round 1", fraction=0.5, ready=self.ready))
         try:
             while not self._region.go.is_set():
                 if request.id in self._cancelled:
@@ -282,6 +285,10 @@ class FakeAgent:
             return False
         self._cancelled.add(call.id)
         return True
+
+    async def _move_freeze(self, call: calls.MoveFreeze, _: EmitEvent) -> bool:
+        self.freezes.append(call)
+        return not self._region.go.is_set()
 
     async def _resolve(self, call: calls.ResolveMigration, _: EmitEvent) -> bool:
         return False  # no destination is ever away here
@@ -333,6 +340,8 @@ class FakeRegion:
         for name, agent in self.agents.items():
             agent.services.clear()
             agent.requests.clear()
+            agent.freezes.clear()
+            agent.ready = True
             agent.records.clear()
             agent.refuse_migration = agent.fails = None
             agent.silent = False

@@ -18,7 +18,7 @@ from whimbrel.experiments.catalogue import experiments
 REPO = Path(__file__).parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
 NAMED_TESTS = sorted(set(re.findall(r"`([\w/]+\.py::[^`]+)`", (REPO / "SPECIFICATION.md").read_text())))
-BENCHMARK_NAMES = ("downtime", "pages", "faults", "codecs", "link", "plan", "api", "dashboard", "recovery")
+BENCHMARK_NAMES = ("downtime", "pages", "faults", "files", "codecs", "link", "plan", "api", "dashboard", "recovery")
 BENCHMARKS = {
     "demo",
     *(f"bench {name}" for name in BENCHMARK_NAMES),

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from marks import thorough
 from whimbrel.migrate.journal import Journal
 from whimbrel.model.migration import MigrationRecord, Outcome
 
@@ -128,7 +129,7 @@ def told(*argv: str) -> list[str]:
     return [line.partition(" [")[0] for line in lines if not line.startswith("#")]
 
 
-@pytest.mark.parametrize(("scenario", "last"), [("walk", "2"), ("round-trip", "1")])
+@pytest.mark.parametrize(("scenario", "last"), [("walk", "2"), *thorough(("round-trip", "1"))])
 def test_the_user_loses_nothing_and_nothing_is_left(lab: Path, scenario: str, last: str) -> None:
     traces = Traces(lab)
     demo = start(lab, scenario)
@@ -186,13 +187,18 @@ def until(demo: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
     [
         pytest.param(a_namespace_is_there, signal.SIGINT, "walk", id="the lab comes up"),
         pytest.param(line_with(b"lab up"), signal.SIGTERM, "walk", id="the service starts"),
-        pytest.param(journal_says("prepared"), signal.SIGINT, "round-trip", id="memory crosses"),
+        pytest.param(
+            journal_says("prepared"),
+            signal.SIGINT,
+            "round-trip",
+            id="memory crosses",
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             journal_says("frozen", "deciding", "committed"),
             signal.SIGTERM,
-            "walk",
+            "round-trip",
             id="in or after a freeze",
-            marks=pytest.mark.thorough,
         ),
         pytest.param(
             line_with(f"{EDGE}-3 -> {EDGE}-1 done".encode()),

@@ -160,6 +160,14 @@ def test_a_row_is_held_against_what_is_promised_of_it(
     assert report.summary_cells(entry)[-1] == said
 
 
+def test_a_few_that_are_far_worse_break_the_promise() -> None:
+    ours = [record(outage, workload="20 MB, 500 pages/s") for outage in [50.0] * 8 + [140.0, 140.0]]
+    plain = [record(300, workload="20 MB, 500 pages/s", strategy=report.BASELINE)] * 10
+    entries = report.summary([*ours, *plain])
+    assert entries[0]["promised"] == "FAIL: p95 > 2 x p50"
+    assert report.fails({"summary": entries})
+
+
 def test_a_baseline_of_a_few_migrations_proves_nothing() -> None:
     ours = [record(50, workload="20 MB, 500 pages/s")] * 10
     plain = [record(300, workload="20 MB, 500 pages/s", strategy=report.BASELINE)] * 9

@@ -191,7 +191,10 @@ BAD = {
     "address": (["node", "ls", "--controller", "nowhere"], "tcp:HOST:PORT"),
     "controller config": (["controller", "--config", "/nowhere.toml"], "/nowhere.toml"),
     "agent config": (["agent", "--config", "/nowhere.toml"], "/nowhere.toml"),
-    "bench": (["bench", "nothing"], "choose downtime, faults, pages, codecs, link, plan, api, dashboard or recovery"),
+    "bench": (
+        ["bench", "nothing"],
+        "choose downtime, faults, pages, files, codecs, link, plan, api, dashboard or",
+    ),
     "bench file": (["bench", "downtime", "--json", "/nowhere/x.json"], "/nowhere is no directory"),
     "bench sizes": (["bench", "downtime", "--sizes", "big"], "20,200,1024"),
     "scenario": (["demo", "--scenario", "nothing"], "there is no scenario 'nothing'"),

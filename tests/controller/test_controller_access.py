@@ -61,7 +61,7 @@ def trusting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveControlle
 def http_of(live: LiveController, role: TokenRole | None = None, **headers: str) -> httpx.Client:
     if role is not None:
         headers["Authorization"] = f"Bearer {TOKENS[role]}"
-    return httpx.Client(base_url=f"http://{live.address.removeprefix('tcp:')}", headers=headers)
+    return httpx.Client(base_url=f"http://{live.address.removeprefix('tcp:')}", headers=headers, verify=False)
 
 
 # --- tokens -------------------------------------------------------------------------------------------------

@@ -18,13 +18,13 @@ from fakes import FakeRegion, free_port
 from live_controller import LiveController
 from whimbrel.controller.client import ControllerClient
 from whimbrel.controller.listen import parse_listen
-from whimbrel.controller.main import open_listener
+from whimbrel.controller.listener import open_listener
 from whimbrel.model.errors import BadInput, Conflict, Unreachable
 
 
 @pytest.fixture
 def http(live: LiveController, region: FakeRegion) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(live.socket))
+    transport = httpx.HTTPTransport(uds=str(live.socket), verify=False)
     with httpx.Client(transport=transport, base_url="http://controller") as http:
         yield http
 

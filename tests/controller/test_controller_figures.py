@@ -46,7 +46,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveController
 
 @pytest.fixture
 def http(watched: LiveController) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(watched.socket)), base_url="http://controller") as http:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(watched.socket), verify=False), base_url="http://controller"
+    ) as http:
         yield http
 
 

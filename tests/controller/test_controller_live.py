@@ -31,7 +31,7 @@ from whimbrel.model.radio import HandoverRecord, UserReport
 
 @pytest.fixture
 def http(live: LiveController, region: FakeRegion) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(live.socket))
+    transport = httpx.HTTPTransport(uds=str(live.socket), verify=False)
     with httpx.Client(transport=transport, base_url="http://controller", timeout=30) as http:
         yield http
 
@@ -41,7 +41,9 @@ class Listener:
 
     def __init__(self, live: LiveController, last_id: int | None = None) -> None:
         self._told: queue.Queue[tuple[int, str, Any]] = queue.Queue()
-        self._http = httpx.Client(transport=httpx.HTTPTransport(uds=str(live.socket)), base_url="http://controller")
+        self._http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(live.socket), verify=False), base_url="http://controller"
+        )
         self._headers = {} if last_id is None else {"Last-Event-ID": str(last_id)}
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -163,7 +165,9 @@ def test_a_listener_is_told_of_a_migration_from_its_start_to_its_end(
 
 
 def client_region(live: LiveController) -> Any:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(live.socket)), base_url="http://controller") as http:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(live.socket), verify=False), base_url="http://controller"
+    ) as http:
         return http.get("/v1/region").json()
 
 

@@ -13,9 +13,10 @@ import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from whimbrel.controller.database import open_database, parse_database
+from whimbrel.controller.database import NEWEST, open_database, parse_database
 from whimbrel.controller.planning.book import PlanBook
 from whimbrel.controller.store import MigrationStore
+from whimbrel.controller.upgrade import SCRIPTS
 from whimbrel.model.application import Application, Session, SessionState
 from whimbrel.model.decision import Decision, DecisionState, PlannerSetting, Times
 from whimbrel.model.errors import BadInput, Unreachable, WhimbrelError
@@ -95,6 +96,21 @@ def test_two_controllers_that_open_a_new_one_at_once(url: sa.URL) -> None:
     assert len(opened) == 4
     for engine in opened:
         engine.dispose()
+
+
+def test_who_opens_an_older_one_takes_it_to_the_last_step_that_there_is(url: sa.URL) -> None:
+    last = sorted(path.name for path in (SCRIPTS / "versions").glob("0*.py"))[-1].partition("_")[0]
+    assert last == NEWEST, "a new step is named as the newest"
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE mec_entries"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+    engine.dispose()
+    engine = open_database(url)
+    assert sa.inspect(engine).has_table("mec_entries")
+    with engine.begin() as connection:
+        assert connection.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [NEWEST]
+    engine.dispose()
 
 
 def test_a_newer_schema_is_refused(url: sa.URL) -> None:

@@ -13,11 +13,12 @@ from whimbrel.controller.migrations import on_our_clock
 from whimbrel.controller.planning.decide import NOTICE_S, Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of, patience_s
 from whimbrel.controller.planning.monitor import UNKNOWN_RATE_BPS, Person, observe, region_of, violates
-from whimbrel.controller.planning.outcome import concluded, freeze_lag_s, frozen, start_lag_s
+from whimbrel.controller.planning.outcome import concluded, freeze_lags_s, frozen, start_lag_s
+from whimbrel.controller.views import NodeView
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.edge import Amounts, BaseStation, Observation
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase
-from whimbrel.model.node import PathStatus
+from whimbrel.model.node import PathStatus, Resources
 from whimbrel.model.placement import Assignment
 from whimbrel.model.radio import HandoverRecord, Hears, LinkState
 from whimbrel.plan.planners import planner_of
@@ -77,9 +78,14 @@ def test_a_link_carries_what_migrations_got_and_no_more_than_is_configured() -> 
     assert (rates[near], rates[far]) == (3e7, UNKNOWN_RATE_BPS), "without a configured rate what was seen counts"
 
 
+def resources_of(view: NodeView) -> Resources:
+    assert view.resources is not None
+    return view.resources
+
+
 def test_storage_is_what_is_free_and_what_the_planned_services_hold() -> None:
     views = nodes()
-    full = replace(views[0].resources, disk_available_bytes=100, disk_total_bytes=1 << 40)  # type: ignore[type-var]
+    full = replace(resources_of(views[0]), disk_available_bytes=100, disk_total_bytes=1 << 40)
     views[0] = node("edge-1", resources=full)
     others = [("edge-1", Amounts(cpus=0.0, memory_bytes=0.0, storage_bytes=1e9))]
     (server,) = [one for one in region_of(views, {}, others, {}, {"edge-1": 30.0}).servers if one.name == "edge-1"]
@@ -90,7 +96,7 @@ def test_a_service_takes_the_storage_that_crossed_with_it() -> None:
     wants = person(application=application(storage_bytes=5e6), moved_bytes=7e6)
     assert seen_of(wants)[0].users[0].demand.storage_bytes == 7e6
     views = nodes()
-    tiny = replace(views[1].resources, disk_available_bytes=6_000_000)  # type: ignore[type-var]
+    tiny = replace(resources_of(views[1]), disk_available_bytes=6_000_000)
     views[1] = node("edge-2", resources=tiny)
     due = due_of(report(forecast=forecast()), 0.0, ahead=True)
     seen = seen_of(person(due=due, moved_bytes=7e6), views=views)[0]
@@ -368,8 +374,10 @@ def test_lags_are_learnt_from_what_was() -> None:
     ]  # fmt: skip
     held_up = decision(migration_at_unix_s=110.0, began_migration_unix_s=119.0)
     assert start_lag_s(ones) == pytest.approx(0.7)
-    assert freeze_lag_s([*ones, held_up]) == pytest.approx(0.07)
-    assert freeze_lag_s([held_up]) == 0
+    ahead = [replace(one, from_server="edge-9", freeze_ahead_ms=200.0) for one in ones]
+    assert freeze_lags_s([*ones, held_up])[""] == pytest.approx(0.07)
+    assert freeze_lags_s([*ones, *ahead])["edge-9"] == pytest.approx(0.27), "it was told 0.2 s before"
+    assert freeze_lags_s([held_up]) == {}
 
 
 def test_the_agreed_delay() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from whimbrel.experiments import roots
+from whimbrel.bench import roots
+from whimbrel.bench.roots import empty, fill, size_of
 from whimbrel.experiments.known.fast import EXPERIMENT
-from whimbrel.experiments.roots import empty, fill, size_of
 from whimbrel.model.errors import Refused
 
 

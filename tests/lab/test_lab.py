@@ -33,7 +33,8 @@ STUB = Path(__file__).with_name("stub_whimbrel.py")
 
 
 class Lab:
-    """A lab of its own: prefix, directory and node names meet no other on the machine."""
+    """A lab of its own: prefix, directory and node names meet no other on the machine. It is the default one without
+    the storage, whose mounts take a second of a processor, unless that is asked for."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(exist_ok=True)
@@ -42,8 +43,13 @@ class Lab:
         text = (Path(topology.__file__).parent / "topologies/default.toml").read_text()
         for name in ("edge-1", "edge-2", "edge-3", "gw-1", "gw-2"):
             text = text.replace(f'"{name}"', f'"t-{name}"')
-        self.file.write_text(f'prefix = "{PREFIX}"\n{text}')
+        self._whole = f'prefix = "{PREFIX}"\n{text}'
+        begin, end = self._whole.index("[storage]"), self._whole.index("[[edges]]")
+        self.file.write_text(self._whole[:begin] + self._whole[end:])
         self.said: list[str] = []
+
+    def with_storage(self) -> None:
+        self.file.write_text(self._whole)
 
     def up(self) -> commands.LabStatus:
         return lab_up(self.file, self.said.append, lab_dir=self.dir)
@@ -82,6 +88,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def test_up_status_down(lab: Lab) -> None:
+    lab.with_storage()
     assert lab.status() == commands.LabStatus(up=False, present=False, directory=str(lab.dir))
     status = lab.up()
     assert status.up
@@ -111,6 +118,7 @@ def test_up_status_down(lab: Lab) -> None:
 
 def test_the_default_lab_has_storage_that_all_its_edges_mount(lab: Lab) -> None:
     """It starts by itself, and goes with the lab: what the fixture looks for at the end."""
+    lab.with_storage()
     lab.up()
     for number in (1, 2, 3):
         config.shared_directory(lab.dir, f"t-edge-{number}").joinpath(f"from-{number}").write_text("here")
@@ -124,6 +132,7 @@ def test_the_default_lab_has_storage_that_all_its_edges_mount(lab: Lab) -> None:
 
 def test_a_machine_without_sshfs_has_a_default_lab_without_storage(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(storage._LACKING, "nfs", lambda: "the kernel's nfsd")
+    lab.with_storage()
     monkeypatch.setattr(storage.shutil, "which", lambda name: None if name == "sshfs" else f"/usr/bin/{name}")
     status = lab.up()
     assert status.up
@@ -152,6 +161,7 @@ def test_nfs_is_preferred_where_it_can_be_had(
 
 def test_nfs_that_cannot_be_had_is_refused_with_what_it_needs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(storage._LACKING, "nfs", lambda: "rpcbind and the kernel's nfsd")
+    lab.with_storage()
     text = lab.file.read_text().replace('kind = "auto"\nrequired = false', 'kind = "nfs"')
     lab.file.write_text(text)
     with pytest.raises(Refused, match="storage needs rpcbind and the kernel's nfsd"):
@@ -327,6 +337,7 @@ def test_ctrl_c_while_coming_up_leaves_nothing(lab: Lab) -> None:
 
 def test_sigkill_while_coming_up_leaves_what_down_removes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one who runs `lab up` dies without a chance to tidy; so does an agent with a frozen container."""
+    lab.with_storage()
     monkeypatch.setattr(processes, "STOP_TIMEOUT_S", 0.5)
     program = (
         "import sys, time; from pathlib import Path; from whimbrel.lab import processes, commands\n"

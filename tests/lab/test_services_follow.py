@@ -18,6 +18,7 @@ import pytest
 
 from inbox import Inbox
 from marks import thorough
+from whimbrel.bench.recovery import places, topology_text
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
 from whimbrel.lab.topology import CONTROLLER
@@ -31,47 +32,8 @@ from whimbrel.workloads.catalogue import build_workload
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="moving containers needs root")]
 PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tf") + "f" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-EDGES, STATIONS = (f"{PREFIX}-1", f"{PREFIX}-2"), (f"{PREFIX}-gw-1", f"{PREFIX}-gw-2")
+EDGES, STATIONS = places(PREFIX)
 USER, SERVICE = "ue-1", "demo-ue-1"
-TOPOLOGY = f"""
-name = "follow-tests-{PREFIX}"
-prefix = "{PREFIX}-"
-overlay_subnet = "10.77.0.0/16"
-controller_subnet = "192.168.100.0/24"
-routers = [{{ name = "site-1" }}, {{ name = "site-2" }}]
-links = [{{ between = ["site-1", "site-2"], delay = "2ms" }}]
-edges = [
-    {{ name = "{EDGES[0]}", subnet = "192.168.101.0/24", at = "site-1" }},
-    {{ name = "{EDGES[1]}", subnet = "192.168.102.0/24", at = "site-2" }},
-]
-[[gateways]]
-name = "{STATIONS[0]}"
-subnet = "192.168.111.0/24"
-overlay_address = "10.77.0.1"
-access_subnet = "10.99.0.0/24"
-at = "site-1"
-[[gateways]]
-name = "{STATIONS[1]}"
-subnet = "192.168.112.0/24"
-overlay_address = "10.77.0.2"
-access_subnet = "10.99.1.0/24"
-at = "site-2"
-[[users]]
-name = "{USER}"
-attached = ["{STATIONS[0]}", "{STATIONS[1]}"]
-[radio]
-path_loss = {{ shadowing_db = 1.0 }}
-handover = {{ interruption_ms = 100.0 }}
-base_stations = [
-    {{ name = "{STATIONS[0]}", x_m = 0.0, y_m = 0.0 }},
-    {{ name = "{STATIONS[1]}", x_m = 50.0, y_m = 0.0 }},
-]
-[[radio.users]]
-name = "{USER}"
-speed_m_per_s = 4.0
-course = "there-and-back"
-waypoints = [{{ x_m = 12.0, y_m = 5.0 }}, {{ x_m = 38.0, y_m = 5.0 }}]
-"""
 TIMEOUT_S = 60.0
 
 
@@ -124,7 +86,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     base = tmp_path_factory.mktemp("follow")
     topology, failpoints = base / "topology.toml", base / "failpoints"
-    topology.write_text(TOPOLOGY)
+    topology.write_text(topology_text(PREFIX))
     failpoints.mkdir()
     image = build_workload("demo").reference
     directory = Path(f"/var/lib/whimbrel-tests/{PREFIX}/follow")
@@ -238,8 +200,7 @@ def test_the_service_follows_its_user(lab: Lab, walker: Walker, record_property:
     [
         ("freeze.dump", "controller"),
         ("freeze.restore", "source"),
-        ("rounds", "gateway"),
-        *thorough(("rounds", "destination"), ("receive.committed", "controller")),
+        *thorough(("rounds", "gateway"), ("rounds", "destination"), ("receive.committed", "controller")),
     ],
 )
 def test_whoever_is_killed_the_service_and_its_user_find_each_other(

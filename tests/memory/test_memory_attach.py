@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from targets import Shadow, program, states, stop, wait_for
 
+from marks import MANY
 from whimbrel.memory.guardian import AttachError, Guardian
 from whimbrel.memory.processes import tree_of
 from whimbrel.memory.tracker import TreeTracker
@@ -276,6 +277,21 @@ def test_pids_are_those_of_the_container() -> None:
             assert [process.ns_pid for process in tracker.scan(final=True)] == [*tree_of(outer.pid)]
 
 
+def test_a_look_that_attaches_nothing_returns_what_is_not_tracked_whole() -> None:
+    steps = (
+        "def step():\n global b\n fill(a, 50)\n b = new(300); fill(b, 300)\na = new(1000); fill(a, 1000); steps(step)"
+    )
+    with program(steps) as child, TreeTracker(child.pid) as tracker:
+        shadow = Shadow(tracker)
+        assert shadow.dirty_pages() > 1000
+        child.step(0)
+        for _ in range(2):
+            (found,) = tracker.scan(attach=False)
+            assert 300 <= found.size_bytes // 4096 < 900, "the new mapping each time, of the known one what was written"
+        assert shadow.dirty_pages() >= 300
+        assert shadow.dirty_pages() < 300, "now it is tracked"
+
+
 def test_an_unknown_process_is_named() -> None:
     with pytest.raises(BadInput, match="process 4194304 does not exist"):
         TreeTracker(4194304)
@@ -297,7 +313,7 @@ def test_the_memory_is_as_before_when_tracking_ends() -> None:
 
 
 def test_a_killed_tracker_leaves_the_target_alone() -> None:
-    """SIGKILL at 50 random moments of a loop that attaches and scans; the target checks itself meanwhile."""
+    """SIGKILL at random moments of a loop that attaches and scans; the target checks itself meanwhile."""
     target = """
 import hashlib
 pages = 300
@@ -347,7 +363,7 @@ for line in sys.stdin:
     ):  # fmt: skip
         assert parent.stdin is not None
         assert parent.stdout is not None
-        for _ in range(50):
+        for _ in range(100 if MANY else 25):
             parent.stdin.write("another\n")
             pid = int(parent.stdout.readline())
             time.sleep(dice.uniform(0, 0.12))

@@ -13,10 +13,9 @@ from whimbrel.model.errors import Conflict, WhimbrelError
 from whimbrel.model.migration import Outcome
 
 POINTS = [
-    *("preflight", "prepare", "receive.start", "rounds", "freeze.hold", "freeze.holding", "freeze.dump"),
-    *("freeze.copy", "receive.ready"),
-    *thorough("incoming.prepare", "freeze.stop", "freeze.pages", "freeze.files", "freeze.restore"),
-    *thorough("receive.pre-resume"),
+    *("preflight", "prepare", "rounds", "freeze.hold", "freeze.dump", "receive.ready"),
+    *thorough("incoming.prepare", "receive.start", "freeze.holding", "freeze.stop", "freeze.pages", "freeze.files"),
+    *thorough("freeze.copy", "freeze.restore", "receive.pre-resume"),
 ]
 
 

@@ -36,7 +36,7 @@ from whimbrel.model.units import PAGE_BYTES
 BESIDE, RESTORING = "freeze.beside", "receive.post-restore"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def busy(lab: Lab) -> Iterator[tuple[Target, socket.socket]]:
     with serving(lab, "busy", BUSY) as user:
         yield Target(lab, "busy"), user

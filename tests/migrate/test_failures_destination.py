@@ -28,13 +28,13 @@ from whimbrel.model.migration import Outcome
 
 # In each phase each victim is struck once; the points that one leaves out another is struck at.
 AGENT_POINTS = [
-    *("prepare", "incoming.prepare", "rounds", "freeze.stop", "freeze.pages", "receive.post-restore", "receive.ready"),
-    *thorough("freeze.hold", "freeze.dump", "freeze.files", "freeze.copy", "freeze.restore"),
-    *thorough("receive.setup-namespaces", "receive.pre-resume"),
+    *("incoming.prepare", "rounds", "freeze.pages", "receive.ready"),
+    *thorough("prepare", "freeze.hold", "freeze.stop", "freeze.dump", "freeze.files", "freeze.copy", "freeze.restore"),
+    *thorough("receive.setup-namespaces", "receive.pre-resume", "receive.post-restore"),
 ]
 CRIU_POINTS = [
-    *("prepare.ready", "rounds", "freeze.dump", "freeze.restore", "receive.setup-namespaces", "receive.pre-resume"),
-    *thorough("freeze.hold", "freeze.stop", "freeze.pages", "freeze.files", "freeze.copy"),
+    *("prepare.ready", "rounds", "freeze.dump", "receive.setup-namespaces", "receive.pre-resume"),
+    *thorough("freeze.hold", "freeze.stop", "freeze.pages", "freeze.files", "freeze.copy", "freeze.restore"),
     *thorough("receive.post-restore", "receive.ready"),
 ]
 RECEIVER_POINTS = ["freeze.pages", "receive.ready", *thorough("rounds", "receive.pre-resume")]

@@ -52,9 +52,11 @@ def hang(running: Running, point: str, victim: str, strategy: str = "hybrid") ->
 @pytest.mark.parametrize(
     ("point", "victim", "strategy"),
     [
-        ("freeze.dump", "CRIU at the source", "hybrid"),
         ("freeze.pages", "the receiving process", "tmpfs"),
-        ("receive.post-restore", "CRIU at the destination", "hybrid"),
+        *thorough(
+            ("freeze.dump", "CRIU at the source", "hybrid"),
+            ("receive.post-restore", "CRIU at the destination", "hybrid"),
+        ),
     ],
 )
 def test_who_hangs_in_the_freeze_does_not_keep_it_up(running: Running, point: str, victim: str, strategy: str) -> None:

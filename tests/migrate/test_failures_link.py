@@ -10,8 +10,9 @@ from tests.migrate.disturb import SOURCE, destination_is_clean, held_at, journal
 from whimbrel.model.migration import Outcome
 
 POINTS = [
-    *("prepare.ready", "rounds", "freeze.holding", "freeze.files", "freeze.copy", "receive.post-restore"),
-    *thorough("freeze.hold", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.restore", "receive.pre-resume"),
+    *("prepare.ready", "rounds", "freeze.copy", "receive.post-restore"),
+    *thorough("freeze.hold", "freeze.holding", "freeze.stop", "freeze.dump", "freeze.pages", "freeze.files"),
+    *thorough("freeze.restore", "receive.pre-resume"),
 ]
 
 

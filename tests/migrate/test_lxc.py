@@ -46,17 +46,23 @@ def nodes(lab: Lab) -> Iterator[dict[str, LxcNode]]:
             node.stop()
 
 
-@pytest.fixture
-def system(lab: Lab, nodes: dict[str, LxcNode]) -> Iterator[Running]:
+@pytest.fixture(scope="module")
+def adopted(lab: Lab, nodes: dict[str, LxcNode]) -> Iterator[str]:
+    """A container that is a service on the first node, where each test leaves it: its root takes seconds to copy."""
     nodes[EDGES[0]].run("sys", memory_mb=24)
     status = lab.controller.adopt_service("sys", "lxc", "sys", EDGES[0], ports=[f"{PORT}/tcp", f"{PORT}/udp"])
-    user = user_when_ready(lab, status.spec.address.split("/")[0])
+    yield status.spec.address.split("/")[0]
+    lab.controller.remove_service("sys")
+
+
+@pytest.fixture
+def system(lab: Lab, adopted: str) -> Iterator[Running]:
+    user = user_when_ready(lab, adopted)
     try:
         yield Running(lab, "sys", 24, user)
     finally:
         user.close()
         lab.disarm()
-        lab.controller.remove_service("sys")
 
 
 def test_a_system_container_moves(system: Running, nodes: dict[str, LxcNode]) -> None:

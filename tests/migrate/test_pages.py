@@ -25,7 +25,7 @@ from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.carriers.stream import AHEAD_S, StreamCarrier
 from whimbrel.migrate.coder import NO_COPIES
 from whimbrel.migrate.intake import PageIntake
-from whimbrel.migrate.pagechannel import HEADER, Kind, PageChannel
+from whimbrel.migrate.pagechannel import HEADER, Kind, LinkProbe, PageChannel
 from whimbrel.migrate.pages import PageSender
 from whimbrel.model.errors import ProtocolMismatch, StepFailed
 from whimbrel.model.units import PAGE_BYTES
@@ -302,7 +302,6 @@ def test_a_slow_link_gets_no_more_than_it_carries_before_the_order_to_restore(
     """While packets begin to be held, and while CRIU dumps; what is left crosses later, and nothing is missing."""
     bytes_per_s = 4e6
     channel = PageChannel(destination.sock)
-    channel.limit(bytes_per_s * 8)
     carrier = StreamCarrier(target.pid, channel, strategy_of("hybrid"), holes=True)
 
     def after(seconds: float) -> tuple[Callable[[], bool], Callable[[], float]]:
@@ -321,6 +320,7 @@ def test_a_slow_link_gets_no_more_than_it_carries_before_the_order_to_restore(
 
     try:
         carrier.round(1)
+        channel.limit(bytes_per_s * 8)
         target.contents[:] = np.random.default_rng(1).integers(0, 2**64, target.contents.shape, np.uint64)
         target.write()
         parts = []
@@ -335,3 +335,20 @@ def test_a_slow_link_gets_no_more_than_it_carries_before_the_order_to_restore(
         assert (destination.holds(target, target.pid) == target.contents).all()
     finally:
         carrier.close()
+
+
+def test_a_long_way_is_not_taken_for_a_slow_link() -> None:
+    probe = LinkProbe()
+    tries = []
+    while probe.size_bytes:
+        tries.append(probe.size_bytes)
+        probe.took(0.1 + probe.size_bytes / 12.5e6)
+    assert len(tries) == 4, "tries that took less than the way told nothing"
+    assert probe.bytes_per_s == pytest.approx(12.5e6)
+
+
+def test_a_slow_link_is_asked_once() -> None:
+    probe = LinkProbe()
+    probe.took(0.001)
+    probe.took(1.0)
+    assert (probe.size_bytes, round(probe.bytes_per_s / 65536, 2)) == (0, 1.0)

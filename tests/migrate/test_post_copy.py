@@ -22,7 +22,7 @@ from tests.migrate.disturb import (
 )
 from whimbrel.model.migration import Outcome
 
-SLOW_BPS = 40e6  # the rest of 24 MB takes some seconds
+SLOW_BPS = 60e6  # the rest of 24 MB takes some seconds
 SOME_BYTES = 1 << 20
 
 

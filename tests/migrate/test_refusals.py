@@ -134,13 +134,13 @@ def test_a_strategy_without_room_to_stage_is_refused_with_one_that_needs_none(ru
 
 
 def test_a_mount_from_outside_is_refused(running: Running) -> None:
+    """Also over one of its own, whose place it takes."""
     pid = running.lab.controller.service(running.name).pid
-    in_mounts_of(pid, "libc.mount(b'none', b'/srv', b'tmpfs', 0, None)")
-    try:
-        record = running.migrate(EDGES[1])
-    finally:
-        in_mounts_of(pid, "libc.umount2(b'/srv', 0)")
-    assert record.outcome is not Outcome.DONE
-    assert "/srv is mounted in it from outside" in record.error
+    for point in ("/srv", "/dev/shm", "/dev/mqueue"):
+        in_mounts_of(pid, f"libc.mount(b'none', b'{point}', b'tmpfs', 0, None)")
+        try:
+            is_refused(running.lab, running.name, f"{point} is mounted in it from outside")
+        finally:
+            in_mounts_of(pid, f"libc.umount2(b'{point}', 0)")
     assert running.user.ask("count")[0] == 1
     assert running.migrate(EDGES[1]).outcome is Outcome.DONE

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from marks import thorough
 from tests.migrate.conftest import Running
 from tests.migrate.disturb import (
     DESTINATION,
@@ -29,7 +30,7 @@ from whimbrel.model.errors import Conflict
 from whimbrel.model.migration import Outcome
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["the same agent", "a restarted agent"])
+@pytest.mark.parametrize("restarted", [False, *thorough(True)], ids=["the same agent", "a restarted agent"])
 def test_a_destination_that_never_returns(running: Running, restarted: bool) -> None:
     """It died as a machine does, and nobody knows whether it had heard GO."""
     count, _ = running.user.ask("count")

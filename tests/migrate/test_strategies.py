@@ -48,7 +48,7 @@ def test_the_service_moves_with_state_and_connections(running: Running, strategy
 
 
 def test_a_moved_container_is_a_full_citizen_of_its_runtime(running: Running) -> None:
-    for target in (EDGES[1], EDGES[0], EDGES[1]):
+    for target in (EDGES[1], EDGES[0], EDGES[1]) if MANY else (EDGES[1],):
         assert running.migrate(target).outcome is Outcome.DONE
     root = running.lab.state_dir(EDGES[1]) / "run/runc"
 

@@ -36,7 +36,7 @@ controller_subnet = "192.168.100.0/24"
 routers = [{{ name = "here" }}, {{ name = "there" }}]
 [[links]]
 between = ["here", "there"]
-rate = "100mbit"
+rate = "200mbit"
 delay = "{DELAY_MS:g}ms"
 [[edges]]
 name = "{NEAR}"
@@ -84,15 +84,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         commands.lab_down(lab_dir=directory)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def moving(wide: Lab) -> Iterator[Running]:
     """The demo service near, talked to by a user behind the gateway that translates."""
     status = wide.controller.run_service(
-        "roamer", wide.image, NEAR, env=["MEMORY_MB=16"], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
+        "roamer", wide.image, NEAR, env=["MEMORY_MB=8"], ports=[f"{PORT}/tcp", f"{PORT}/udp"]
     )
     user = user_when_ready(wide, status.spec.address.split("/")[0])
     try:
-        yield Running(wide, "roamer", 16, user)
+        yield Running(wide, "roamer", 8, user)
     finally:
         user.close()
         wide.controller.remove_service("roamer")
@@ -134,7 +134,7 @@ def test_the_user_sees_the_delay_and_so_does_the_monitor(wide: Lab, moving: Runn
         assert time.monotonic() < deadline, "nobody measures the way"
         time.sleep(0.1)
     assert path.round_trip_ms >= 2 * DELAY_MS
-    assert path.rate_bps == 100e6
+    assert path.rate_bps == 200e6
 
 
 def test_nodes_tell_their_capacity_and_use(wide: Lab, moving: Running) -> None:
@@ -153,11 +153,11 @@ def test_nodes_tell_their_capacity_and_use(wide: Lab, moving: Running) -> None:
     assert (near.resources.cpu_capacity, far.resources.cpu_capacity) == (CPUS, 1.0)
     assert near.resources.memory_capacity_bytes == 1 << 30
     assert near.resources.memory_available_bytes <= 1 << 30
-    assert near.resources.network_capacity_bps == 100e6
+    assert near.resources.network_capacity_bps == 200e6
     assert near.resources.computing_power == pytest.approx(CPUS * far.resources.computing_power)
     (use,) = near.service_use
     assert use.name == moving.name
-    assert use.memory_bytes > 16 << 20
+    assert use.memory_bytes > 8 << 20
     assert near.resources.cpus_used >= use.cpus_used
     assert near.resources.memory_used_bytes >= use.memory_bytes
     again = wide.controller.measure_power(FAR)
@@ -181,7 +181,7 @@ def test_a_service_on_a_weak_node_is_really_slowed(wide: Lab, moving: Running) -
 def test_the_status_names_the_link(wide: Lab) -> None:
     status = commands.lab_status(lab_dir=wide.directory)
     (link,) = status.links
-    assert (link.between, link.delay_ms, link.rate_bps) == (("here", "there"), DELAY_MS, 100e6)
+    assert (link.between, link.delay_ms, link.rate_bps) == (("here", "there"), DELAY_MS, 200e6)
     assert link.alive
     if link.pid:
         assert netns.inode(Path(f"/proc/{link.pid}/ns/net")) == netns.inode(Path(f"/run/netns/{NAME}-here"))

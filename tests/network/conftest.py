@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network_region import TOPOLOGY, Region
-
-from whimbrel.lab import build
+from network_region import Region, made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,13 +15,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs root for network namespaces"))
 
 
+built = pytest.fixture(made, scope="module", name="built")
+
+
 @pytest.fixture
-def region(tmp_path: Path) -> Iterator[Region]:
-    made = None
+def region(built: Region, tmp_path: Path) -> Iterator[Region]:
+    """The nodes and their links are the module's, all that is made on them the test's."""
     try:
-        made = Region(tmp_path)
-        yield made
+        built.begin(tmp_path)
+        yield built
     finally:
-        if made is not None:
-            made.close()
-        build.remove(TOPOLOGY)
+        built.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -31,20 +32,32 @@ def is_open(service: str) -> bool:
 class Region:
     """Nodes by name: `run(node, f, *args)` calls in the node's namespace, `path(node)` is its namespace."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         self.topology = TOPOLOGY
         self.endpoints = [self.topology.endpoint(site) for site in self.topology.sites]
-        self.workers: dict[str, netns.Worker] = {}
+        self.ports: dict[str, ServicePort] = {}
+        self.holds: dict[str, HoldTable] = {}
         build.build(self.topology)
+        self.workers = {site.name: netns.Worker(self.path(site.name)) for site in self.topology.sites}
+
+    def begin(self, directory: Path) -> None:
+        """Overlays, ports and holds, all of them new, and nothing learned."""
         for site in self.topology.sites:
             address = self.topology.bridge_address(site) if isinstance(site, topology.Gateway) else None
-            self.workers[site.name] = netns.Worker(self.path(site.name))
             overlay = Overlay(self.topology.endpoint(site), address)
+            self.run(site.name, overlay.down)
+            self.run(site.name, netns.write_sysctl, "net/ipv4/ip_forward", int(address is not None))
             self.run(site.name, overlay.up)
             self.run(site.name, overlay.set_peers, self.endpoints)
         edges = [edge.name for edge in self.topology.edges]
         self.ports = {edge: self.run(edge, ServicePort, directory / edge) for edge in edges}
         self.holds = {g.name: self.run(g.name, HoldTable) for g in self.topology.gateways}
+
+    def end(self) -> None:
+        for gateway, hold in self.holds.items():
+            self.run(gateway, hold.restore)
+        for edge, ports in self.ports.items():
+            self.run(edge, ports.remove, SERVICE)
 
     def path(self, node: str) -> Path:
         return self.topology.namespace_path(node)
@@ -56,8 +69,17 @@ class Region:
         return self.run(edge, self.ports[edge].create, service, address, GATEWAY)
 
     def close(self) -> None:
-        for edge, ports in self.ports.items():
-            self.run(edge, ports.remove, SERVICE)
         for worker in self.workers.values():
             worker.close()
         build.remove(self.topology)
+
+
+def made() -> Iterator[Region]:
+    region = None
+    try:
+        region = Region()
+        yield region
+    finally:
+        if region is not None:
+            region.close()
+        build.remove(TOPOLOGY)

@@ -76,7 +76,7 @@ def test_nothing_is_lost_when_the_service_moves(region) -> None:
     for hold in region.holds.values():
         hold.hold(ADDRESS)
     assert wait_until(lambda: source.receive_queue_bytes(SERVICE) == 0)
-    time.sleep(0.002)  # what was read is answered
+    time.sleep(0.02)  # what was read is answered
     source.close(SERVICE)
     echo.close()
     echo = Echo(second.netns_path)

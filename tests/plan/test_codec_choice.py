@@ -198,3 +198,10 @@ def test_a_limit_makes_a_fast_link_slow() -> None:
     fast = Link(limit_bytes_per_s=MBIT_100).after(RAW_ABOVE_BYTES_PER_S * 0.02, 0.02, waiting=1.0)
     assert not fast.is_fast
     assert choose(Codec.AUTO, Costs(fast, READ, PROGRAM), GIGABYTE, BATCH, before=Choice(pack=False), now_s=1.0).pack
+
+
+def test_a_sender_that_held_back_says_nothing_against_a_faster_link() -> None:
+    link = Link().after(12e6, 1.0, 1.0)
+    assert link.after(6e6, 1.0, 1.0, held_back=True).bytes_per_s == 12e6
+    assert link.after(18e6, 1.0, 0.0, held_back=True).bytes_per_s == 18e6
+    assert link.after(6e6, 1.0, 1.0).bytes_per_s < 12e6

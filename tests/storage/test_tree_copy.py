@@ -282,6 +282,54 @@ def test_attributes_come_and_go(pair: Pair) -> None:
     pair.assert_equal()
 
 
+def test_what_a_folder_would_give_its_new_files_is_not_added(pair: Pair) -> None:
+    """A folder's default access list becomes that of each file that is made in it: the copy has what the file has."""
+    acl = bytes.fromhex("0200000001000600ffffffff020006000a00000004000400ffffffff10000600ffffffff20000400ffffffff")
+    for name in ("gives", "plain"):
+        (pair.here / name).mkdir()
+        (pair.here / name / "before").write_text("made before the list")
+    os.setxattr(pair.here / "gives", "system.posix_acl_default", acl)
+    (pair.here / "gives/after").write_text("has the list")
+    pair.follow()
+    pair.assert_equal()
+    for name in ("gives", "plain"):
+        (pair.here / name / "later").write_text("another pass")
+        (pair.here / name / "stripped").write_text("lost it again")
+    os.removexattr(pair.here / "gives/stripped", "system.posix_acl_access")
+    pair.follow()
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0])
+def test_modes_and_owners_do_not_depend_on_who_makes_the_copy(pair: Pair, mask: int) -> None:
+    (pair.here / "group").mkdir()
+    os.chown(pair.here / "group", 0, 77)
+    os.chmod(pair.here / "group", 0o2775)  # what is made in it belongs to its group
+    for folder in (pair.here, pair.here / "group"):
+        for number, mode in enumerate((0o644, 0o600, 0o777, 0, 0o4755, 0o2711, 0o1666)):
+            for owner in (0, 1000):
+                path = folder / f"{number}-{owner}"
+                path.write_text("x")
+                os.chown(path, owner, owner)
+                os.chmod(path, mode)
+    mask = os.umask(mask)
+    try:
+        pair.follow()
+    finally:
+        os.umask(mask)
+    pair.assert_equal()
+
+
+@pytest.mark.parametrize("layout", [(0, 5000), (3, 9000), (4096, 8192), (9000, 9000), (0, 3 * MB), (MB, 5 * MB + 1)])
+def test_zeros_at_the_end_of_a_new_file(pair: Pair, layout: tuple[int, int]) -> None:
+    data, size = layout
+    for name, hole in (("hole", True), ("written", False)):
+        (pair.here / name).write_bytes(os.urandom(data) + (b"" if hole else bytes(size - data)))
+        os.truncate(pair.here / name, size)
+    pair.follow()
+    pair.assert_equal()
+
+
 def test_the_folder_itself_is_carried(pair: Pair) -> None:
     os.chown(pair.here, 999, 999)
     os.chmod(pair.here, 0o2750)

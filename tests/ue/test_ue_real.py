@@ -40,7 +40,8 @@ def service(tmp_path: Path) -> Iterator[Region]:
     region = None
     process = None
     try:
-        region = Region(tmp_path)
+        region = Region()
+        region.begin(tmp_path)
         info = region.create("edge-2")
         region.ports["edge-2"].open(SERVICE)
         program = catalogue.find("simple").folder / "service.py"
@@ -51,6 +52,7 @@ def service(tmp_path: Path) -> Iterator[Region]:
             process.kill()
             process.wait()
         if region is not None:
+            region.end()
             region.close()
         build.remove(TOPOLOGY)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Playwright
 
+from live_controller import LiveController
+
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 START_S = 30
 WAIT_S = 30
@@ -75,6 +77,17 @@ def until(page: Page, expression: str, argument: object = None) -> None:
 def base_of(address: str) -> str:
     """Of the dashboard's address, without its key."""
     return address.partition("?")[0]
+
+
+@contextlib.contextmanager
+def dashboard_of(live: LiveController) -> Iterator[str]:
+    """A controller, started for the block, and its dashboard; the address for a browser."""
+    live.start()
+    try:
+        with dashboard(live.address) as found:
+            yield found
+    finally:
+        live.stop()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from playwright.sync_api import Browser, Playwright, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Route, expect
 
 from fakes import FakeRegion
-from live_controller import LiveController
-from tests.web.browser import Tab, base_of, dashboard, launched, program
+from live_controller import LiveController, asking
+from tests.web.browser import Tab, base_of, dashboard
 from whimbrel.controller.planning.outcome import concluded
 from whimbrel.model.decision import Decision, Times
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase
@@ -24,19 +23,6 @@ from whimbrel.model.radio import HandoverRecord, UserNote
 SCRIPT = "<script>window.broken=1</script>"
 IMAGE = '<img src=x onerror="window.broken=1">'
 TOKEN = "a-token-of-the-tests"
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    program()
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with launched(playwright, tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -240,18 +226,12 @@ def test_the_page_comes_back_with_its_controller(controller: LiveController, add
 
 def test_a_token_is_asked_for_and_logging_out_ends_all(tmp_path: Path, chromium: Browser) -> None:
     with FakeRegion() as region:
-        live = LiveController(region, tmp_path)
-        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
-        config = tmp_path / "controller.toml"
-        config.write_text(
-            f'{config.read_text()}\n[api]\ntokens = [{{ name = "tests", sha256 = "{digest}", role = "operate" }}]\n'
-        )
-        live.answers = lambda: live.socket.exists()  # type: ignore[method-assign]  # who has no token hears nothing
+        live = asking(region, tmp_path, {"operate": TOKEN})
         live.start()
         try:
             with dashboard(live.address) as address:
                 ask_for_token(Tab(chromium), address)
-                log_out_ends_the_stream(address)
+                log_out_ends_the_stream(live, address)
         finally:
             live.stop()
 
@@ -279,22 +259,29 @@ def ask_for_token(tab: Tab, address: str) -> None:
         tab.close()
 
 
-def log_out_ends_the_stream(address: str) -> None:
-    with httpx.Client(base_url=base_of(address), timeout=30, trust_env=False) as http:
+def log_out_ends_the_stream(live: LiveController, address: str) -> None:
+    with (
+        live.client() as client,
+        httpx.Client(base_url=base_of(address), timeout=30, trust_env=False, verify=False) as http,
+    ):
         assert http.get(address).status_code == 303
         assert http.post("v1/session", json={"token": TOKEN}).status_code == 201
         with http.stream("GET", "v1/events") as stream:
             lines = stream.iter_lines()
             assert any(line == "event: region" for line in lines)
             assert http.delete("v1/session", headers={"X-Whimbrel": "1"}).status_code == 204
+            client.tell(note("not for who has gone"))
             for line in lines:  # it ends; it would go on for ever
-                assert line != "event: alive", "nothing more is told"
+                assert line not in ("event: alive", "event: log"), "nothing more is told"
         with http.stream("GET", "v1/events", headers={"Authorization": f"Bearer {TOKEN}"}) as stream:
-            assert any(line == "event: alive" for line in stream.iter_lines()), "a token is no session"
+            lines = stream.iter_lines()
+            assert any(line == "event: region" for line in lines)
+            client.tell(note("for who shows a token"))
+            assert any("for who shows a token" in line for line in lines), "a token is no session"
 
 
 def test_the_relay_is_for_local_names_only(address: str) -> None:
-    with httpx.Client(base_url=base_of(address), trust_env=False) as http:
+    with httpx.Client(base_url=base_of(address), trust_env=False, verify=False) as http:
         assert http.get(address).status_code == 303
         assert http.get("v1/health").status_code == 200
         evil = http.get("v1/region", headers={"Host": "evil.example"})
@@ -305,7 +292,7 @@ def test_the_relay_is_for_local_names_only(address: str) -> None:
 
 def test_the_relay_is_for_those_who_were_told_the_address(address: str) -> None:
     """Any user of this machine can connect to its port; the controller's socket is its owner's."""
-    with httpx.Client(base_url=base_of(address), trust_env=False) as http:
+    with httpx.Client(base_url=base_of(address), trust_env=False, verify=False) as http:
         for way in ("", "v1/region", "?key=", "?key=wrong", "v1/region?key=wrong"):
             answer = http.get(way)
             assert answer.status_code == 403, way

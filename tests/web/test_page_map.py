@@ -3,46 +3,36 @@ that a role may not do."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from fakes import FakeRegion
-from live_controller import LiveController
-from tests.web.browser import LAPTOP, PHONE, Tab, dashboard, launched, program, until
+from live_controller import LiveController, asking
+from tests.web.browser import LAPTOP, PHONE, Tab, dashboard_of, until
 from tests.web.test_page_parts import record, region, show
 
-TOKEN = "a-token-of-the-tests"
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    program()
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with launched(playwright, tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
+TOKENS = {"read": "a-token-to-look", "operate": "a-token-to-act"}
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with FakeRegion() as fakes:
         live = LiveController(fakes, tmp_path_factory.mktemp("ctl"))
-        live.start()
-        try:
-            with dashboard(live.address) as found:
-                yield found
-        finally:
-            live.stop()
+        with dashboard_of(live) as found:
+            yield found
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The dashboard of a controller that asks who one is."""
+    with FakeRegion() as fakes:
+        live = asking(fakes, tmp_path_factory.mktemp("guarded"), TOKENS)
+        with dashboard_of(live) as found:
+            yield found
 
 
 @pytest.fixture
@@ -224,30 +214,19 @@ def offered(page: Page) -> list[str]:
     ("role", "wanted"),
     [("read", []), ("operate", ["Cancel migration", "Migrate", "Remove", "Run service"])],
 )
-def test_a_role_is_offered_what_it_may_do(tmp_path: Path, chromium: Browser, role: str, wanted: list[str]) -> None:
-    with FakeRegion() as fakes:
-        live = LiveController(fakes, tmp_path)
-        digest = hashlib.sha256(TOKEN.encode()).hexdigest()
-        config = tmp_path / "controller.toml"
-        config.write_text(
-            f'{config.read_text()}\n[api]\ntokens = [{{ name = "tests", sha256 = "{digest}", role = "{role}" }}]\n'
-        )
-        live.answers = lambda: live.socket.exists()  # type: ignore[method-assign]  # who has no token hears nothing
-        live.start()
-        tab = Tab(chromium)
-        try:
-            with dashboard(live.address) as address:
-                told = crowded() | {"migrations": [record(outcome="running", phases=[])]}
-                page = show(tab, address, [("region", told)])
-                dialog = page.locator("#dialog-token")
-                dialog.get_by_label("Token").fill(TOKEN)
-                dialog.get_by_role("button", name="Continue").click()
-                expect(dialog).to_be_hidden()
-                tab.errors.clear()  # the browser notes an answer of 401 by itself
-                page.reload()
-                expect(page.locator("html")).to_have_attribute("data-role", role)
-                expect(page.locator("#moves .name")).to_have_text("film-anna")
-                assert offered(page) == wanted
-        finally:
-            tab.close()
-            live.stop()
+def test_a_role_is_offered_what_it_may_do(guarded: str, chromium: Browser, role: str, wanted: list[str]) -> None:
+    tab = Tab(chromium)
+    try:
+        told = crowded() | {"migrations": [record(outcome="running", phases=[])]}
+        page = show(tab, guarded, [("region", told)])
+        dialog = page.locator("#dialog-token")
+        dialog.get_by_label("Token").fill(TOKENS[role])
+        dialog.get_by_role("button", name="Continue").click()
+        expect(dialog).to_be_hidden()
+        tab.errors.clear()  # the browser notes an answer of 401 by itself
+        page.reload()
+        expect(page.locator("html")).to_have_attribute("data-role", role)
+        expect(page.locator("#moves .name")).to_have_text("film-anna")
+        assert offered(page) == wanted
+    finally:
+        tab.close()

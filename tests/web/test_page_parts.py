@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from fakes import FakeRegion
 from live_controller import LiveController
-from tests.web.browser import PHONE, Tab, dashboard, launched, program, until
+from tests.web.browser import PHONE, Tab, dashboard_of, until
 
 # What is drawn on canvases as text; it is no part of the document.
 WORDS = """window.drawn = [];
@@ -25,19 +25,6 @@ CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
   window.drawn.push(String(text));
   return fill.call(this, text, ...rest);
 };"""
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    program()
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with launched(playwright, tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +46,8 @@ def address(tmp_path_factory: pytest.TempPathFactory, results: Path) -> Iterator
         live = LiveController(region, directory)
         config = directory / "controller.toml"
         config.write_text(f'experiments_dir = "{results}"\n{config.read_text()}')
-        live.start()
-        try:
-            with dashboard(live.address) as found:
-                yield found
-        finally:
-            live.stop()
+        with dashboard_of(live) as found:
+            yield found
 
 
 @pytest.fixture

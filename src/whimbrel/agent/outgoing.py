@@ -43,6 +43,7 @@ from whimbrel.wire.calls import (
     FinishIncoming,
     GetMigration,
     Migrate,
+    MoveFreeze,
     Release,
     ResolveMigration,
 )
@@ -143,6 +144,10 @@ class Outgoing:
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)
         return job is not None and job.cancel()
+
+    async def move_freeze(self, call: MoveFreeze, _: EmitEvent) -> bool:
+        job = self._running.get(call.id)
+        return job is not None and job.freeze_in(call.in_ms)
 
     async def resolve(self, call: ResolveMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)

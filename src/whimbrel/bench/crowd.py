@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from whimbrel import __version__
 from whimbrel.controller.config import parse
 from whimbrel.controller.http.app import create_app
-from whimbrel.controller.main import open_listener
+from whimbrel.controller.listener import open_listener
 from whimbrel.controller.parts import Controller
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Phase, Progress, Round
 from whimbrel.model.node import Capabilities, Endpoint, NodeStatus, Resources, Role

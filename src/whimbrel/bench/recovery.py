@@ -49,7 +49,6 @@ LAB_DIR = Path("/var/lib/whimbrel/bench-recovery")
 PREFIX = "rec"
 USER, APPLICATION = "ue-1", "demo"
 SERVICE = f"{APPLICATION}-{USER}"
-EDGES, STATIONS = (f"{PREFIX}-1", f"{PREFIX}-2"), (f"{PREFIX}-gw-1", f"{PREFIX}-gw-2")
 
 CONTROLLER, SOURCE, DESTINATION, GATEWAY = "controller", "source", "destination", "gateway"
 VICTIMS = (CONTROLLER, SOURCE, DESTINATION, GATEWAY)
@@ -59,38 +58,47 @@ POINTS = ("rounds", "freeze.dump", "freeze.restore", "receive.committed")
 MOMENTS = (DISCOVERY, DECIDED, ORDERED, *POINTS)
 HEADINGS = ("moment", "killed", "recovered", "agents answer", "records", "one place", "user", "promised")
 
-TOPOLOGY = f"""
-name = "bench-recovery"
-prefix = "{PREFIX}-"
+
+def places(prefix: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The edges and the base stations of a region with names of this prefix."""
+    return (f"{prefix}-1", f"{prefix}-2"), (f"{prefix}-gw-1", f"{prefix}-gw-2")
+
+
+def topology_text(prefix: str) -> str:
+    """Two sites, and a user that walks to and fro between them."""
+    edges, stations = places(prefix)
+    return f"""
+name = "{prefix}-recovery"
+prefix = "{prefix}-"
 overlay_subnet = "10.77.0.0/16"
 controller_subnet = "192.168.100.0/24"
 routers = [{{ name = "site-1" }}, {{ name = "site-2" }}]
 links = [{{ between = ["site-1", "site-2"], delay = "2ms" }}]
 edges = [
-    {{ name = "{EDGES[0]}", subnet = "192.168.101.0/24", at = "site-1" }},
-    {{ name = "{EDGES[1]}", subnet = "192.168.102.0/24", at = "site-2" }},
+    {{ name = "{edges[0]}", subnet = "192.168.101.0/24", at = "site-1" }},
+    {{ name = "{edges[1]}", subnet = "192.168.102.0/24", at = "site-2" }},
 ]
 [[gateways]]
-name = "{STATIONS[0]}"
+name = "{stations[0]}"
 subnet = "192.168.111.0/24"
 overlay_address = "10.77.0.1"
 access_subnet = "10.99.0.0/24"
 at = "site-1"
 [[gateways]]
-name = "{STATIONS[1]}"
+name = "{stations[1]}"
 subnet = "192.168.112.0/24"
 overlay_address = "10.77.0.2"
 access_subnet = "10.99.1.0/24"
 at = "site-2"
 [[users]]
 name = "{USER}"
-attached = ["{STATIONS[0]}", "{STATIONS[1]}"]
+attached = ["{stations[0]}", "{stations[1]}"]
 [radio]
 path_loss = {{ shadowing_db = 1.0 }}
 handover = {{ interruption_ms = 100.0 }}
 base_stations = [
-    {{ name = "{STATIONS[0]}", x_m = 0.0, y_m = 0.0 }},
-    {{ name = "{STATIONS[1]}", x_m = 50.0, y_m = 0.0 }},
+    {{ name = "{stations[0]}", x_m = 0.0, y_m = 0.0 }},
+    {{ name = "{stations[1]}", x_m = 50.0, y_m = 0.0 }},
 ]
 [[radio.users]]
 name = "{USER}"
@@ -98,6 +106,9 @@ speed_m_per_s = 4.0
 course = "there-and-back"
 waypoints = [{{ x_m = 12.0, y_m = 5.0 }}, {{ x_m = 38.0, y_m = 5.0 }}]
 """
+
+
+EDGES, STATIONS = places(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -322,7 +333,7 @@ def site_of(progress: Callable[[str], None]) -> Iterator[tuple[Site, Path]]:
     with tempfile.TemporaryDirectory(prefix="whimbrel-recovery-") as name:
         scratch = Path(name)
         topology, failpoints = scratch / "topology.toml", scratch / "failpoints"
-        topology.write_text(TOPOLOGY)
+        topology.write_text(topology_text(PREFIX))
         failpoints.mkdir()
         before = os.environ.get("WHIMBREL_FAILPOINTS")
         os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)  # for the agents, which inherit it

@@ -139,6 +139,8 @@ def promised(entry: dict[str, Any]) -> str:
             unknown.append(f"{name} without baseline")
         elif ratio > promise.ratio:
             wrong.append(f"{name} > 1/{1 / promise.ratio:.0f}")
+    if entry.get("spread_ok") is False:
+        wrong.append(f"p95 > {SPREAD:.0f} x p50")
     wrong += [name for name in ("lost", "resets", "failed") if entry[name]]
     wrong += [] if entry["state_ok"] else ["state"]
     if wrong:

@@ -169,6 +169,8 @@ def _of_file(path: str, target: str) -> str | None:
 OWN_MOUNTS = ("/proc", "/sys", "/dev")
 # What runc mounts there, masks with and binds there (devices of a host come from its devtmpfs or tmpfs).
 _KINDS_BELOW = frozenset(("proc", "sysfs", "cgroup", "cgroup2", "tmpfs", "devtmpfs", "devpts", "mqueue", "securityfs"))
+# Where runc mounts a new tmpfs; what it masks below /proc and /sys is one, too, and read-only.
+_OWN_TMPFS = frozenset(("/dev", "/dev/shm", "/sys/fs/cgroup"))
 
 
 def mounted_from_outside(pid: int, volumes: Collection[str] = ()) -> str | None:
@@ -180,11 +182,22 @@ def mounted_from_outside(pid: int, volumes: Collection[str] = ()) -> str | None:
             mounts = [line.split(b" - ") for line in file]
     except OSError:
         return None
+    seen: set[str] = set()
     for left, right in mounts:
-        point, kind = os.fsdecode(left.split()[4]), os.fsdecode(right.split()[0])
-        if point == "/" or point in volumes:
+        root, point, options = (os.fsdecode(field) for field in left.split()[3:6])
+        twice = point in seen
+        seen.add(point)
+        if not twice and (
+            point == "/" or point in volumes or _is_own(point, os.fsdecode(right.split()[0]), root, options)
+        ):
             continue
-        own = any(point == top or point.startswith(top + "/") for top in OWN_MOUNTS)
-        if not own or kind not in _KINDS_BELOW:
-            return f"{point} is mounted in it from outside: unmount it there first"
+        return f"{point} is mounted in it from outside: unmount it there first"
     return None
+
+
+def _is_own(point: str, kind: str, root: str, options: str) -> bool:
+    """Whether runc mounts such a thing there. `root`: what of the file system is mounted; of a new one it is all."""
+    if not any(point == top or point.startswith(top + "/") for top in OWN_MOUNTS) or kind not in _KINDS_BELOW:
+        return False
+    masks = not point.startswith("/dev") and "ro" in options.split(",")
+    return kind != "tmpfs" or root != "/" or point in _OWN_TMPFS or masks

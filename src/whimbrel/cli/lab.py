@@ -175,7 +175,9 @@ def demo(
 def bench(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="downtime, faults, pages, codecs, link, plan, api, dashboard or recovery"),
+        typer.Argument(
+            metavar="NAME", help="downtime, faults, pages, files, codecs, link, plan, api, dashboard or recovery"
+        ),
     ],
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
     workloads: Annotated[
@@ -221,6 +223,10 @@ def bench(
         from whimbrel.bench import pages
 
         result = pages.run(console())
+    elif name == "files":
+        from whimbrel.bench import files
+
+        result = files.run(console())
     elif name == "codecs":
         from whimbrel.bench import codecs
 
@@ -247,8 +253,8 @@ def bench(
         result = recovery.run(console(), moments=moments.split(",") if moments else recovery.MOMENTS)
     else:
         raise BadInput(
-            f"there is no benchmark {name!r}: choose downtime, faults, pages, codecs, link, plan, api, dashboard "
-            "or recovery"
+            f"there is no benchmark {name!r}: choose downtime, faults, pages, files, codecs, link, plan, api, "
+            "dashboard or recovery"
         )
     if json is not None:
         json.write_text(json_module.dumps(result, indent=2) + "\n")

@@ -48,6 +48,12 @@ def migrate(
             "--handover-in", metavar="TIME", help="When the user will leave: memory crosses ahead, the freeze waits."
         ),
     ] = "",
+    handover_for: Annotated[
+        str,
+        typer.Option(
+            "--handover-for", metavar="TIME", help="How long the user will be away: what is late follows the resume."
+        ),
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check whether it could be done.")] = False,
     controller: ControllerOption = None,
     json: JsonOption = False,
@@ -60,10 +66,12 @@ def migrate(
     deadline_ms = parse_duration_ms(deadline) if deadline else 0.0
     bandwidth_bps = parse_rate_bps(bandwidth) if bandwidth else 0.0
     handover_in_ms = parse_duration_ms(handover_in) if handover_in else 0.0
+    handover_ms = parse_duration_ms(handover_for) if handover_for else 0.0
     with connect(controller) as client:
         started = client.start_migration(
-            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, handover_in_ms=handover_in_ms
-        )
+            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run,
+            handover_in_ms=handover_in_ms, handover_ms=handover_ms,
+        )  # fmt: skip
         with telling(f"{service}: {started.source} -> {started.destination}", stderr=json) as tell:
             record, interrupted = _follow_or_cancel(client, started.id, tell)
     if interrupted:

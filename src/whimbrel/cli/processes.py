@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -91,9 +92,15 @@ def agent(
     # It computes nothing by it, and must have one thread at its beginning (`migrate.nursery`).
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     with _importing():
+        from whimbrel.agent.config import load_config
         from whimbrel.agent.main import run
+        from whimbrel.model.node import Role
 
-    return run(config)
+        settings = load_config(config)
+        if settings.role is Role.EDGE:  # a gateway's agent needs nothing of what that imports
+            import_module("whimbrel.agent.edge")
+
+    return run(settings)
 
 
 def dashboard(

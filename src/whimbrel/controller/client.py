@@ -198,6 +198,7 @@ class ControllerClient:
         on_progress: OnProgress | None = None,
         reason: str = "",
         handover_in_ms: float = 0.0,
+        handover_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration and wait for its end. A migration that failed is a record too: look at `outcome`.
 
@@ -205,8 +206,9 @@ class ControllerClient:
         on after an exception in `on_progress` and after KeyboardInterrupt.
         """
         started = self.start_migration(
-            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason, handover_in_ms
-        )
+            service, to, strategy, max_downtime_ms, deadline_ms, bandwidth_bps, dry_run, reason, handover_in_ms,
+            handover_ms,
+        )  # fmt: skip
         return self.follow(started.id, on_progress)
 
     def start_migration(
@@ -220,6 +222,7 @@ class ControllerClient:
         dry_run: bool = False,
         reason: str = "",
         handover_in_ms: float = 0.0,
+        handover_ms: float = 0.0,
     ) -> MigrationRecord:
         """Start a migration; returns its record at once, outcome `running`."""
         body = {
@@ -232,6 +235,7 @@ class ControllerClient:
             "dry_run": dry_run,
             "reason": reason,
             "handover_in_ms": handover_in_ms,
+            "handover_ms": handover_ms,
         }
         return self._call("POST", "/v1/migrations", MigrationRecord, body)
 

@@ -1,6 +1,6 @@
 """The region's central database (`coordinated`, figure 1): SQLite in a file of the controller's own, or PostgreSQL.
 
-Its schema grows by steps (`schema/versions`, Alembic's). Opening takes the steps that are lacking, all or none, so a
+Its schema grows by steps (`upgrade`). Opening takes the steps that are lacking, all or none, so a
 newer controller finds what an older one wrote; an older controller refuses what a newer one wrote.
 """
 
@@ -13,14 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from whimbrel.model.errors import BadInput, WhimbrelError
 
-SCRIPTS = Path(__file__).parent / "schema"
+NEWEST = "0003"
+"""The last step of `schema/versions`."""
+VERSION_TABLE = "alembic_version"
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 CONNECT_TIMEOUT_S = 5
 READS = "whimbrel_reads"
@@ -124,16 +122,9 @@ def _postgresql(url: sa.URL) -> sa.Engine:
 
 def _upgrade(connection: sa.Connection, name: str) -> None:
     """Raises WhimbrelError for a schema that this version does not know."""
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    present = MigrationContext.configure(connection).get_current_heads()
-    if present == (scripts.get_current_head(),):
+    is_there = sa.inspect(connection).has_table(VERSION_TABLE)
+    if is_there and connection.scalars(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [NEWEST]:
         return
-    known = {revision.revision for revision in scripts.walk_revisions()}
-    if not known.issuperset(present):
-        raise WhimbrelError(
-            f"the database {name} has schema {', '.join(present)}, this version of Whimbrel writes "
-            f"{scripts.get_current_head()}: use the version that wrote it, or another `database`"
-        )
-    command.upgrade(config, "head")
+    from whimbrel.controller.upgrade import upgrade  # Alembic: needed once, and slower to import than the rest of this
+
+    upgrade(connection, name)

@@ -27,7 +27,7 @@ from whimbrel.model.errors import BadInput, Cancelled, Conflict, Refused, Unreac
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome, Progress
 from whimbrel.model.service import ServiceState
 from whimbrel.plan.convergence import Limits
-from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate, ResolveMigration
+from whimbrel.wire.calls import CancelMigration, GetMigration, ListServices, Migrate, MoveFreeze, ResolveMigration
 
 SETTLE_S = 60.0
 LOOK_EVERY_S = 0.5
@@ -164,6 +164,14 @@ class Migrations:
                 f"migration {migration_id} is past its commit or just over: it can only finish now, "
                 f"see `whimbrel migration show {migration_id}`"
             )
+
+    async def freeze_in(self, migration_id: str, in_ms: float) -> bool:
+        """Tell the source that the freeze is due in so long; False when it has begun, or the migration is over. Raises
+        Unknown, Unreachable."""
+        record = await self.get(migration_id)
+        if record.outcome is not Outcome.RUNNING:
+            return False
+        return bool(await self._region.peer(record.source).call(MoveFreeze(id=migration_id, in_ms=max(1.0, in_ms))))
 
     async def resolve(self, migration_id: str, *, runs_there: bool) -> None:
         """Say whether the service runs at a destination that is gone. Raises Unknown, Conflict (over, or nobody waits

@@ -8,11 +8,11 @@ from collections.abc import Generator, Iterator
 
 from whimbrel.bench.baseline import Program
 from whimbrel.bench.probe import Probe, measured
+from whimbrel.bench.roots import empty, fill
 from whimbrel.bench.trial import Trial, Workload, host_of, next_after
 from whimbrel.client.report import Report
 from whimbrel.experiments import systems
 from whimbrel.experiments.model import By, Cell
-from whimbrel.experiments.roots import empty, fill
 from whimbrel.experiments.scripted import ADDRESS, SCRIPTS, scripted
 from whimbrel.experiments.site import Site
 from whimbrel.model.errors import WhimbrelError

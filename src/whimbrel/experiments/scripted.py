@@ -18,8 +18,8 @@ from pathlib import Path
 
 from whimbrel.bench.baseline import NAME, Node, Program, remove_cgroups
 from whimbrel.bench.baseline import run as run_program
+from whimbrel.bench.roots import fill
 from whimbrel.checkpoint.swrk import criu_path
-from whimbrel.experiments.roots import fill
 from whimbrel.experiments.site import Site
 from whimbrel.model.errors import Refused, StepFailed
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round

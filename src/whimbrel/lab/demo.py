@@ -250,8 +250,9 @@ def demo(
         took_s = teller.took_s
         console.print(how_long(took_s, built=teller.built), highlight=False, markup=False, soft_wrap=True)
     finally:
-        if runs and not json_output:
-            show_migrations(console, [run.record for run in runs])
+        if runs:
+            if not json_output:
+                show_migrations(console, [run.record for run in runs])
             if wrong := what_was_wrong([run.record for run in runs], os.getloadavg()[0], os.cpu_count() or 1):
                 console.print(wrong, highlight=False, markup=False, soft_wrap=True)
     if json_output:

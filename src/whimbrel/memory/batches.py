@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,19 @@ class Pages(NamedTuple):
     took_s: float
 
 
+class PieceSource(Protocol):
+    """Pages in pieces of at most `BATCH_BYTES` each. `of_several` processes, which may share pages: forked ones have
+    theirs in common until one writes. `with_vanished`: a page that cannot be read any more crosses as zeros, which is
+    what the program would find; else it is left out."""
+
+    @property
+    def of_several(self) -> bool: ...
+    @property
+    def with_vanished(self) -> bool: ...
+    def __iter__(self) -> Iterator[ProcessPages]: ...
+    def __next__(self) -> ProcessPages: ...
+
+
 class Pieces:
     """The pages of a tree in pieces of at most `size_bytes()` (at most `BATCH_BYTES`) each, until it says 0."""
 
@@ -42,8 +55,8 @@ class Pieces:
         self._size_bytes = size_bytes
         self._turn = self._done = 0
         self._ends = _ends(dirty[0]) if dirty else np.empty(0, np.int64)
-        self.of_several = len(dirty) > 1
-        """They may be shared: forked processes have their pages in common until one writes."""
+        self.of_several = len({part.pid for part in dirty}) > 1
+        self.with_vanished = False
 
     def __iter__(self) -> Iterator[ProcessPages]:
         return self
@@ -79,9 +92,9 @@ class ReadAhead:
         self._buffers: list[bytearray] = []
         self._reader = ThreadPoolExecutor(1, "read-pages")
 
-    def batches(self, pieces: Pieces, make: Callable[[Pages], T]) -> Iterator[T]:
+    def batches(self, pieces: PieceSource, make: Callable[[Pages], T]) -> Iterator[T]:
         """Each piece read, and as `make` returns it; `make` runs in the reading thread. Contents are good until the
-        next batch is asked for; pages that vanish meanwhile are left out."""
+        next batch is asked for."""
         while len(self._buffers) < 2:
             self._buffers.append(bytearray(BATCH_BYTES))
 
@@ -90,7 +103,7 @@ class ReadAhead:
             piece = next(pieces, None)
             if piece is None:
                 return None, False
-            pages = _read(piece, buffer, keep_shared=pieces.of_several)
+            pages = _read(piece, buffer, keep_shared=pieces.of_several, with_vanished=pieces.with_vanished)
             return (make(pages) if len(pages.contents) else None), True
 
         turn = 0
@@ -141,12 +154,12 @@ def _cut(ranges: Ranges, ends: NDArray[np.int64], start: int, stop: int) -> Rang
     return rows
 
 
-def _read(piece: ProcessPages, buffer: bytearray, *, keep_shared: bool) -> Pages:
+def _read(piece: ProcessPages, buffer: bytearray, *, keep_shared: bool, with_vanished: bool) -> Pages:
     start_s = time.monotonic()
     view = memoryview(buffer)[: piece.size_bytes]
     ranges = piece.ranges
     missing = read_pages_into(piece.pid, ranges, view, keep_shared=keep_shared)
-    if len(missing):
+    if len(missing) and not with_vanished:
         ranges, view = _without(ranges, missing, view)
     return Pages(piece.ns_pid, ranges, view, time.monotonic() - start_s)
 

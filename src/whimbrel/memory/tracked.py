@@ -90,8 +90,9 @@ class TrackedProcess:
         """The result of the last scan was lost on its way: the next one returns everything."""
         self._report_all = True
 
-    def scan(self, scanner: uffd.Scanner, guardian: Guardian) -> Ranges:
-        """Pages written since the last scan, or never reported; re-armed in the same step."""
+    def scan(self, scanner: uffd.Scanner, guardian: Guardian | None) -> Ranges:
+        """Pages written since the last scan, or never reported; re-armed in the same step. Without a guardian nothing
+        is attached: what is not tracked is returned whole."""
         private = self._private()
         keep = private.rows
         if not len(keep):
@@ -106,7 +107,9 @@ class TrackedProcess:
                 parts += self._written(private, runs, pagemap, scanner, rearm=True)
                 parts += self._dropped(private, pagemap, scanner)
             fresh = intersect(union(*(scanner.unregistered(pagemap, *run) for run in runs)), keep)
-            if len(fresh):
+            if guardian is None:
+                parts.append(fresh)
+            elif len(fresh):
                 parts.append(self._take_in(keep[touched(keep, fresh)], fresh, runs, pagemap, scanner, guardian))
             if report_all:
                 parts.append(intersect(union(*(scanner.present(pagemap, *run) for run in runs)), keep))

@@ -68,8 +68,9 @@ class TreeTracker:
         """{pid: one line} for processes whose writes cannot be tracked now: every scan returns them whole."""
         return {pid: process.problem for pid, process in self._processes.items() if process.problem}
 
-    def scan(self, *, final: bool = False, rearm: bool = False) -> list[ProcessPages]:
-        """For each living process the pages written since the last scan (in the first: all), re-armed.
+    def scan(self, *, final: bool = False, rearm: bool = False, attach: bool = True) -> list[ProcessPages]:
+        """For each living process the pages written since the last scan (in the first: all), re-armed. Without `attach`
+        a process or mapping that is not tracked yet is returned whole: to attach may take half a second.
 
         `final`: for a tree that stands still, whoever stopped it. Nothing is attached; a process or mapping that
         is not tracked yet is returned whole; re-armed only with `rearm`, when another look is to follow. An
@@ -82,7 +83,7 @@ class TreeTracker:
         try:
             for pid, parent in tree.items():
                 with suppress(ProcessLookupError):
-                    pages = self._scan_one(pid, parent, final, rearm)
+                    pages = self._scan_one(pid, parent, final, rearm, attach)
                     if pages is not None:
                         results.append(pages)
         except BaseException:
@@ -101,7 +102,7 @@ class TreeTracker:
             self._processes.popitem()[1].close()
         self._guardian.close()
 
-    def _scan_one(self, pid: int, parent: int, final: bool, rearm: bool) -> ProcessPages | None:
+    def _scan_one(self, pid: int, parent: int, final: bool, rearm: bool, attach: bool) -> ProcessPages | None:
         for _ in range(2):
             process = self._processes.get(pid)
             if process is None:
@@ -113,7 +114,7 @@ class TreeTracker:
                 ranges = (
                     process.scan_stopped(self._scanner, rearm=rearm)
                     if final
-                    else process.scan(self._scanner, self._guardian)
+                    else process.scan(self._scanner, self._guardian if attach else None)
                 )
             except ProcessLookupError:
                 # Gone; once more, if its number belongs to a new process already.

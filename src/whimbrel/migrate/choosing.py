@@ -83,7 +83,7 @@ def second_choice(job: Migration, strategy: Strategy, channel: PageChannel) -> S
     """``auto`` again, now that the link can be measured. Blocks for that, some ms on a fast link."""
     if job.request.strategy != AUTO or strategy.name != HYBRID:  # another one only because that cannot work
         return strategy
-    measured = channel.measure_bytes_per_s()
+    measured = job.link_bytes_per_s = channel.measure_bytes_per_s()
     limit = job.request.bandwidth_bps / 8 or measured
     choice = choose(
         Situation(

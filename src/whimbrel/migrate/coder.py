@@ -51,6 +51,11 @@ class Coder:
         wanted = keeps_copies(self._codec, self._watch.link)
         return NO_COPIES if wanted and self._copies.given_up else ""
 
+    @property
+    def shrinks(self) -> float:
+        """How many bytes of pages a byte on the link carries, as far as is known."""
+        return self._packing.ratio if self._choice.pack and self._packing is not None else 1.0
+
     def begin(self, size_bytes: int) -> None:
         """Pages of so many bytes come now."""
         self._size_bytes = self._left_bytes = size_bytes

@@ -28,6 +28,9 @@ SLOWEST_BYTES_PER_S = 1 << 17
 AGENT_RETURN_S = 5.0
 RECONNECT_S = 0.2
 
+Following = tuple["asyncio.Future[None]", "asyncio.Future[bytes]"]
+"""What was left behind is sent, and until FILLED comes the destination may ask for pages."""
+
 
 async def commit(job: Migration, parts: Parts, undo: contextlib.AsyncExitStack) -> contextlib.AsyncExitStack:
     """GO. From the moment it may have left, only the destination knows: the source stays frozen until told.
@@ -95,10 +98,12 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
     async with job.phase("switch"):
         with _forward(job):
             job.journal("committed")
+        # at once: a far gateway takes as long to hear of it as some hundred pages take to cross
+        following = _follow(job, parts) if job.heard_running else None
         if job.heard_running:  # else its own announcement, when it runs
             await parts.gateways.release()
     async with job.phase("finish"):
-        if not await _arrived_whole(job, parts):
+        if not await _arrived_whole(job, parts, following):
             await resume_here.aclose()
             raise StepFailed(lost_at(job.destination.name, job.node.endpoint.name))
         if not job.heard_running:
@@ -119,10 +124,10 @@ async def follow_through(job: Migration, parts: Parts, resume_here: contextlib.A
         await parts.hands.settle(parts.dump.interrupt)
 
 
-async def _arrived_whole(job: Migration, parts: Parts) -> bool:
+async def _arrived_whole(job: Migration, parts: Parts, following: Following | None) -> bool:
     """Whether all pages are in place there. What the channel does not tell, the destination's agent must."""
     try:
-        report = msgspec.msgpack.decode(await _filled(job, parts), type=FillReport)
+        report = msgspec.msgpack.decode(await _filled(job, parts, following), type=FillReport)
     except Exception as error:  # whatever it is: only an answer decides
         job.say(f"after the commit: {error}")
         question = AwaitIncoming(id=job.request.id)
@@ -135,16 +140,23 @@ async def _arrived_whole(job: Migration, parts: Parts) -> bool:
     return True
 
 
-async def _filled(job: Migration, parts: Parts) -> bytes:
-    """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
-    over a new one."""
-    limit_s = _longest_fill_s(job, parts)
-    deadline = time.monotonic() + limit_s
+def _follow(job: Migration, parts: Parts) -> Following:
     parts.channel.limit(job.request.bandwidth_bps)
+    parts.channel.sock.settimeout(_longest_fill_s(job, parts))
+    sending = asyncio.ensure_future(parts.hands.do(parts.carrier.send_behind))
+    hearing = asyncio.ensure_future(parts.hands.do(_expect, parts, Kind.FILLED))
+    for task in (sending, hearing):
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever waits for it is told
+    return sending, hearing
+
+
+async def _filled(job: Migration, parts: Parts, following: Following | None) -> bytes:
+    """The destination's word that it has every page. What was left behind survives a cut of the link: it goes again
+    over a new one. `following`: has begun already."""
+    deadline = time.monotonic() + _longest_fill_s(job, parts)
     while True:
-        parts.channel.sock.settimeout(limit_s)
-        sending = asyncio.ensure_future(parts.hands.do(parts.carrier.send_behind))
-        hearing = asyncio.ensure_future(parts.hands.do(_expect, parts, Kind.FILLED))
+        sending, hearing = following or _follow(job, parts)
+        following = None
         try:
             _, filled = await asyncio.gather(sending, hearing)
             return filled

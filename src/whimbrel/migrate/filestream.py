@@ -41,7 +41,8 @@ class RecordWriter:
         self._bandwidth_bps = bandwidth_bps
         self._taken_until = 0.0
         self._folder = 0
-        self._frame, self._count = bytearray(), 0
+        self._parts: list[bytes] = []
+        self._size_bytes = 0
 
     def to(self, folder: int) -> Callable[[Record], None]:
         """What records of one folder are handed to."""
@@ -50,17 +51,19 @@ class RecordWriter:
         return self.write
 
     def write(self, record: Record) -> None:
-        self._frame += encode(record)
-        self._count += 1
-        if len(self._frame) >= FRAME_BYTES:
+        part = encode(record)
+        self._parts.append(part)
+        self._size_bytes += len(part)
+        if self._size_bytes >= FRAME_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        if self._frame:
+        if self._parts:
             self._listen()
-            self._pace(len(self._frame))
-            self._channel.send(Kind.FILES, self._folder, _ARRAY.pack(0xDD, self._count) + self._frame)
-            self._frame, self._count = bytearray(), 0
+            self._pace(self._size_bytes)
+            frame = b"".join((_ARRAY.pack(0xDD, len(self._parts)), *self._parts))
+            self._channel.send(Kind.FILES, self._folder, frame)
+            self._parts, self._size_bytes = [], 0
 
     def end_pass(self, number: int) -> None:
         self.flush()
@@ -104,6 +107,7 @@ class RecordReader:
     def __init__(self, channel: PageChannel, sinks: Sequence[TreeSink]) -> None:
         self._channel = channel
         self._sinks = sinks
+        self._buffer = bytearray(FRAME_BYTES * 2)
 
     def take_pass(self) -> int:
         """Returns the number of the pass that has arrived, whole and checked. Raises what `TreeSink` does,
@@ -112,15 +116,24 @@ class RecordReader:
             kind, number, _, size = self._channel.receive_header()
             if size > MOST_FRAME_BYTES:
                 raise ProtocolMismatch(f"a frame of {size} bytes of files is more than is agreed")
-            payload = self._channel.receive_payload(size)
+            payload = self._receive(size)
             if kind is Kind.ROUND:
                 for sink in self._sinks:
                     sink.end_pass()
                 return number
-            self._channel.check(kind, number, payload, Kind.FILES)
+            if kind is not Kind.FILES:
+                self._channel.check(kind, number, bytes(payload), Kind.FILES)
             if number >= len(self._sinks):
                 raise ProtocolMismatch(f"there is no place for files number {number}")
             self._sinks[number].apply(_decoded(payload))
+
+    def _receive(self, size: int) -> memoryview:
+        """A payload, good until the next one comes: it is never copied on its way into the files."""
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        payload = memoryview(self._buffer)[:size]
+        self._channel.receive_exactly(payload)
+        return payload
 
     def skip_pass(self) -> int:
         """Throw away a pass that is not needed; returns its number."""
@@ -141,7 +154,7 @@ class RecordReader:
             return
 
 
-def _decoded(payload: bytes) -> list[Record]:
+def _decoded(payload: memoryview) -> list[Record]:
     try:
         records: list[Record] = list(decode_all(payload))
     except (msgspec.DecodeError, msgspec.ValidationError) as error:

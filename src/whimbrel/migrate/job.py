@@ -43,7 +43,10 @@ class Node:
 @dataclass
 class Migration:
     """One migration under way: what was asked, and what has happened so far. `push_guest_image`: brings the image of
-    another engine's container to the engine there, told how far it is; returns the bytes that it took."""
+    another engine's container to the engine there, told how far it is; returns the bytes that it took.
+    `long_freeze_ms`: where pages may follow the resume, they do when the freeze has lasted so long (0: none may).
+    `link_bytes_per_s`: as measured before the rounds, 0 when it was not. `freeze_begun`: its time cannot be moved any
+    more."""
 
     request: MigrationRequest
     source: Source
@@ -69,13 +72,21 @@ class Migration:
     committed: bool = False
     heard_running: bool = False
     frozen_s: float = 0.0
+    long_freeze_ms: float = 0.0
+    link_bytes_per_s: float = 0.0
     faults: int = 0
     fault_ms: float = 0.0
     verdict: Verdict = field(default_factory=Verdict)
+    freeze_begun: bool = False
+    _freeze_at_s: float = 0.0
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
     _undoing: bool = False
     _task: asyncio.Task[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.request.freeze_in_ms > 0:
+            self.freeze_in(self.request.freeze_in_ms)
 
     def journal(self, step: str) -> None:
         self.node.journal.write(
@@ -100,6 +111,17 @@ class Migration:
     async def pause_at(self, point: str) -> None:
         if failpoints.armed(point):
             await asyncio.to_thread(failpoints.wait_at, point)
+
+    @property
+    def freeze_left_ms(self) -> float | None:
+        """Until the freeze is due, below 0 when it is past; None when nobody said."""
+        return (self._freeze_at_s - time.monotonic()) * 1e3 if self._freeze_at_s else None
+
+    def freeze_in(self, in_ms: float) -> bool:
+        """The freeze is due in so long; False when it has begun."""
+        if not self.freeze_begun:
+            self._freeze_at_s = time.monotonic() + in_ms / 1e3
+        return not self.freeze_begun
 
     def cancel(self) -> bool:
         """Ask for the end; False when it is too late. Whoever holds the gate at the commit wins."""

@@ -10,20 +10,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 from whimbrel.plan.codec_choice import Link
 
-# tcpi_bytes_acked and tcpi_notsent_bytes of struct tcp_info, linux/tcp.h (Linux 4.6). Its busy time would be worth more
-# than ours, but is counted in jiffies.
-_ACKED = struct.Struct("<120xQ16xI")
+# tcpi_rtt, tcpi_bytes_acked, tcpi_notsent_bytes and tcpi_min_rtt of struct tcp_info, linux/tcp.h (Linux 4.6). Its busy
+# time would be worth more than ours, but is counted in jiffies.
+_INFO = struct.Struct("<68xI48xQ16xII")
 _PROBE_BYTES, _PROBE_S, _PROBE_STEP_S = 1 << 17, 0.01, 0.0002
 _LOOK_S = 0.02
 _LOOK_BYTES = 16 << 20
 _BACKLOG_BYTES = 1 << 17
 
 
+class _Figures(NamedTuple):
+    """Bytes that the other side acknowledged since the connection was made, bytes not even sent yet; the round trip,
+    smoothed, and the shortest that was seen."""
+
+    acked_bytes: int
+    unsent_bytes: int
+    round_trip_s: float
+    least_round_trip_s: float
+
+
 class LinkWatch:
-    """Over stretches of some 20 ms: how much the other side acknowledged, and whether everything waited for the link.
+    """Over stretches of some 20 ms, and a round trip at least, because acknowledgements come in bursts: how much the
+    other side acknowledged, and whether everything waited for the link.
 
     The first batch is watched until it has arrived, for 10 ms at most, because a connection takes megabytes before it
     lets anybody wait. A connection that is no TCP is never known.
@@ -33,7 +45,7 @@ class LinkWatch:
         self._sock = sock
         self._acked_before = 0
         self._begun_s = 0.0
-        self._waited_s = 0.0
+        self._waited_s = self._held_back_s = 0.0
         self._packed = False
         self.link = Link()
 
@@ -42,9 +54,14 @@ class LinkWatch:
 
     def begin(self) -> None:
         """Sending begins; the pause before it counts for nothing."""
-        self._acked_before, _ = self._figures()
+        self._acked_before = self._figures().acked_bytes
         self._begun_s = time.monotonic()
-        self._waited_s = 0.0
+        self._waited_s = self._held_back_s = 0.0
+
+    def hold_back(self, seconds: float) -> None:
+        """Wait, because the link has enough to do."""
+        time.sleep(seconds)
+        self._held_back_s += seconds
 
     @contextmanager
     def sending(self, *, packed: bool) -> Iterator[None]:
@@ -60,33 +77,41 @@ class LinkWatch:
         if self.link.looks == 0:
             self._probe()
             return
-        acked, backlog = self._figures()
-        if now_s - self._begun_s >= _LOOK_S or acked - self._acked_before >= _LOOK_BYTES:
-            self._look(acked, waited=backlog >= _BACKLOG_BYTES)
+        seen = self._figures()
+        long = now_s - self._begun_s >= max(_LOOK_S, seen.round_trip_s)
+        if long or seen.acked_bytes - self._acked_before >= _LOOK_BYTES:
+            self._look(seen.acked_bytes, waited=seen.unsent_bytes >= _BACKLOG_BYTES)
+
+    def owed_s(self) -> float:
+        """How long the link is still busy with what it was given, by whomever: what is not acknowledged, less what is
+        on its way or whose acknowledgement is."""
+        rate = self.link.bytes_per_s
+        return unacked(self._sock) / rate - self._figures().least_round_trip_s if rate else 0.0
 
     def _probe(self) -> None:
         """Wait until all has arrived; the sender did nothing but wait for the link."""
-        size = unacked(self._sock) + self._figures()[0] - self._acked_before
+        size = unacked(self._sock) + self._figures().acked_bytes - self._acked_before
         if size < _PROBE_BYTES:
             return
         while unacked(self._sock) and time.monotonic() - self._begun_s < _PROBE_S:
             time.sleep(_PROBE_STEP_S)
-        self._look(self._figures()[0], waited=time.monotonic() - self._begun_s > 2 * _PROBE_STEP_S)
+        self._look(self._figures().acked_bytes, waited=time.monotonic() - self._begun_s > 2 * _PROBE_STEP_S)
 
     def _look(self, acked: int, *, waited: bool) -> None:
         took_s = time.monotonic() - self._begun_s
         if acked > self._acked_before:
-            waiting = 1.0 if waited else self._waited_s / took_s
-            self.link = self.link.after(acked - self._acked_before, took_s, waiting)
+            held_back = self._held_back_s > 0  # who holds back has given the link enough to do
+            waiting = 1.0 if waited or held_back else self._waited_s / took_s
+            self.link = self.link.after(acked - self._acked_before, took_s, waiting, held_back=held_back)
         self.begin()
 
-    def _figures(self) -> tuple[int, int]:
-        """(bytes that the other side acknowledged since the connection was made, bytes not even sent yet)"""
+    def _figures(self) -> _Figures:
         try:
-            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.size)
-            return _ACKED.unpack(info)
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+            round_trip_us, acked_bytes, unsent_bytes, least_us = _INFO.unpack(info)
+            return _Figures(acked_bytes, unsent_bytes, round_trip_us / 1e6, least_us / 1e6)
         except (OSError, struct.error):
-            return 0, 0
+            return _Figures(0, 0, 0.0, 0.0)
 
 
 def unacked(sock: socket.socket) -> int:

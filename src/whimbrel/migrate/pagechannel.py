@@ -48,7 +48,7 @@ from whimbrel.model.errors import ProtocolMismatch, StepFailed, Unreachable
 HEADER = struct.Struct("<B3xIQQ")
 MAX_PAYLOAD_BYTES = 1 << 34
 MAX_RANGES = 1 << 20
-CHUNK_BYTES = 1 << 20
+COPIED_BYTES = 1 << 14
 NOT_SENT_BYTES = 128 << 10
 PROBE_BYTES = 64 << 10
 PROBE_ENOUGH_S = 0.02
@@ -114,6 +114,29 @@ class FillReport(msgspec.Struct, frozen=True, kw_only=True):
     eager_pages: int
 
 
+class LinkProbe:
+    """How fast a link carries: one byte, to know how long the way is; then a little, and more if that went through
+    quickly, three times at most; the last try counts. `size_bytes` is the next try's, 0 when there is none."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 1
+        self.bytes_per_s = 0.0
+        self._way_s = -1.0
+        self._left = 3
+
+    def took(self, seconds: float) -> None:
+        """The try arrived, and its answer; so long it took."""
+        if self._way_s < 0:
+            self._way_s, self.size_bytes = seconds, PROBE_BYTES
+            return
+        carrying_s = max(seconds - self._way_s, 1e-6)
+        self.bytes_per_s = self.size_bytes / carrying_s
+        self._left -= 1
+        # a connection opens up by round trips: what took few of them tells of those
+        enough = carrying_s > PROBE_ENOUGH_S + 2 * self._way_s or not self._left
+        self.size_bytes = 0 if enough else self.size_bytes * 8
+
+
 class PageChannel:
     """Frames over one TCP socket. Blocking; `sent_bytes` counts what left this side, headers too."""
 
@@ -151,18 +174,15 @@ class PageChannel:
         self._pace.limit(bandwidth_bps)
 
     def measure_bytes_per_s(self) -> float:
-        """How fast the link carries: a little first, more if that went through quickly; the last try counts."""
-        size, rate = PROBE_BYTES, 0.0
-        for number in range(3):
+        """How fast the link carries, by `LinkProbe`."""
+        probe, number = LinkProbe(), 0
+        while probe.size_bytes:
             start = time.monotonic()
-            self.send(Kind.PROBE, number, bytes(size))
+            self.send(Kind.PROBE, number, bytes(probe.size_bytes))
             self.expect(Kind.ACK, number=number)
-            taken_s = max(time.monotonic() - start, 1e-6)
-            rate = size / taken_s
-            if taken_s > PROBE_ENOUGH_S:
-                break
-            size *= 8
-        return rate
+            probe.took(time.monotonic() - start)
+            number += 1
+        return probe.bytes_per_s
 
     def small_backlog(self) -> None:
         """From now on what is sent waits here, not in the kernel: a page that is asked for must not queue behind
@@ -187,7 +207,7 @@ class PageChannel:
         header = HEADER.pack(kind, number, ranges, len(payload))
         try:
             with self._sending:
-                if len(payload) <= CHUNK_BYTES:
+                if len(payload) <= COPIED_BYTES:  # a copy costs less than a system call
                     self._put(header + bytes(payload))
                 else:
                     self._put(header, payload)

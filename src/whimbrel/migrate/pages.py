@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from whimbrel.memory.batches import Pieces, ReadAhead
+from whimbrel.memory.batches import BATCH_BYTES, Pieces, PieceSource, ReadAhead
 from whimbrel.memory.codecs import Coded, Coding
 from whimbrel.memory.processes import ns_pid_of, tree_of
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.memory.vmas import read_vdso
+from whimbrel.migrate.backlog import Backlog, Portions
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.coder import Coder
 from whimbrel.migrate.linkwatch import LinkWatch
@@ -22,6 +23,8 @@ from whimbrel.model.units import PAGE_BYTES
 from whimbrel.plan.strategies import Codec
 
 LINK_STEP_S = 0.001
+LINK_PATIENCE_S = 1.0
+"""A link that does nothing for so long may be cut: the next batch finds out."""
 CODEC_NAMES = {Coding.RAW: "raw", Coding.PACKED: "zstd", Coding.DELTA: "xor+zstd", Coding.SAME: "unchanged"}
 
 
@@ -44,32 +47,47 @@ class PageSender:
     ) -> tuple[Carried, list[ProcessPages]]:
         """Send pages until it is `enough`; returns those that were not sent, too. At no time is the link given more
         than it carries in `ahead_s`, as far as its rate is known: whatever is sent next waits behind that."""
-        before = self._channel.sent_bytes
-        carried = Carried()
+        pieces = Pieces(dirty, self._begin(sum(process.size_bytes for process in dirty), enough, ahead_s))
+        return self._send(pieces), pieces.left()
+
+    def send_left(
+        self, backlog: Backlog, enough: Callable[[], bool], *, ahead_s: float, most_bytes: int = BATCH_BYTES
+    ) -> Carried:
+        """The same for a backlog, from which another thread may take; at most `most_bytes` at once."""
+        return self._send(Portions(backlog, self._begin(backlog.left_bytes, enough, ahead_s, most_bytes)))
+
+    def _begin(
+        self, size_bytes: int, enough: Callable[[], bool], ahead_s: float, most_bytes: int = BATCH_BYTES
+    ) -> Callable[[], int]:
+        """Pages of so many bytes come now. Returns what says how large the next batch may be, once there is room for it
+        on the link; 0 when it is enough."""
         self._watch.limit(self._channel.limit_bytes_per_s)
         self._watch.begin()
-        self._coder.begin(sum(process.size_bytes for process in dirty))
-        begun_s = time.monotonic()
+        self._coder.begin(size_bytes)
 
         def batch_bytes() -> int:
+            patience_until_s = time.monotonic() + LINK_PATIENCE_S
             while not enough():
                 rate = self._watch.link.bytes_per_s
                 if not rate or ahead_s == math.inf:
-                    return self._coder.batch_bytes()
-                owed_s = (self._channel.sent_bytes - before) / rate - (time.monotonic() - begun_s)
-                if owed_s < ahead_s:  # one batch is read while another is sent
-                    half_bytes = int(rate * ahead_s / 2) // PAGE_BYTES * PAGE_BYTES
-                    return max(PAGE_BYTES, min(self._coder.batch_bytes(), half_bytes))
-                time.sleep(LINK_STEP_S)
+                    return min(self._coder.batch_bytes(), most_bytes)
+                if self._watch.owed_s() < ahead_s or time.monotonic() > patience_until_s:
+                    # one batch is read while another is sent
+                    half_bytes = int(rate * ahead_s / 2 * self._coder.shrinks) // PAGE_BYTES * PAGE_BYTES
+                    return max(PAGE_BYTES, min(self._coder.batch_bytes(), half_bytes, most_bytes))
+                self._watch.hold_back(LINK_STEP_S)
             return 0
 
-        pieces = Pieces(dirty, batch_bytes)
+        return batch_bytes
+
+    def _send(self, pieces: PieceSource) -> Carried:
+        before = self._channel.sent_bytes
+        carried = Carried()
         for batch in self._ahead.batches(pieces, self._coder):
             with self._watch.sending(packed=batch.packed):
                 self._channel.send_pages(batch.ns_pid, batch.coded)
             carried += carried_of(batch.coded)
-        sent_bytes = self._channel.sent_bytes - before
-        return carried + Carried(sent_bytes=sent_bytes, remark=self._coder.remark), pieces.left()
+        return carried + Carried(sent_bytes=self._channel.sent_bytes - before, remark=self._coder.remark)
 
     def crosses_in(self, seconds: float) -> float:
         """Bytes on the wire that the link carries in so long; infinite while it is not known."""

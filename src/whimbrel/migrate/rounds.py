@@ -8,20 +8,21 @@ from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.choosing import third_choice
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.parts import Parts
-from whimbrel.model.migration import Progress, Round
+from whimbrel.model.migration import MigrationRequest, Progress, Round
 from whimbrel.model.units import PAGE_BYTES
-from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
+from whimbrel.plan.convergence import LONG_FREEZE_MS, Limits, RoundFacts, Stop, decide, predicted_freeze_ms
 from whimbrel.plan.freeze_limit import freeze_limit_s, left_to_cross_bytes
 from whimbrel.plan.strategies import AUTO, Carry
 
+LOOK_MS = 200.0
+"""So often who waits for the freeze's time looks whether it was moved."""
 REFRESH_MS = 1000.0
 """While a known handover is still far, what is written meanwhile crosses this often."""
-LONG_FREEZE_MS = 100.0
-"""What a migration is to stay below: where a deadline ends the rounds too early for it, `auto` lets the rest follow."""
 
 
-async def run_rounds(job: Migration, parts: Parts) -> None:
-    """Rounds until they have done what they can and, where the time of the handover is known, it has come."""
+async def run_rounds(job: Migration, parts: Parts) -> float:
+    """Rounds until they have done what they can and, where the time of the handover is known, no other is over before
+    it. Returns how long the freeze is predicted to take, ms."""
     limits = Limits(
         max_rounds=job.request.max_rounds or parts.strategy.rounds.limit,
         max_downtime_ms=job.request.max_downtime_ms,
@@ -33,35 +34,55 @@ async def run_rounds(job: Migration, parts: Parts) -> None:
     verdict = decide(facts, limits, elapsed_ms=job.now_ms())
     while verdict is Stop.GO_ON and not hopeless:
         facts.append(await _one_round(job, parts, len(facts) + 1))
-        verdict = decide(facts, limits, elapsed_ms=job.now_ms())
+        verdict = decide(facts, limits, elapsed_ms=job.now_ms(), due=(job.freeze_left_ms or 0.0) < 0.0)
     if parts.strategy.rounds.converge:
-        # A handover that is still far: keep the destination as fresh as it is now.
-        while (left_ms := _time_left_ms(job, predicted_freeze_ms(facts, limits)) - facts[-1].duration_ms) > 0:
-            await asyncio.sleep(min(left_ms, REFRESH_MS) / 1e3)
-            facts.append(await _one_round(job, parts, len(facts) + 1))
+        await _keep_fresh(job, parts, facts, limits)
     freeze_ms = predicted_freeze_ms(facts, limits)
     why = "more rounds would not help" if verdict is Stop.GO_ON else verdict
     job.say(f"{why} after {len(facts)} round{'s' if len(facts) > 1 else ''}; freeze predicted {freeze_ms:.0f} ms")
     if job.request.strategy != AUTO or not parts.strategy.lazy:
-        return
-    limit_ms = job.request.max_downtime_ms or (LONG_FREEZE_MS if hopeless or verdict is Stop.DEADLINE else 0.0)
+        return freeze_ms
+    limit_ms, name = _long_freeze(job.request, hurried=hopeless or verdict is Stop.DEADLINE)
     if 0 < limit_ms < freeze_ms:
         parts.carrier.leave_behind()
-        over = "--max-downtime" if job.request.max_downtime_ms else f"{LONG_FREEZE_MS:.0f} ms"
-        job.say(f"that is over {over}, so what is dirty now follows the resume")
+        job.long_freeze_ms = limit_ms
+        job.say(f"that is over {name}, so what has not crossed by then follows the resume")
+    return freeze_ms
 
 
-async def until_handover(job: Migration, parts: Parts) -> None:
-    """Nothing is left to do before the freeze: wait for its time."""
-    while (left_ms := _time_left_ms(job, 0.0)) > 0 and not parts.strategy.rounds.converge:
-        job.emit(Progress(migration=job.request.id, phase="rounds", detail=f"handover in {left_ms / 1e3:.1f} s"))
+async def _keep_fresh(job: Migration, parts: Parts, facts: list[RoundFacts], limits: Limits) -> None:
+    """A handover that is still far: rounds keep the destination as fresh as it is. Whether a next one has the time for
+    that, the last tells."""
+    job.emit(Progress(migration=job.request.id, phase="rounds", detail="ready for the freeze", ready=True))
+    while (left_ms := _time_left_ms(job, predicted_freeze_ms(facts, limits)) - facts[-1].duration_ms) > 0:
         await asyncio.sleep(min(left_ms, REFRESH_MS) / 1e3)
+        facts.append(await _one_round(job, parts, len(facts) + 1))
+
+
+def _long_freeze(request: MigrationRequest, *, hurried: bool) -> tuple[float, str]:
+    """From when on a freeze is so long that what is dirty had better follow the resume, and in whose name; 0: never.
+    `hurried`: rounds ended before they had done what they can."""
+    if request.max_downtime_ms:
+        return request.max_downtime_ms, "--max-downtime"
+    if request.handover_ms:  # nobody misses the service while the user is away
+        limit_ms = max(request.handover_ms, LONG_FREEZE_MS)
+        return limit_ms, f"the {limit_ms:.0f} ms of the handover"
+    return (LONG_FREEZE_MS, f"{LONG_FREEZE_MS:.0f} ms") if hurried else (0.0, "")
+
+
+async def until_handover(job: Migration, lead_ms: float) -> None:
+    """Nothing is left to do before the freeze, which is to begin so long before the handover: wait for its time."""
+    while (left_ms := _time_left_ms(job, lead_ms)) > 0:
+        told = f"freeze in {left_ms / 1e3:.1f} s"
+        job.emit(Progress(migration=job.request.id, phase="rounds", detail=told, ready=True))
+        await asyncio.sleep(min(left_ms, LOOK_MS) / 1e3)
+    job.freeze_begun = True
 
 
 def _time_left_ms(job: Migration, lead_ms: float) -> float:
     """Until the freeze must begin for the service to be there when the user is; 0 when nobody knows."""
-    if job.request.freeze_in_ms > 0:
-        return job.request.freeze_in_ms - job.now_ms()
+    if job.freeze_left_ms is not None:
+        return job.freeze_left_ms
     return job.request.handover_in_ms - lead_ms - job.now_ms() if job.request.handover_in_ms > 0 else 0.0
 
 
@@ -89,7 +110,7 @@ async def _link_bytes_per_s(job: Migration, parts: Parts) -> float:
         return raw_bytes / took_s
     if took_s and sent_bytes >= raw_bytes / 4:
         return sent_bytes / took_s
-    return await parts.hands.do(parts.channel.measure_bytes_per_s)
+    return job.link_bytes_per_s or await parts.hands.do(parts.channel.measure_bytes_per_s)
 
 
 async def _one_round(job: Migration, parts: Parts, number: int) -> RoundFacts:

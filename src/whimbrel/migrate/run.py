@@ -45,6 +45,8 @@ from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, Pr
 from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
+RESUME_S = 0.03
+"""From GO until the source hears that the service runs, beside the way there and back: about so long."""
 FAR_S = 0.02
 """Who is so far away is waited for with something else to do."""
 
@@ -123,10 +125,9 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             begun_ms = job.now_ms()
             await parts.hands.do(parts.files.ahead)
             job.add_phase("rounds.files", begun_ms, job.now_ms() - begun_ms)
-            if parts.strategy.rounds.limit:
-                await run_rounds(job, parts)
-            await until_handover(job, parts)
+            predicted_ms = await run_rounds(job, parts) if parts.strategy.rounds.limit else 0.0
             limit_s = await longest_freeze_s(job, parts)
+            await until_handover(job, predicted_ms if parts.strategy.rounds.converge else 0.0)
         async with job.phase("freeze"), parts.gateways.kept():
             try:
                 async with asyncio.timeout(limit_s):
@@ -204,7 +205,7 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
-    last_round_s = time.monotonic()
+    held_s = time.monotonic()
     async with job.step("freeze.hold"):
         held = await _hold(job, parts)
         await hands.do(drain, job.node.port, job.request.service)
@@ -234,9 +235,12 @@ async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
             written=parts.files.written,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
-        beside, _ = await asyncio.gather(_beside(job, parts), hands.do(_expect_ready, parts))
+        restored = threading.Event()
+        beside, _ = await asyncio.gather(
+            _beside(job, parts, held_s, restored), hands.do(_expect_ready, parts, restored)
+        )
     channel.limit(0)
-    took_ms = (time.monotonic() - last_round_s) * 1e3
+    took_ms = (time.monotonic() - held_s) * 1e3
     job.rounds.append(round_of(len(job.rounds) + 1, held + early + late + delivered + beside, took_ms, file_bytes))
 
 
@@ -278,13 +282,18 @@ async def _last_files(job: Migration, parts: Parts) -> int:
     return await parts.hands.do(parts.files.last)
 
 
-async def _beside(job: Migration, parts: Parts) -> Carried:
-    """While the destination restores, what is left of the last dirty set crosses, if that is much."""
-    if not parts.carrier.ranges_beside():
+async def _beside(job: Migration, parts: Parts, held_s: float, restored: threading.Event) -> Carried:
+    """While the destination restores, what is left of the last dirty set crosses, if that is much: all of it, or as
+    much as the freeze has time for."""
+    if not parts.carrier.ranges_beside() and not job.long_freeze_ms:
         return Carried()
+    go_s = parts.gateways.round_trip_s + RESUME_S
+    until_s = held_s + job.long_freeze_ms / 1e3 - go_s
     parts.channel.limit(job.request.bandwidth_bps)
     async with job.step("freeze.beside"):
-        return await parts.hands.do(parts.carrier.beside_restore)
+        return await parts.hands.do(
+            parts.carrier.beside_restore, lambda: restored.is_set() and time.monotonic() >= until_s
+        )
 
 
 def _dump(dump: Dump, dumped: threading.Event) -> None:
@@ -294,12 +303,13 @@ def _dump(dump: Dump, dumped: threading.Event) -> None:
         dumped.set()
 
 
-def _expect_ready(parts: Parts) -> None:
+def _expect_ready(parts: Parts, restored: threading.Event) -> None:
     """The destination has restored; until then it may ask for pages."""
     while True:
         kind, number, _, size = parts.channel.receive_header()
         payload = parts.channel.receive_payload(size)
         if kind is Kind.READY:
+            restored.set()
             return
         if kind is Kind.ABORT:
             raise StepFailed(f"the destination could not restore: {payload.decode(errors='replace')}")

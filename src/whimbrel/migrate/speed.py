@@ -7,7 +7,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from whimbrel.migrate.pagechannel import PROBE_BYTES, PROBE_ENOUGH_S
+from whimbrel.migrate.pagechannel import LinkProbe
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.wire.calls import TakeProbe
 from whimbrel.wire.rpc import Peer
@@ -17,20 +17,16 @@ PATIENCE_S = 2.0
 
 
 async def link_bytes_per_s(peer: Peer) -> float:
-    """A little first, more if that went through quickly; the last try counts. 0 when nobody can tell."""
-    size, rate = PROBE_BYTES, 0.0
-    for _ in range(3):
+    """By `LinkProbe`, over the agents' connection. 0 when nobody can tell."""
+    probe = LinkProbe()
+    while probe.size_bytes:
         start = time.monotonic()
         try:
-            await peer.call(TakeProbe(payload=bytes(size)), timeout_s=PATIENCE_S)
+            await peer.call(TakeProbe(payload=bytes(probe.size_bytes)), timeout_s=PATIENCE_S)
         except WhimbrelError:
-            return rate
-        taken_s = max(time.monotonic() - start, 1e-6)
-        rate = size / taken_s
-        if taken_s > PROBE_ENOUGH_S:
             break
-        size *= 8
-    return rate
+        probe.took(time.monotonic() - start)
+    return probe.bytes_per_s
 
 
 async def storage_bytes_per_s(directory: Path, name: str) -> float:

@@ -53,6 +53,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     began_migration_unix_s: float = 0.0
     began_handover_unix_s: float = 0.0
     late_by_ms: float = 0.0
+    freeze_ahead_ms: float = 0.0
     plan_gap: float | None = None
     plan_by: str = ""
     migration: str = ""

@@ -53,6 +53,11 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     def migration_ms(self) -> float:
         return self.checkpoint_ms + self.transfer_ms + self.restore_ms
 
+    @property
+    def least_ms(self) -> float:
+        """Where pages may follow the resume: T_mig without any that crosses in the freeze."""
+        return self.checkpoint_ms + self.restore_ms
+
 
 class PredictionError(msgspec.Struct, frozen=True, kw_only=True):
     """|predicted - measured| / measured of T_mig, each predicted from what was before it. `after_five` counts only

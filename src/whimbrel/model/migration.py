@@ -20,7 +20,8 @@ class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`strategy` is a name that `whimbrel.plan.strategies` knows. `max_downtime_ms`, `deadline_ms` and
     `bandwidth_bps` 0 mean: no limit asked for. `handover_in_ms`: when the user will leave, from now; the freeze
     waits for it, and memory crosses ahead (0: nobody knows). `freeze_in_ms`: when the freeze is to begin, from now, for
-    who has reckoned that itself (0: by `handover_in_ms`)."""
+    who has reckoned that itself (0: by `handover_in_ms`). `handover_ms`: how long the user will be away (0: nobody
+    knows); what has not crossed by then may follow the resume."""
 
     id: str
     service: str
@@ -31,6 +32,7 @@ class MigrationRequest(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth_bps: float = 0.0
     max_rounds: int = 0
     handover_in_ms: float = 0.0
+    handover_ms: float = 0.0
     freeze_in_ms: float = 0.0
     dry_run: bool = False
 
@@ -94,9 +96,11 @@ class MigrationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of news from a running migration: the phase it is in, and how far (0..1, -1 = unknown)."""
+    """One line of news from a running migration: the phase it is in, and how far (0..1, -1 = unknown). `ready`: nothing
+    but its time keeps the freeze."""
 
     migration: str
     phase: str
     detail: str = ""
     fraction: float = -1.0
+    ready: bool = False

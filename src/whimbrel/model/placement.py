@@ -18,6 +18,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     moves nobody. `hysteresis_db`: another base station must be that much stronger (relative RSSI hysteresis, the
     paper's [16]), unless the present one falls below its floor. `horizon_s` 0 keeps everybody who can stay.
     `overlaps`: a migration is hidden behind its handover, so that C is the longer of both; else C is their sum.
+    `follows`: what of a migration's transfer its handover does not hide follows the resume.
     """
 
     horizon_s: float = 30.0
@@ -26,6 +27,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     hysteresis_db: float = 4.0
     seed: int = 0
     overlaps: bool = True
+    follows: bool = False
 
     def __post_init__(self) -> None:
         check("policy", "horizon_s", self.horizon_s, 0, 1e6)

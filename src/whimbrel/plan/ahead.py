@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from whimbrel.model.migration import MigrationRecord, Outcome
+from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide
 
 UNKNOWN_MS = 700.0
 ROUND_TRIPS = 24
@@ -20,15 +21,17 @@ BEFORE = ("preflight", "prepare")
 
 
 def preparation_ms(record: MigrationRecord) -> float | None:
-    """What came before the first round, and the second round; None for what did not come to its end."""
+    """What came before the first round, and the rounds after it until they no longer helped (those that came then kept
+    the destination fresh); None for what did not come to its end."""
     took_ms = {phase.name: phase.duration_ms for phase in record.phases}
     if record.outcome is not Outcome.DONE or not all(name in took_ms for name in BEFORE):
         return None
-    # the last round is the freeze's; a migration that brought the image tells nothing of one that does not
-    second_ms = record.rounds[1].duration_ms if len(record.rounds) > 2 else 0.0
-    if record.image_bytes:
+    if record.image_bytes:  # it tells nothing of a migration that does not bring the image
         return None
-    return sum(took_ms[name] for name in BEFORE) + second_ms
+    # the last round is the freeze's
+    facts = [RoundFacts(dirty_bytes=one.raw_bytes, duration_ms=one.duration_ms) for one in record.rounds[:-1]]
+    needed = next((n for n in range(1, len(facts)) if decide(facts[:n], Limits()) is not Stop.GO_ON), len(facts))
+    return sum(took_ms[name] for name in BEFORE) + sum(one.duration_ms for one in facts[1:needed])
 
 
 def preparation_of(records: Sequence[MigrationRecord], source: str, destination: str, rtt_ms: float) -> float:

@@ -76,13 +76,14 @@ class Link:
         seen, limit = self.seen_bytes_per_s, self.limit_bytes_per_s
         return min(seen, limit) if limit > 0 else seen
 
-    def after(self, delivered_bytes: float, took_s: float, waiting: float) -> Link:
+    def after(self, delivered_bytes: float, took_s: float, waiting: float, *, held_back: bool = False) -> Link:
         """After another look: so much arrived in `took_s`, of which the sender spent the share `waiting` in waiting
-        for the link."""
+        for the link. `held_back`: it gave the link no more than it was thought to carry, so that this says nothing
+        against more."""
         rate, before = delivered_bytes / took_s, self.seen_bytes_per_s
         peak = max(self.peak_bytes_per_s, rate if delivered_bytes >= PEAK_BYTES else 0.0)
         saturated = waiting >= SATURATED
-        if not saturated:
+        if not saturated or held_back:
             rate = max(before, rate)
         elif self.certain:
             rate = blend(before, rate, 0.5)

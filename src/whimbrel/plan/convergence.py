@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+LONG_FREEZE_MS = 100.0
+"""What a migration is to stay below."""
+
 
 class Stop(StrEnum):
     """Why the rounds end; `GO_ON` means another round."""
@@ -19,6 +22,7 @@ class Stop(StrEnum):
     MEETS_BUDGET = "the predicted freeze meets --max-downtime"
     NO_PROGRESS = "the dirty set no longer shrinks"
     ROUND_LIMIT = "the limit of rounds is reached"
+    DUE = "the freeze is due"
     DEADLINE = "the deadline leaves no time for another round"
 
 
@@ -89,8 +93,8 @@ def _after_another_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
     return round_ms + limits.fixed_freeze_ms + _crossing_ms(rounds, again_bytes)
 
 
-def decide(rounds: Sequence[RoundFacts], limits: Limits, *, elapsed_ms: float = 0.0) -> Stop:
-    """After the given rounds: freeze now, and why, or go on."""
+def decide(rounds: Sequence[RoundFacts], limits: Limits, *, elapsed_ms: float = 0.0, due: bool = False) -> Stop:
+    """After the given rounds: freeze now, and why, or go on. `due`: the time at which it was to begin is past."""
     if not rounds:
         return Stop.GO_ON
     last = rounds[-1]
@@ -101,6 +105,8 @@ def decide(rounds: Sequence[RoundFacts], limits: Limits, *, elapsed_ms: float = 
         return Stop.ROUND_LIMIT
     if len(rounds) == 1 or not limits.converge:
         return Stop.GO_ON
+    if due:
+        return Stop.DUE
     if limits.max_downtime_ms > 0 and freeze_ms <= limits.max_downtime_ms:
         return Stop.MEETS_BUDGET
     if last.dirty_bytes <= limits.small_bytes:

@@ -59,6 +59,8 @@ class Digester:
 class BlockTable:
     """The digests of one file's blocks as they are at the destination."""
 
+    __slots__ = ("block_bytes", "digests", "size_bytes")
+
     def __init__(self, block_bytes: int) -> None:
         self.block_bytes = block_bytes
         self.size_bytes = 0

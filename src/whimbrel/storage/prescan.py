@@ -137,13 +137,17 @@ def scan_layer(stream: IO[bytes], tree: Tree, reference: str) -> None:
                 if tree.members > MAX_MEMBERS or tree.bytes > MAX_UNPACKED_BYTES:
                     raise BadInput(
                         f"image {reference} is too large: more than {MAX_MEMBERS} files or "
-                        f"{MAX_UNPACKED_BYTES >> 30} GiB"
+                        f"{MAX_UNPACKED_BYTES >> 30} GiB; build a smaller one"
                     )
                 problem = _problem(member, tree)
                 if problem:
-                    raise BadInput(f"image {reference} is refused: member {member.name!r} {problem}")
+                    raise BadInput(
+                        f"image {reference} is refused: member {member.name!r} {problem}; build it without that"
+                    )
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise BadInput(f"image {reference} has a layer that is no readable tar archive: {error}") from error
+        raise BadInput(
+            f"image {reference} has a layer that is no readable tar archive: {error}; copy it here again"
+        ) from error
 
 
 def _problem(member: tarfile.TarInfo, tree: Tree) -> str:

@@ -18,11 +18,12 @@ OPAQUE = "trusted.overlay.opaque"
 XATTR_PREFIXES = ("user.", "security.capability", OPAQUE, "system.posix_acl_")
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
+# No record refers to another, so there are no cycles among them for Python to look for.
+class Record(msgspec.Struct, frozen=True, array_like=True, tag_field="kind", gc=False):
     pass
 
 
-class Meta(msgspec.Struct, frozen=True, array_like=True):
+class Meta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`mode` with the file's kind; of the extended attributes those with `XATTR_PREFIXES`."""
 
     mode: int
@@ -81,10 +82,11 @@ class File(Record, frozen=True, tag=7):
 
 
 class Data(Record, frozen=True, tag=8):
-    """Whole blocks from `offset` on (the file's last one may be short), and the digest of each."""
+    """Whole blocks from `offset` on (the file's last one may be short), and the digest of each. Of a record that came,
+    `content` is a part of the frame that it came in."""
 
     offset: int
-    content: bytes
+    content: memoryview
     digests: bytes
 
 

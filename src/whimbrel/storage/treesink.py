@@ -43,6 +43,7 @@ from whimbrel.storage.records import (
 )
 
 FEW_FILES = 64
+_DEFAULT_ACL = "system.posix_acl_default"
 _STASH = ".whimbrel-moving"
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,10 +51,16 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 class _Open:
-    """The file that records are about just now."""
+    """The file that records are about just now. `made`: as it was when it was made here, if it was; it has no attribute
+    then that nobody gave it (`bare`). `end`: so far its contents are known to reach."""
+
+    __slots__ = ("bare", "end", "fd", "made", "order", "table")
 
     def __init__(self, fd: int, order: File, table: BlockTable) -> None:
         self.fd, self.order, self.table = fd, order, table
+        self.made: os.stat_result | None = None
+        self.bare = False
+        self.end = 0
 
 
 class TreeSink:
@@ -76,8 +83,9 @@ class TreeSink:
         self._buffer = bytearray(CHUNK_BYTES)
         self._times: dict[str, int] = {}
         self._stashed = False
-        self._parent_path, self._parent_fd = "", -1
-        self._written: set[str] = set()
+        self._parent_path, self._parent_fd = b"", -1
+        self._parent_gives_acl = False
+        self._written: set[bytes] = set()
         self._apply: dict[type[Record], Callable[[Any], None]] = {
             Stash: self._on_stash,
             Unstash: self._on_unstash,
@@ -141,7 +149,7 @@ class TreeSink:
             return
         for path in written:
             # The service runs by now and may have removed it, or have put something else there.
-            with contextlib.suppress(OSError), self._folder_of(os.fsencode(path)) as (parent, name):
+            with contextlib.suppress(OSError), self._folder_of(path) as (parent, name):
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
                 try:
                     os.fsync(fd)
@@ -215,11 +223,9 @@ class TreeSink:
                 self._merged.brought(path, alone=status is None)
                 if OPAQUE in record.meta.xattrs:
                     self._merged.empty(self._root, path)
-        fd = open_folder(self._root, path)
-        try:
-            self._set_meta(record.meta, fd)
-        finally:
-            os.close(fd)
+        fd = self._enter(record.path)  # what comes next is most likely in it
+        self._set_meta(record.meta, fd)
+        self._parent_gives_acl = _gives_acl(fd)
         self._times[path] = record.meta.mtime_ns
 
     def _on_symlink(self, record: Symlink) -> None:
@@ -290,21 +296,24 @@ class TreeSink:
         parent, name = self._parent(order.path)
         self._note(order.path)
         if order.fresh:
-            self._keep_time(parent, name)
-            fd = _make_file(parent, name)
+            fd = self._make_file(parent, name, order.meta.mode)
             table = BlockTable(order.block_bytes)
-            self._tables[order.id] = table, os.fstat(fd).st_ino
+            self._file = _Open(fd, order, table)
+            self._file.made = made = os.fstat(fd)
+            self._file.bare = not self._parent_gives_acl
+            self._tables[order.id] = table, made.st_ino
         else:
             table, inode = self._tables.get(order.id, (BlockTable(0), 0))
             status = status_of(parent, name)
             if inode == 0 or status is None or status.st_ino != inode or table.block_bytes != order.block_bytes:
                 raise BadInput(f"{os.fsdecode(order.path)!r} is not the file that crossed before")
             fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-        self._file = _Open(fd, order, table)
-        if table.size_bytes != order.size_bytes:
-            os.ftruncate(fd, order.size_bytes)
+            self._file = _Open(fd, order, table)
+            if table.size_bytes != order.size_bytes:
+                os.ftruncate(fd, order.size_bytes)
+            self._file.end = order.size_bytes
         table.resize(order.size_bytes)
-        self._written.add(os.fsdecode(order.path))
+        self._written.add(order.path)
 
     def _current(self, offset: int, length: int) -> _Open:
         file = self._file
@@ -324,6 +333,7 @@ class TreeSink:
             raise BadInput(f"contents of {os.fsdecode(file.order.path)!r} came without their digests")
         _write_whole(file.fd, memoryview(record.content), record.offset)
         self._check(file, record.offset, length, record.digests)
+        file.end = max(file.end, record.offset + length)
         file.table.digests[slot] = record.digests
 
     def _on_zeros(self, record: Zeros) -> None:
@@ -346,7 +356,9 @@ class TreeSink:
         try:
             if self._digester.whole(file.table.digests, file.order.size_bytes) != record.digest:
                 raise self._damaged(file, "its digest")
-            self._set_meta(file.order.meta, file.fd)
+            if file.end < file.order.size_bytes:  # what is at its end is a hole
+                os.ftruncate(file.fd, file.order.size_bytes)
+            self._set_meta(file.order.meta, file.fd, file.made, bare=file.bare)
             os.utime(file.fd, ns=(file.order.meta.mtime_ns,) * 2)
         finally:
             os.close(file.fd)
@@ -363,12 +375,15 @@ class TreeSink:
         )
 
     # --- metadata and places ------------------------------------------------------------------------------
-    def _set_meta(self, meta: Meta, at: int | str) -> None:
-        """Owner, mode and extended attributes, exactly these; not the time, which what follows would change."""
-        os.chown(at, meta.uid, meta.gid)
-        os.chmod(at, stat.S_IMODE(meta.mode))
-        have = os.listxattr(at)
-        for name in have:
+    def _set_meta(self, meta: Meta, at: int | str, have: os.stat_result | None = None, *, bare: bool = False) -> None:
+        """Owner, mode and extended attributes, exactly these; not the time, which what follows would change. `have`:
+        what is so already, as far as that is known; `bare`: there are no attributes yet."""
+        owned = have is not None and have.st_uid == meta.uid and have.st_gid == meta.gid
+        if not owned:
+            os.chown(at, meta.uid, meta.gid)
+        if not (owned and bare and have is not None and stat.S_IMODE(have.st_mode) == stat.S_IMODE(meta.mode)):
+            os.chmod(at, stat.S_IMODE(meta.mode))
+        for name in () if bare else os.listxattr(at):
             if name.startswith(XATTR_PREFIXES) and name not in meta.xattrs:
                 with contextlib.suppress(OSError):  # a plain ACL goes when the mode is set
                     os.removexattr(at, name)
@@ -378,17 +393,23 @@ class TreeSink:
 
     def _parent(self, raw: bytes) -> tuple[int, str]:
         """The folder of a path, made if it is not there; kept open for its neighbours."""
-        path = plain(os.fsdecode(raw))
-        folder, _, name = path.rpartition("/")
+        folder, slash, last = raw.rpartition(b"/")
+        # the path of the open folder was found plain
+        if last in (b"", b".", b"..") or b"\0" in last or folder != self._parent_path or (slash and not folder):
+            plain(os.fsdecode(raw))
         if self._parent_fd < 0 or folder != self._parent_path:
-            self._leave_parent()
             try:
-                fd = open_folder(self._root, folder)
+                self._enter(folder)
             except FileNotFoundError:
-                self._make_folders(folder)
-                fd = open_folder(self._root, folder)
-            self._parent_fd, self._parent_path = fd, folder
-        return self._parent_fd, name
+                self._make_folders(os.fsdecode(folder))
+                self._enter(folder)
+            self._parent_gives_acl = _gives_acl(self._parent_fd)
+        return self._parent_fd, os.fsdecode(last)
+
+    def _enter(self, folder: bytes) -> int:
+        self._leave_parent()
+        self._parent_fd, self._parent_path = open_folder(self._root, os.fsdecode(folder)), folder
+        return self._parent_fd
 
     def _make_folders(self, path: str) -> None:
         """Folders that vanished while the source read them, and came back before their files were read."""
@@ -403,10 +424,19 @@ class TreeSink:
             finally:
                 os.close(parent)
 
+    def _make_file(self, parent: int, name: str, mode: int) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(name, flags, mode & 0o777, dir_fd=parent)
+        except FileExistsError:
+            self._keep_time(parent, name)
+            delete(parent, name)
+            return os.open(name, flags, mode & 0o777, dir_fd=parent)
+
     def _keep_time(self, parent: int, name: str) -> None:
         """What is there is about to be replaced by itself, which leaves the folder as it was at the source."""
         if status_of(parent, name) is not None:
-            self._times.setdefault(self._parent_path, os.fstat(parent).st_mtime_ns)
+            self._times.setdefault(os.fsdecode(self._parent_path), os.fstat(parent).st_mtime_ns)
 
     def _note(self, path: bytes) -> None:
         if self._merged is not None:
@@ -433,13 +463,14 @@ def _missing_is_fine() -> Iterator[None]:
         return
 
 
-def _make_file(parent: int, name: str) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+def _gives_acl(folder: int) -> bool:
+    """Whether what is made in an open folder gets an access list from it."""
     try:
-        return os.open(name, flags, 0o600, dir_fd=parent)
-    except FileExistsError:
-        delete(parent, name)
-        return os.open(name, flags, 0o600, dir_fd=parent)
+        return _DEFAULT_ACL in os.listxattr(folder)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return False
 
 
 def _write_whole(fd: int, content: memoryview, offset: int) -> None:

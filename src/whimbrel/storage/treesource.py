@@ -6,7 +6,6 @@ its digest at the next one. Only a pass over a folder that nobody writes to is e
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -111,30 +110,36 @@ class TreeSource:
         for path, ticket in plan.placed:
             if ticket != NOT_MOVED:
                 emit(Unstash(ticket, os.fsencode(path)))
-            with _vanishing():
-                self._send_one(path, after[path], emit)
+            self._send_if_there(path, after[path], emit)
         for path in plan.removed_late:
             emit(Removed(os.fsencode(path)))
         for path, target in plan.links:
             if after[path].inode in self._tables:
                 emit(Link(os.fsencode(path), os.fsencode(target)))
             else:  # the other name vanished before it was read
-                with _vanishing():
-                    self._send_one(path, after[path], emit)
+                self._send_if_there(path, after[path], emit)
         forgotten = tuple(inode for inode in plan.forgotten if self._tables.pop(inode, None) is not None)
         if forgotten:
             emit(Forget(forgotten))
         self._leave_parent()
 
+    def _send_if_there(self, path: str, entry: Entry, emit: Emit) -> None:
+        """What vanishes, or is replaced, while it is read is left out: the next look finds out."""
+        try:
+            self._send_one(path, entry, emit)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            # ENXIO: a socket took the place of a file
+            if not refuses_path(error) and error.errno != errno.ENXIO:
+                raise
+
     def _send_one(self, path: str, entry: Entry, emit: Emit) -> None:
         raw = os.fsencode(path)
         kind = stat.S_IFMT(entry.mode)
         if kind == stat.S_IFDIR:
-            fd = open_folder(self._lister.root, path)
-            try:
-                emit(Folder(raw, _meta(os.fstat(fd), fd)))
-            finally:
-                os.close(fd)
+            fd = self._enter(path)  # what comes next is most likely in it
+            emit(Folder(raw, _meta(os.fstat(fd), fd)))
             return
         parent, name = self._parent(path)
         if kind == stat.S_IFREG:
@@ -173,11 +178,14 @@ class TreeSource:
                 )
             table.resize(size)
             emit(File(raw, entry.inode, fresh, size, table.block_bytes, _meta(status, fd)))
-            for start, end, hole in _stretches(fd, size, table.block_bytes):
-                if hole:
-                    self._send_hole(start, end, table, emit)
-                else:
-                    self._send_data(fd, start, end, table, emit)
+            if size <= _HOLES_FROM_BYTES:
+                self._send_data(fd, 0, size, table, emit)
+            else:
+                for start, end, hole in _stretches(fd, size, table.block_bytes):
+                    if hole:
+                        self._send_hole(start, end, table, emit)
+                    else:
+                        self._send_data(fd, start, end, table, emit)
             emit(FileEnd(self._digester.whole(table.digests, size)))
         finally:
             os.close(fd)
@@ -207,7 +215,7 @@ class TreeSource:
                             emit(Zeros(offset + low, high - low))
                         else:
                             run = digests[first * DIGEST_BYTES : last * DIGEST_BYTES]
-                            emit(Data(offset + low, content[low:high], run))  # type: ignore[arg-type]
+                            emit(Data(offset + low, content[low:high], run))
                     table.digests[slot] = digests
                 self._tell(len(content))
 
@@ -215,27 +223,18 @@ class TreeSource:
         """The folder of `path`, kept open for its neighbours."""
         folder, _, name = path.rpartition("/")
         if self._parent_fd < 0 or folder != self._parent_path:
-            self._leave_parent()
-            self._parent_fd, self._parent_path = open_folder(self._lister.root, folder), folder
+            self._enter(folder)
         return self._parent_fd, name
+
+    def _enter(self, folder: str) -> int:
+        self._leave_parent()
+        self._parent_fd, self._parent_path = open_folder(self._lister.root, folder), folder
+        return self._parent_fd
 
     def _leave_parent(self) -> None:
         if self._parent_fd >= 0:
             os.close(self._parent_fd)
             self._parent_fd = -1
-
-
-@contextlib.contextmanager
-def _vanishing() -> Iterator[None]:
-    """What vanishes, or is replaced, while it is read is left out: the next look finds out."""
-    try:
-        yield
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        # ENXIO: a socket took the place of a file
-        if not refuses_path(error) and error.errno != errno.ENXIO:
-            raise
 
 
 def _meta(status: os.stat_result, at: int | str) -> Meta:
@@ -259,10 +258,6 @@ def _device(status: os.stat_result) -> tuple[int, int]:
 
 def _stretches(fd: int, size: int, block_bytes: int) -> Iterator[tuple[int, int, bool]]:
     """(start, end, is a hole) over a whole file, in whole blocks; a block that is data in part counts as data."""
-    if size <= _HOLES_FROM_BYTES:
-        if size:
-            yield 0, size, False
-        return
     at = 0
     while at < size:
         try:
@@ -295,6 +290,9 @@ def _changed_runs(before: bytes | bytearray, now: bytes) -> Iterator[tuple[int, 
     """(first, last + 1, all zeros) of neighbouring blocks whose digests differ."""
     start, kind = -1, False
     count = len(now) // DIGEST_BYTES
+    if count and ZEROS not in now and not any(before):
+        yield 0, count, False  # all of it is new
+        return
     for number in range(count + 1):
         at = slice(number * DIGEST_BYTES, (number + 1) * DIGEST_BYTES)
         differs = number < count and before[at] != now[at]

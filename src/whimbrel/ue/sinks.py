@@ -178,7 +178,7 @@ def _detail(answer: httpx.Response) -> str:
 def _where(address: str, path: str) -> tuple[str, httpx.HTTPTransport | None]:
     kind, _, rest = address.partition(":")
     if kind == "unix" and rest.startswith("/"):
-        return f"http://controller{path}", httpx.HTTPTransport(uds=rest)
+        return f"http://controller{path}", httpx.HTTPTransport(uds=rest, verify=False)
     try:
         url = httpx.URL(f"http://{rest}{path}" if kind == "tcp" else address)
         if url.scheme in ("http", "https") and url.host and not (kind == "tcp" and url.port is None):

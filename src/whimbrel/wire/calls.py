@@ -111,6 +111,15 @@ class CancelMigration(Call, tag="migrate.cancel", frozen=True):
     reply: ClassVar[Any] = bool
 
 
+class MoveFreeze(Call, tag="migrate.freeze", frozen=True):
+    """The freeze is due in so long from now, whatever was asked before. Answers False when it has begun, or the
+    migration is unknown."""
+
+    id: str
+    in_ms: float
+    reply: ClassVar[Any] = bool
+
+
 class ResolveMigration(Call, tag="migrate.resolve", frozen=True):
     """An operator says what the destination, which is gone, cannot: whether the service runs there. Answers False when
     the migration does not wait for the destination's word."""
@@ -317,6 +326,7 @@ AnyCall = (
     | ProbeService
     | Migrate
     | CancelMigration
+    | MoveFreeze
     | ResolveMigration
     | GetMigration
     | OfferMigration

@@ -229,7 +229,10 @@ class Peer:
             async with asyncio.timeout(timeout_s):
                 body = await future
         except TimeoutError as error:
-            raise Unreachable(f"the agent of {self.name} did not answer within {timeout_s} s") from error
+            raise Unreachable(
+                f"the agent of {self.name} did not answer within {timeout_s:g} s: it hangs or its link is dead; "
+                "look at its log, restart it, try again"
+            ) from error
         finally:
             self._waiting.pop(call_id, None)
         return msgspec.msgpack.decode(body, type=call.reply)

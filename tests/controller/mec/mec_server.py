@@ -70,7 +70,7 @@ class MecServer(LiveController):
         self._config.write_text(text + planner + extra)
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=20, trust_env=False, verify=False)
 
     def tell(self, event: Any) -> None:
         """As a user's equipment does."""

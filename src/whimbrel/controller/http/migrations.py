@@ -49,6 +49,7 @@ class MigrateBody(Body):
     bandwidth_bps: float = Field(0.0, ge=0, le=MOST_BPS, allow_inf_nan=False)
     max_rounds: int = Field(0, ge=0, le=1_000_000)
     handover_in_ms: Milliseconds = 0.0
+    handover_ms: Milliseconds = 0.0
     dry_run: bool = False
     reason: str = ""
 

@@ -9,7 +9,9 @@ Who answers for names may be slow, too, so they have lanes of their own.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
+from functools import cached_property
 
 import httpcore
 import structlog
@@ -38,7 +40,6 @@ class Deliverer:
 
     def __init__(self, allowed: Allowed) -> None:
         self._allowed = allowed
-        self._certificates = httpcore.default_ssl_context()
         self._budget = Budget()
         self._outboxes: dict[str, _Outbox] = {}
         self._sockets: dict[str, set[Waiting]] = {}
@@ -115,12 +116,17 @@ class Deliverer:
         async with self._names.turn(host, RESOLVE_S):
             return await resolved(host, port, self._allowed)
 
+    @cached_property
+    def _certificates(self) -> ssl.SSLContext:
+        """Takes 30 ms to load, and most subscribers have none."""
+        return httpcore.default_ssl_context()
+
     async def _post(self, address: str, url: str, body: bytes) -> int:
         """The status; an answer's body is never read, however long it may be."""
         headers = [("Content-Type", "application/json"), ("Host", _host_of(url)), ("Connection", "close")]
-        connection = httpcore.AsyncHTTPConnection(
-            httpcore.URL(url).origin, ssl_context=self._certificates, network_backend=To(address)
-        )
+        origin = httpcore.URL(url).origin
+        certificates = self._certificates if origin.scheme == b"https" else None
+        connection = httpcore.AsyncHTTPConnection(origin, ssl_context=certificates, network_backend=To(address))
         try:
             async with connection.stream("POST", url, headers=headers, content=body) as response:
                 return response.status

@@ -32,7 +32,7 @@ from whimbrel.controller.planning.monitor import (
     violates,
 )  # fmt: skip
 from whimbrel.controller.planning.moves import Moves, failed
-from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lag_s, start_lag_s
+from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lags_s, start_lag_s
 from whimbrel.controller.planning.probes import Probes
 from whimbrel.controller.planning.settings import PlanningConfig, check_setting
 from whimbrel.controller.planning.taken import Sight, held, taken
@@ -53,6 +53,7 @@ from whimbrel.plan.ahead import preparation_of
 from whimbrel.plan.downtime import carried_bps, learn, measured_of, prediction_errors, usual_strategy
 from whimbrel.plan.placement.problem import Solve
 from whimbrel.plan.planners import Planner, planner_of
+from whimbrel.plan.strategies import AUTO
 from whimbrel.plan.timing import Order
 
 WATCH_S = 2.0
@@ -265,7 +266,7 @@ class Planning:
             for text in complaints:
                 self._complaints.tell(("history", text), text)
             past = list(reversed(await asyncio.to_thread(self._book.decisions, KEPT)))
-            self._start_lag_s, self.moves.freeze_lag_s = start_lag_s(past), freeze_lag_s(past)
+            self._start_lag_s, self.moves.freeze_lags_s = start_lag_s(past), freeze_lags_s(past)
 
     async def _turn(self) -> None:
         if set_by_s := self._clock.jumped_s():
@@ -383,7 +384,7 @@ class Planning:
             due=due,
             going=(going.base_station, going.server) if going is not None else None,
             memory_bytes=float(status.rss_bytes) if status is not None else 0.0,
-            delta_bytes=self._delta_bytes(session.service, moving=going is not None),
+            delta_bytes=self._delta_bytes(session.service, settled=status is not None and going is None),
             processing_ms=sum(processing) / len(processing) if processing else None,
             tasks_per_s=state.tasks_per_s(time.monotonic()),
             handover_ms=state.handover_ms,
@@ -439,7 +440,9 @@ class Planning:
 
         begun_s = time.monotonic()
         overlaps = self.order_of(planner) is Order.COORDINATED
-        policy = msgspec.structs.replace(self._config.policy, overlaps=overlaps)
+        policy = msgspec.structs.replace(
+            self._config.policy, overlaps=overlaps, follows=overlaps and self.setting.strategy == AUTO
+        )
         plan = await asyncio.to_thread(work)
         took_ms = (time.monotonic() - begun_s) * 1e3
         self.last_plan = figures = figures_of(plan, made_unix_s=time.time(), took_ms=took_ms)
@@ -461,14 +464,15 @@ class Planning:
         trips = [link.rtt_ms for link in seen.links if {link.a, link.b} == pair]
         return preparation_of(self._records, source, destination, trips[0] if trips else 0.0) + self._start_lag_s * 1e3
 
-    def _delta_bytes(self, service: str, *, moving: bool) -> float | None:
-        """What was left for the freeze the last times that this service moved; before that, what a probe found."""
+    def _delta_bytes(self, service: str, *, settled: bool) -> float | None:
+        """What was left for the freeze the last times that this service moved; before that, what a probe found,
+        of one that runs and does not move just now (`settled`)."""
         sizes = [one.sizes.delta_bytes for record in self._records[-20:]
                  if record.service == service and (one := measured_of(record)) is not None]  # fmt: skip
         if sizes:
             self._probes.forget(service)
             return sorted(sizes)[len(sizes) // 2]
-        return None if moving else self._probes.delta_bytes(service)
+        return self._probes.delta_bytes(service) if settled else None
 
     def _check_sla(self, state: UserState, application: Application) -> None:
         late = violates(state.delay_ms, application.max_delay_ms)

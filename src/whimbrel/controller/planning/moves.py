@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -30,8 +30,11 @@ from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.errors import Conflict, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, MigrationRequest, Outcome
 from whimbrel.model.radio import HandoverOrder, HandoverRecord
+from whimbrel.plan.timing import MARGIN, Order
 
 WAIT_STEP_S = 0.1
+POSTPONED_S = 0.5
+"""By so much a handover is put off whose memory is not across."""
 HANDOVER_TIMEOUT_S = 10.0
 FORGOTTEN_S = 3.0
 """A forecast that is gone for so long will not come true."""
@@ -44,13 +47,12 @@ Decided = Callable[[Decision], None]
 
 @dataclass
 class Move:
-    """One decision under way. `crossed`: the memory is across once, and the freeze can be when it is wanted; `frozen`:
-    it has begun."""
+    """One decision under way. `ready`: the freeze can be when it is wanted; `frozen`: it has begun."""
 
     decision: Decision
     strategy: str
     latest_handover_unix_s: float
-    crossed: bool = False
+    ready: bool = False
     frozen: bool = False
     ordered: bool = False
     cancelled: bool = False
@@ -69,7 +71,7 @@ class Moves:
         self._on_over = on_over
         self.running: dict[str, Move] = {}
         self.listeners: list[Decided] = []
-        self.freeze_lag_s = 0.0  # by how much later than told agents freeze
+        self.freeze_lags_s: Mapping[str, float] = {}  # by how much later than told a server freezes; "": any
 
     async def begin(self, decision: Decision, *, strategy: str, latest_handover_unix_s: float) -> None:
         """Write it down and start. Raises Unreachable when the database is away: then nothing was begun."""
@@ -149,30 +151,35 @@ class Moves:
         try:
             return await self._migrated(move)
         finally:
-            move.crossed = True  # also when it came to nothing: the handover has nothing to wait for any more
+            move.ready = True  # also when it came to nothing: the handover has nothing to wait for any more
 
     async def _migrated(self, move: Move) -> MigrationRecord | None:
         await move.clock.until(move.decision.pre_migration_at_unix_s)
         if move.cancelled:
             return None
         decision = move.decision
-        request = MigrationRequest(id="", service=decision.service, destination=decision.server, strategy=move.strategy)
+        together = decision.order == Order.COORDINATED and decision.handover_at_unix_s > 0
+        request = MigrationRequest(
+            id="", service=decision.service, destination=decision.server, strategy=move.strategy,
+            handover_ms=decision.predicted.handover_ms * (1 - MARGIN) if together else 0.0,
+        )  # fmt: skip
+        lag_s = self._freeze_lag_s(decision)
         set_by_s = move.clock.set_by_s()
         record = await self._migrations.start(
             request,
             f"{_mark(decision)}: {decision.reason}",
-            freeze_at_unix_s=decision.migration_at_unix_s - self.freeze_lag_s + set_by_s,
+            freeze_at_unix_s=decision.migration_at_unix_s - lag_s + set_by_s,
             by=(decision.from_base_station, decision.base_station),
         )
-        move.decision = replace(decision, migration=record.id)
+        move.decision = replace(move.decision, migration=record.id, freeze_ahead_ms=round(lag_s * 1e3, 3))
         await asyncio.to_thread(self._book.put_decision, move.decision)
         async for event in await self._migrations.events(record.id):
             if event.progress is not None:
-                move.crossed |= event.progress.phase == "rounds" and bool(event.progress.detail)
+                move.ready |= event.progress.ready
                 if event.progress.phase in ("freeze", "switch", "finish"):
-                    move.crossed = move.frozen = True
+                    move.ready = move.frozen = True
             if event.record is not None:
-                move.crossed = move.frozen = True
+                move.ready = move.frozen = True
                 return replace(event.record, started_unix_s=event.record.started_unix_s - set_by_s)
         raise WhimbrelError("the controller stops")
 
@@ -199,18 +206,37 @@ class Moves:
             self._users.wait_no_more(decision.id)
 
     async def _with_the_migration(self, move: Move, at_s: float) -> float:
-        """The handover waits for a memory that is not across yet, as long as it may; returns its time."""
-        late, clock = False, move.clock
+        """The handover waits for a memory that is not across yet, as long as it may, and the freeze with it; returns
+        its time. The freeze is told last: its way to the agent is always the same then."""
+        clock = move.clock
+        after_s = move.decision.migration_at_unix_s - move.decision.handover_at_unix_s
         while True:
             await clock.until(at_s - NOTICE_S)
-            if move.crossed or move.cancelled or clock.left_s(move.latest_handover_unix_s) <= NOTICE_S:
-                break
-            at_s, late = clock.now_unix_s() + NOTICE_S + WAIT_STEP_S, True
-            self._order(move, at_s)
-        if late and not move.cancelled:
-            at_s = max(move.decision.handover_at_unix_s, clock.now_unix_s() + WAIT_STEP_S)
-            self._order(move, at_s)
-        return at_s
+            last = move.ready or move.cancelled or clock.left_s(move.latest_handover_unix_s) <= NOTICE_S
+            if not last:
+                at_s = clock.now_unix_s() + NOTICE_S + POSTPONED_S
+                move.decision = replace(move.decision, handover_at_unix_s=at_s, migration_at_unix_s=at_s + after_s)
+                self._order(move, at_s)
+            if move.decision.migration and not move.cancelled and not move.frozen:
+                with contextlib.suppress(WhimbrelError):  # then the agent keeps to what it was told before
+                    await self._tell_freeze(move, at_s + after_s)
+            if last:
+                return at_s
+
+    async def _tell_freeze(self, move: Move, at_s: float) -> None:
+        """Where nobody knows yet how late this server freezes, the way there and back of the order tells."""
+        migration, clock = move.decision.migration, move.clock
+        lag_s, known = self._freeze_lag_s(move.decision), bool(self.freeze_lags_s)
+        began_s = clock.now_unix_s()
+        told = await self._migrations.freeze_in(migration, (clock.left_s(at_s) - lag_s) * 1e3)
+        if told and not known:
+            lag_s = (clock.now_unix_s() - began_s) / 2
+            await self._migrations.freeze_in(migration, (clock.left_s(at_s) - lag_s) * 1e3)
+        if told:
+            move.decision = replace(move.decision, freeze_ahead_ms=round(lag_s * 1e3, 3))
+
+    def _freeze_lag_s(self, decision: Decision) -> float:
+        return self.freeze_lags_s.get(decision.from_server, self.freeze_lags_s.get("", 0.0))
 
     def _order(self, move: Move, at_unix_s: float) -> None:
         decision = move.decision

@@ -79,9 +79,14 @@ def start_lag_s(decisions: Iterable[Decision]) -> float:
     return max(0.0, median(lags[-KEPT:])) if lags else USUAL_START_S
 
 
-def freeze_lag_s(decisions: Iterable[Decision]) -> float:
-    """By how much later than it should a freeze begins (or earlier, below 0), of those that were not held up."""
-    lags = [one.began_migration_unix_s - one.migration_at_unix_s
-            for one in decisions if one.began_migration_unix_s and one.migration_at_unix_s]  # fmt: skip
-    near = [lag for lag in lags[-KEPT:] if abs(lag) <= MOST_LAG_S]
-    return median(near) if near else 0.0
+def freeze_lags_s(decisions: Iterable[Decision]) -> dict[str, float]:
+    """By how much later than it is told to each server freezes (earlier: below 0), and by "" any of them: the way of
+    the order, and what an agent does first. Of those that were not held up."""
+    lags: dict[str, list[float]] = {"": []}
+    for one in decisions:
+        if one.began_migration_unix_s and one.migration_at_unix_s:
+            late_s = one.began_migration_unix_s - one.migration_at_unix_s
+            if abs(late_s) <= MOST_LAG_S:
+                for name in ("", one.from_server):
+                    lags.setdefault(name, []).append(late_s + one.freeze_ahead_ms / 1e3)
+    return {name: median(each[-KEPT:]) for name, each in lags.items() if each}

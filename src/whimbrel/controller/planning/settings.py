@@ -93,6 +93,8 @@ def planning_of(entry: PlannerEntry, stations: tuple[StationEntry, ...], gateway
     """Raises BadInput."""
     if not entry.policy.overlaps:
         raise BadInput("[planner] policy: overlaps follows from the order: set order, not overlaps")
+    if entry.policy.follows:
+        raise BadInput("[planner] policy: follows comes from order and strategy: set those, not follows")
     setting = check_setting(PlannerSetting(planner=entry.planner, order=entry.order, strategy=entry.strategy))
     check("[planner]", "every_s", entry.every_s, 0.1, 3600.0)
     check("[planner]", "solve_s", entry.solve_s, 0.05, 600.0)

@@ -87,8 +87,9 @@ class Carrier(Protocol):
         """CRIU's images cross, and with them whatever `last` staged."""
         ...
 
-    def beside_restore(self) -> Carried:
-        """The destination restores: the pages of `ranges_beside` cross."""
+    def beside_restore(self, over: Callable[[], bool]) -> Carried:
+        """The destination restores: the pages of `ranges_beside` cross. What may follow the resume crosses as well,
+        until the time for it is `over`."""
         ...
 
     def answer(self, kind: Kind, number: int, payload: bytes) -> bool:
@@ -96,7 +97,7 @@ class Carrier(Protocol):
         ...
 
     def leave_behind(self) -> None:
-        """From the freeze on send only what must be there for the restore; the rest follows the resume."""
+        """What has not crossed when the freeze has lasted long enough is to follow the resume."""
         ...
 
     def ranges_behind(self) -> dict[int, bytes]:

@@ -67,7 +67,7 @@ class PreDumpCarrier:
     def leave_behind(self) -> None:
         """CRIU restores from files, so all of it must be there."""
 
-    def beside_restore(self) -> Carried:
+    def beside_restore(self, over: Callable[[], bool]) -> Carried:
         return Carried()
 
     def ranges_beside(self) -> dict[int, bytes]:

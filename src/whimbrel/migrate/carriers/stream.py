@@ -23,6 +23,8 @@ BESIDE_BYTES, BESIDE_S = 2 << 20, 0.02
 destination restores."""
 AHEAD_S = 0.02
 """So much of the link's time may wait in the connection when the order to restore is sent."""
+BEHIND_S, BEHIND_BYTES = 0.02, 1 << 18
+"""So much of the link's time, and so much at once, may a page that the program waits for wait behind others."""
 
 
 class StreamCarrier:
@@ -34,6 +36,9 @@ class StreamCarrier:
         self._lazy = strategy.lazy
         self._early = holes and strategy.rounds.limit > 0
         self._behind = strategy.behind
+        self._may_follow = False
+        self._last_round: list[ProcessPages] = []
+        self._codec = strategy.codec
         self._backlog = Backlog([])
         self._unsent: list[ProcessPages] = []
         self._beside: list[ProcessPages] = []
@@ -50,7 +55,8 @@ class StreamCarrier:
         return ""
 
     def round(self, number: int) -> Carried:
-        carried = self._send(self._tracker.scan())
+        self._last_round = self._tracker.scan()
+        carried = self._send(self._last_round)
         self._channel.send(Kind.ROUND, number)
         self._channel.expect(Kind.ACK, number=number)
         return carried
@@ -59,12 +65,12 @@ class StreamCarrier:
         return self._tracker.written_bytes()
 
     def leave_behind(self) -> None:
-        self._behind = True
+        self._may_follow = self._lazy
 
     def while_holding(self, held: Callable[[], bool]) -> Carried:
         if not self._early or self._behind:
             return Carried()
-        dirty = merged(self._unsent, self._tracker.scan())
+        dirty = self._in_order(merged(self._unsent, self._tracker.scan(attach=False)))
         carried, self._unsent = self._sender.send_until(dirty, held, ahead_s=AHEAD_S)
         return carried
 
@@ -73,7 +79,7 @@ class StreamCarrier:
         self._vdso = vdso_of(self._root_pid)  # the tree stands still: what is found now need not be looked for later
         if not self._early or self._behind:
             return Carried()
-        dirty = merged(self._unsent, self._tracker.scan(final=True, rearm=True))
+        dirty = self._in_order(merged(self._unsent, self._tracker.scan(final=True, rearm=True)))
         if not self._lazy:
             self._unsent = []
             return self._send(dirty)
@@ -83,19 +89,21 @@ class StreamCarrier:
     def last(self, images: Path) -> Carried:
         dirty = merged(self._unsent, self._tracker.scan(final=True), self._vdso)
         beside = self._lazy and sum(part.size_bytes for part in dirty) >= self._beside_bytes()
-        if not self._behind and not beside:
+        if not self._behind and not self._may_follow and not beside:
             return self._send(dirty)
         awaited = restart_ranges(images)
         lazy = {ns_pid: subtract(lazy_ranges(images, ns_pid), awaited) for ns_pid in pagemap_pids(images)}
         late = [replace(part, ranges=intersect(part.ranges, lazy.get(part.ns_pid, EMPTY))) for part in dirty]
         now = [replace(part, ranges=subtract(part.ranges, rest.ranges)) for part, rest in zip(dirty, late, strict=True)]
-        if self._behind:
-            self._backlog = Backlog(late)
+        if self._behind or self._may_follow:
+            self._backlog = Backlog(self._in_order(late))
         else:
             self._beside = late
         return self._send(now)
 
-    def beside_restore(self) -> Carried:
+    def beside_restore(self, over: Callable[[], bool]) -> Carried:
+        if self._may_follow:
+            return self._sender.send_left(self._backlog, over, ahead_s=AHEAD_S)
         return self._send(self._beside)
 
     def deliver(self, images: Path) -> Carried:
@@ -122,10 +130,13 @@ class StreamCarrier:
 
     def send_behind(self) -> None:
         self._channel.small_backlog()
-        self._backlog.push_all(self._channel)
+        self._sender.send_left(self._backlog, lambda: False, ahead_s=BEHIND_S, most_bytes=BEHIND_BYTES)
 
     def link_was_cut(self) -> None:
         self._backlog.all_again()
+        # What it knew was of the old connection, and so were the copies that differences build on.
+        self._sender.close()
+        self._sender = PageSender(self._channel, self._codec)
 
     def interrupt(self) -> None:
         """There is nothing beside the page channel."""
@@ -136,6 +147,16 @@ class StreamCarrier:
 
     def _send(self, dirty: list[ProcessPages]) -> Carried:
         return self._sender.send(dirty)
+
+    def _in_order(self, dirty: list[ProcessPages]) -> list[ProcessPages]:
+        """Where not all may cross in the freeze, first what the program writes again and again: it was written in the
+        last round, too. What it has written once it may not need for long."""
+        if not self._may_follow:
+            return dirty
+        before = {part.ns_pid: part.ranges for part in self._last_round}
+        hot = [replace(part, ranges=intersect(part.ranges, before.get(part.ns_pid, EMPTY))) for part in dirty]
+        rest = [replace(part, ranges=subtract(part.ranges, one.ranges)) for part, one in zip(dirty, hot, strict=True)]
+        return [part for part in (*hot, *rest) if len(part.ranges)]
 
     def _beside_bytes(self) -> float:
         return min(BESIDE_BYTES, self._sender.crosses_in(BESIDE_S))

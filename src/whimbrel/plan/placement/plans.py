@@ -33,7 +33,7 @@ def plan_of(problem: Problem, answer: Answer, planner: str) -> Plan:
                 gain_ms=float(problem.gain[number, b, s]),
                 downtime_ms=float(problem.cost[number, b, s]),
                 pre_migration_ms=float(problem.pre_migration_ms[number, s]),
-                migration_ms=float(problem.migration_ms[number, s]),
+                migration_ms=float(problem.migration_ms[number, b, s]),
             )
         )
     return Plan(

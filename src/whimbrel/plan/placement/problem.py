@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from whimbrel.model.edge import Observation
 from whimbrel.model.placement import Policy
+from whimbrel.plan.convergence import LONG_FREEZE_MS
 from whimbrel.plan.delay import processing_ms, propagation_ms, transmission_ms
 from whimbrel.plan.downtime import UNKNOWN, predict
 from whimbrel.plan.placement.routes import routes
 from whimbrel.plan.rates import floor_dbm, rate_bps, table_of
+from whimbrel.plan.timing import MARGIN
 
 Reals = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -127,14 +129,18 @@ def formulate(observation: Observation, policy: Policy) -> Problem:
     delay_ms = process_ms[:, None, :] + transmit_ms + propagation_ms(wired_ms)[None]
 
     # eq. (5), (2)
-    pre_ms, move_ms = _migration(observation, home_server, power, between_bps, between_ms)
+    pre_ms, whole_ms, least_ms = _migration(observation, home_server, power, between_bps, between_ms)
     handover_ms = np.array([user.handover_ms for user in users])[:, None] * (
         (home_station[:, None] >= 0) & (home_station[:, None] != np.arange(len(stations)))
     )
-    one, other = move_ms[:, None, :], handover_ms[:, :, None]
-    cost = np.maximum(one, other) if policy.overlaps else one + other
+    away_ms = handover_ms[:, :, None]
+    move_ms = np.broadcast_to(whole_ms[:, None, :], delay_ms.shape)
+    if policy.overlaps and policy.follows:
+        hidden_ms = np.where(away_ms > 0, np.maximum(away_ms * (1 - MARGIN), LONG_FREEZE_MS), np.inf)
+        move_ms = np.maximum(least_ms[:, None, :], np.minimum(move_ms, hidden_ms))
+    cost = np.maximum(move_ms, away_ms) if policy.overlaps else move_ms + away_ms
 
-    usable: Flags = np.asarray(candidates[:, :, None] & np.isfinite(delay_ms) & np.isfinite(move_ms)[:, None, :])
+    usable: Flags = np.asarray(candidates[:, :, None] & np.isfinite(delay_ms) & np.isfinite(whole_ms)[:, None, :])
     usable &= (places > 0)[None, :, None]
     fits: Flags = np.asarray((demand[:, None, :] <= capacity[None] * (1 + 1e-9)).all(axis=2))
     usable &= fits[:, None, :]
@@ -216,12 +222,13 @@ def _clearly_better(then_dbm: Reals, heard: Flags, home: Indices, places: Indice
 
 def _migration(
     observation: Observation, home_server: Indices, power: Reals, between_bps: Reals, between_ms: Reals
-) -> tuple[Reals, Reals]:
-    """[u, s]: T_pre-mig and T_mig of eq. (5), ms; 0 for who stays or is new, infinite where no way leads."""
+) -> tuple[Reals, Reals, Reals]:
+    """[u, s]: T_pre-mig and T_mig of eq. (5), and the least that T_mig can be where pages follow the resume, ms; 0 for
+    who stays or is new, infinite where no way leads."""
     known = {speed.server: speed for speed in observation.speeds}
     speeds = [known.get(server.name, UNKNOWN) for server in observation.servers]
     ahead_ms = np.zeros((len(home_server), len(speeds)))
-    move_ms = np.zeros_like(ahead_ms)
+    move_ms, least_ms = np.zeros_like(ahead_ms), np.zeros_like(ahead_ms)
     for home in np.unique(home_server[home_server >= 0]):
         here = np.flatnonzero(home_server == home)
         sizes = [observation.users[number].sizes for number in here]
@@ -229,7 +236,7 @@ def _migration(
             if index == home:
                 continue
             if between_bps[home, index] <= 0:
-                ahead_ms[here, index] = move_ms[here, index] = np.inf
+                ahead_ms[here, index] = move_ms[here, index] = least_ms[here, index] = np.inf
                 continue
             predicted = [
                 predict(
@@ -245,4 +252,5 @@ def _migration(
             ]
             ahead_ms[here, index] = [one.pre_migration_ms for one in predicted]
             move_ms[here, index] = [one.migration_ms for one in predicted]
-    return ahead_ms, move_ms
+            least_ms[here, index] = [one.least_ms for one in predicted]
+    return ahead_ms, move_ms, least_ms
