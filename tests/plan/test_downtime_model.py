@@ -12,6 +12,7 @@ from whimbrel.model.history import Form, Measured
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
 from whimbrel.plan.downtime import (
     UNKNOWN,
+    Point,
     carried_bps,
     fit,
     learn,
@@ -127,8 +128,23 @@ def test_what_cannot_be_a_measurement_is_named_and_left_out(change: dict[str, ob
 
 
 def test_a_line_has_no_part_below_zero() -> None:
-    assert fit([(1.0, 10.0), (10.0, 1.0)], fixed=True) == (5.5, 0.0)
+    assert fit([Point(1.0, 1.0, 10.0), Point(10.0, 1.0, 1.0)], fixed=True) == (5.5, 0.0)
     assert fit([], fixed=True) is None
+
+
+def test_a_service_far_larger_than_all_before_is_predicted_as_they_were() -> None:
+    """From a counter of 12 to 20 MB on unequal servers no line leads to a service of 300 MB."""
+    rng = random.Random(2)
+    found = [
+        msgspec.structs.replace(migration(*rng.sample(sorted(POWERS), 2), rng.uniform(1.2e7, 2e7),
+                                          form=Form.FREEZE, rng=rng),
+                                checkpoint_ms=rng.uniform(20, 60), restore_ms=rng.uniform(300, 400))
+        for _ in range(20)
+    ]  # fmt: skip
+    speeds = {one.server: one for one in learn(found, POWERS)[0]}
+    for server in POWERS:
+        assert speeds[server].psi == speeds[server].rho == 0
+        assert 300 <= speeds[server].restore_fixed_ms <= 400
 
 
 def test_the_parts_of_a_prediction() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import median, mode
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,8 +30,10 @@ ALIKE = 3
 """So many migrations of one strategy tell more than all strategies' together."""
 KEPT = 40
 """So many of a server's last migrations count: servers change."""
-SPREAD = 1.5
-"""A line is fitted only if the largest size is this many times the smallest; else all is taken as fixed."""
+SPREAD = 3.0
+"""A line is fitted only if the largest memory is this many times the smallest; else all is taken as fixed: the noise of
+alike ones, drawn out to a service ten times as large, would be most of what is said of it. Not S / C_s: that servers
+differ says nothing of sizes."""
 UNKNOWN = Speed(
     server="",
     checkpoint_fixed_ms=Limits().fixed_freeze_ms / 2,
@@ -113,22 +116,32 @@ def _fitted(
     return None, 0
 
 
-def _point(one: Measured, powers: Mapping[str, float], form: Form, *, restores: bool) -> tuple[float, float]:
+class Point(NamedTuple):
+    """A part of a migration: S in bytes, C_s, and how long it took."""
+
+    size_bytes: float
+    power: float
+    took_ms: float
+
+
+def _point(one: Measured, powers: Mapping[str, float], form: Form, *, restores: bool) -> Point:
     if restores:
-        return _restored_bytes(one.sizes, form) / powers[one.destination], one.restore_ms
-    return _checkpointed_bytes(one.sizes, form) / powers[one.source], one.checkpoint_ms
+        return Point(_restored_bytes(one.sizes, form), powers[one.destination], one.restore_ms)
+    return Point(_checkpointed_bytes(one.sizes, form), powers[one.source], one.checkpoint_ms)
 
 
-def fit(points: Sequence[tuple[float, float]], *, fixed: bool) -> tuple[float, float] | None:
-    """(fixed part, slope) of times over sizes, robustly; None without a point. Not `fixed`: through the origin."""
-    if not points:
+def fit(found: Sequence[Point], *, fixed: bool) -> tuple[float, float] | None:
+    """(fixed part, slope) of times over S / C_s, robustly; None without a point. Not `fixed`: through the origin."""
+    if not found:
         return None
+    points = [(one.size_bytes / one.power, one.took_ms) for one in found]
     if not fixed:
         ratios = [time / size for size, time in points if size > 0]
         return (0.0, median(ratios)) if ratios else (median(time for _, time in points), 0.0)
     sizes = [size for size, _ in points]
     slope = 0.0
-    if max(sizes) > SPREAD * min(sizes):
+    memory_bytes = [one.size_bytes for one in found]
+    if max(memory_bytes) > SPREAD * min(memory_bytes):
         apart = (max(sizes) - min(sizes)) / 10
         slopes = [(t2 - t1) / (s2 - s1) for (s1, t1), (s2, t2) in combinations(points, 2) if abs(s2 - s1) > apart]
         slope = max(0.0, median(slopes))
