@@ -11,13 +11,15 @@ from pathlib import Path
 from provision.shell import SEARCH_PATH, CommandError, SetupError, Step, run
 
 # We look for the commands, not for the packages: a runc that came with another engine will do, and
-# installing Debian's beside it would even remove that engine (their packages conflict).
+# installing Debian's beside it would even remove that engine (their packages conflict). `ping` is for people in a lab,
+# and for the tests.
 PACKAGE_OF_COMMAND = {
     "dpkg-deb": "dpkg",
     "ip": "iproute2",
     "iptables": "iptables",
     "make": "make",
     "nft": "nftables",
+    "ping": "iputils-ping",
     "rsync": "rsync",
     "runc": "runc",
     "skopeo": "skopeo",

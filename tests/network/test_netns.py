@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,24 @@ def test_settings_are_the_namespaces_own(namespace: Path) -> None:
     assert netns.read_sysctl("net/ipv4/ip_forward") == before
     with pytest.raises(Refused, match="no/such"):
         netns.write_sysctl("net/no/such", 1)
+
+
+def test_who_names_a_namespace_first_does_not_matter() -> None:
+    """On a machine where nobody has used `ip netns` yet, which is played by mounts of one's own."""
+    code = """
+import os, subprocess
+from whimbrel.network import netns
+path = netns.NAMED_DIR / f"whimbrel-test-{os.getpid()}"
+other = f"whimbrel-test-{os.getpid()}-other"
+netns.create(path)
+subprocess.run(["ip", "netns", "add", other], check=True)
+with open("/proc/self/mountinfo") as file:
+    assert sum(line.split()[4] == str(path) for line in file) == 1
+netns.remove(path)
+subprocess.run(["ip", "netns", "delete", other], check=True)
+assert not path.exists()
+"""
+    fresh = 'mount -t tmpfs none /run && exec "$@"'
+    argv = ["unshare", "--mount", "sh", "-c", fresh, "sh", sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

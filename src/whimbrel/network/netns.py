@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -17,8 +18,10 @@ from typing import Any, TypeVar
 
 from whimbrel.model.errors import Conflict, Refused, WhimbrelError
 
+NAMED_DIR = Path("/run/netns")
+"""Where `ip netns` looks for names."""
 CLONE_NEWNET = 0x40000000
-MS_BIND = 0x1000
+MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -112,11 +115,7 @@ def create(path: Path) -> None:
 
     Raises Conflict when `path` exists, Refused when the kernel or the user does not permit it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-    except FileExistsError as error:
-        raise Conflict(f"the network namespace {path} exists already: remove it, or use another name") from error
+    _reserve(path)
 
     def make() -> None:
         _check(_libc.unshare(CLONE_NEWNET), "unshare")
@@ -130,13 +129,37 @@ def create(path: Path) -> None:
         raise Refused(f"cannot make the network namespace {path} ({error}): run as root") from error
 
 
-def keep(path: Path, source: Path) -> None:
-    """Give an existing namespace (``/proc/PID/ns/net``) a name of ours too; `remove` takes it away again."""
+def _reserve(path: Path) -> None:
+    """An empty file to mount a namespace at. Raises Conflict when there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent == NAMED_DIR:
+        _share(NAMED_DIR)
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     except FileExistsError as error:
         raise Conflict(f"the network namespace {path} exists already: remove it, or use another name") from error
+
+
+def _share(directory: Path) -> None:
+    """Make it a mount point whose mounts reach other mount namespaces, as the first `ip netns add` on a machine does.
+    Left to that, each namespace of ours would be mounted twice from then on, once below and out of reach, and could
+    not be removed. Locked as there, against another who does it at the same time."""
+    place = os.fsencode(directory)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if _libc.mount(b"", place, b"none", MS_SHARED | MS_REC, None) == 0:
+            return
+        if _libc.mount(place, place, b"none", MS_BIND | MS_REC, None) == 0:
+            _libc.mount(b"", place, b"none", MS_SHARED | MS_REC, None)
+        # else `create` is refused too, and says why
+    finally:
+        os.close(fd)
+
+
+def keep(path: Path, source: Path) -> None:
+    """Give an existing namespace (``/proc/PID/ns/net``) a name of ours too; `remove` takes it away again."""
+    _reserve(path)
     try:
         _check(_libc.mount(os.fsencode(source), os.fsencode(path), None, MS_BIND, None), "mount")
     except OSError as error:
