@@ -32,8 +32,6 @@ CLOCK_TOLERANCE_S = 2.0
 CLOCK_SAMPLES = 50
 REPORT_S = 1.0
 """Between two reports, at most."""
-QUIET_AFTER_S = 30.0
-"""So long without a value that cannot be, and the next is named anew."""
 MOST_HANDOVER_MS = 60_000.0
 OLDEST_HANDOVER_S, NEWEST_HANDOVER_S = 3600.0, 10.0
 """A handover is told at once, or when a controller answers again."""
@@ -108,7 +106,6 @@ class Users:
         self._waiting: dict[str, asyncio.Future[HandoverRecord]] = {}
         self._on_news = on_news
         self._complaints = Complaints(on_complaint)
-        self._absurd_s: dict[tuple[str, str], float] = {}  # by kind and user: when it was met last
         self._vanished: set[str] = set()
         self.listeners: list[Callable[[UserEvent], None]] = []
 
@@ -205,7 +202,7 @@ class Users:
         if any(line.startswith(Problem.JUMP) for line in verdict.told):
             self._absurd("place", state.name, "a user jumped", f"to {report.x_m:g}, {report.y_m:g} m")
         elif verdict.rssi_dbm is not None:
-            self._fine("place", state.name)
+            self._complaints.over(("place", state.name))
 
     def _take_handover(self, state: UserState, told: HandoverRecord) -> HandoverRecord:
         """As far as it can be believed: what cannot be is replaced by what is usual."""
@@ -231,22 +228,13 @@ class Users:
 
     def _absurd(self, kind: str, user: str, text: str, value: str, **facts: Any) -> None:
         """Told once for each kind, whatever the value is."""
-        if len(self._absurd_s) >= MOST_USERS:
-            self._absurd_s.clear()
-        self._absurd_s[kind, user] = time.monotonic()
         self._complaints.tell((kind, user), text, user=user, value=value, **facts)
-
-    def _fine(self, kind: str, user: str) -> None:
-        last_s = self._absurd_s.get((kind, user))
-        if last_s is not None and time.monotonic() - last_s > QUIET_AFTER_S:
-            del self._absurd_s[kind, user]
-            self._complaints.over((kind, user))
 
     def _is_heard(self, state: UserState, heard: Hears) -> bool:
         if problem := wrong(heard.filtered_dbm, LEAST_DBM, MOST_DBM):
             self._absurd("rssi", state.name, "an RSSI is left out", problem, base_station=heard.base_station)
             return False
-        self._fine("rssi", state.name)
+        self._complaints.over(("rssi", state.name))
         return True
 
     def _take_delay(self, state: UserState, report: UserReport, now_s: float) -> None:
@@ -260,7 +248,7 @@ class Users:
                 if problem := wrong(value, 0, 3.6e6):
                     self._absurd("delay", state.name, "a delay is left out", problem)
                 else:
-                    self._fine("delay", state.name)
+                    self._complaints.over(("delay", state.name))
                     keep(value)
 
     def _forget_old(self) -> None:
