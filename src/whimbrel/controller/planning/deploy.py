@@ -27,8 +27,9 @@ DOUBT_S = 30.0
 LONGEST_NAME = 40
 
 log = structlog.get_logger()
-Place = Callable[[Session, Application], Awaitable[tuple[str, str]]]
-"""Of a new session: the server that its service is to run on, and the base station it was chosen for."""
+Place = Callable[[Session, Application], Awaitable[Session]]
+"""Gives a new session the server that its service is to run on and the base station it was chosen for, and puts it
+among the others: from then on that room is taken."""
 
 
 def service_name(application: str, user: str) -> str:
@@ -47,7 +48,6 @@ class Deployment:
         self.sessions: dict[str, Session] = {}
         self.applications: dict[str, Application] = {}
         self._busy: dict[str, asyncio.Lock] = {}
-        self._placing = asyncio.Lock()  # of all users: each knows the places of those before
         self._doubted_s: dict[str, float] = {}  # by user: since when nobody knows whether its service was started
 
     async def load(self) -> None:
@@ -101,9 +101,7 @@ class Deployment:
             workload=wanted.workload,
             env=wanted.env,
         )
-        async with self._placing:
-            server, base_station = await self._place(session, wanted)
-            return await self.put(replace(session, server=server, base_station=base_station))
+        return await self._place(session, wanted)
 
     async def _deploy(self, session: Session, wanted: Application, *, again: bool = False) -> Session:
         """`again`: an earlier request had no answer, and may still be carried out."""

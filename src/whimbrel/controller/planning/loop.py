@@ -19,6 +19,7 @@ from whimbrel.controller.planning.complaints import Complaints
 from whimbrel.controller.planning.decide import Wish, begins_at_s, decision_of, timing_of
 from whimbrel.controller.planning.deploy import Deployment
 from whimbrel.controller.planning.due import due_of, patience_s
+from whimbrel.controller.planning.experience import Experience, experience
 from whimbrel.controller.planning.foresee import Foresight
 from whimbrel.controller.planning.monitor import (
     MOST_USERS,
@@ -32,7 +33,7 @@ from whimbrel.controller.planning.monitor import (
     violates,
 )  # fmt: skip
 from whimbrel.controller.planning.moves import Moves, failed
-from whimbrel.controller.planning.outcome import KEPT, USUAL_START_S, freeze_lags_s, start_lag_s
+from whimbrel.controller.planning.outcome import KEPT
 from whimbrel.controller.planning.probes import Probes
 from whimbrel.controller.planning.settings import PlanningConfig, check_setting
 from whimbrel.controller.planning.taken import Sight, held, taken
@@ -42,15 +43,12 @@ from whimbrel.controller.region import Region as Nodes
 from whimbrel.controller.services import Services
 from whimbrel.model.application import Application, Session, SessionState
 from whimbrel.model.decision import Decision, PlannerSetting, UserStatus
-from whimbrel.model.edge import BaseStation, Observation, Speed
+from whimbrel.model.edge import BaseStation, Observation
 from whimbrel.model.errors import Refused, WhimbrelError
-from whimbrel.model.history import Measured, PredictionErrors
-from whimbrel.model.migration import MigrationRecord
+from whimbrel.model.history import PredictionErrors
 from whimbrel.model.placement import Plan, PlanFigures, figures_of
 from whimbrel.model.radio import Orders, UserEvent, UserReport
 from whimbrel.model.service import ServiceState, ServiceStatus
-from whimbrel.plan.ahead import preparation_of
-from whimbrel.plan.downtime import carried_bps, learn, measured_of, prediction_errors, usual_strategy
 from whimbrel.plan.placement.problem import Solve
 from whimbrel.plan.planners import Planner, planner_of
 from whimbrel.plan.strategies import AUTO
@@ -84,12 +82,7 @@ class Planning:
         self._stations = {station.name: station for station in config.base_stations}
         self._foresight = Foresight(self._station)
         self._sight = Sight()
-        self._records: tuple[MigrationRecord, ...] = ()
-        self._speeds: tuple[Speed, ...] = ()
-        self._history: list[Measured] = []
-        self._powers: dict[str, float] = {}
-        self._carried: dict[frozenset[str], float] = {}
-        self._start_lag_s = USUAL_START_S
+        self._experience = Experience()
         self._failures: dict[str, tuple[int, float]] = {}  # by user: how many on end, and when there may be another
         self._own_wish: dict[str, str] = {}  # by user: the last decision that the radio had not asked for
         self.last_plan: PlanFigures | None = None
@@ -97,6 +90,7 @@ class Planning:
         self._complaints = Complaints(self._complain)
         self._tasks: list[asyncio.Task[None]] = []
         self._looking = asyncio.Lock()
+        self._placing = asyncio.Lock()  # held while room is given away, to new users and to moves
         self._probes = Probes(services)
         self._clock = JumpWatch()
 
@@ -215,7 +209,7 @@ class Planning:
     async def prediction_errors(self) -> PredictionErrors:
         """How far predictions of T_mig were off: each migration that is remembered, from those before it."""
         await self.look()
-        return await asyncio.to_thread(prediction_errors, self._history, self._powers)
+        return await asyncio.to_thread(self._experience.prediction_errors)
 
     async def plan(self) -> Plan | None:
         """What the planner would do now."""
@@ -255,18 +249,15 @@ class Planning:
             views, listed = await asyncio.gather(self._nodes.views(), self._services.list())
             records = await self._migrations.newest(HISTORY)
             self._sight = Sight(tuple(views), listed.services, listed.unreachable, frozenset(ready))
-            self._records = tuple(reversed(records))
-            self._carried = carried_bps(self._records)
             powers = {node.name: node.resources.computing_power for node in views
                       if node.resources is not None and has_power(node.resources)}  # fmt: skip
-            self._powers = powers
-            self._history = [one for record in self._records if (one := measured_of(record)) is not None]
-            strategy = usual_strategy(self._records, self.setting.strategy)
-            self._speeds, complaints = await asyncio.to_thread(learn, self._history, powers, strategy=strategy)
-            for text in complaints:
+            decisions = await asyncio.to_thread(self._book.decisions, KEPT)
+            self._experience = await asyncio.to_thread(
+                experience, records[::-1], decisions[::-1], powers, strategy=self.setting.strategy
+            )
+            self.moves.freeze_lags_s = self._experience.freeze_lags_s
+            for text in self._experience.complaints:
                 self._complaints.tell(("history", text), text)
-            past = list(reversed(await asyncio.to_thread(self._book.decisions, KEPT)))
-            self._start_lag_s, self.moves.freeze_lags_s = start_lag_s(past), freeze_lags_s(past)
 
     async def _turn(self) -> None:
         if set_by_s := self._clock.jumped_s():
@@ -280,7 +271,14 @@ class Planning:
             # what no forecast set off is not undone for want of one
             if person.going is not None and move is not None and self._own_wish.get(user) != move.decision.id:
                 await self.moves.reconsider(user, self._due(user, ahead=True))
-        if self.setting.paused or not any(person.going is None for person in people):
+        if self.setting.paused:
+            return
+        async with self._placing:
+            await self._plan_anew(planner)
+
+    async def _plan_anew(self, planner: Planner) -> None:
+        people = self._people(planner)
+        if not any(person.going is None for person in people):
             return
         seen = self._observe(planner, people)
         if seen is None:
@@ -388,13 +386,12 @@ class Planning:
             processing_ms=sum(processing) / len(processing) if processing else None,
             tasks_per_s=state.tasks_per_s(time.monotonic()),
             handover_ms=state.handover_ms,
-            moved_bytes=max((float(one.image_bytes + one.file_bytes) for one in self._records
-                             if one.service == session.service), default=0.0),
+            moved_bytes=self._experience.moved_bytes(session.service),
             violated=state.over_limit >= SLA_REPORTS,
         )  # fmt: skip
 
     def _observe(self, planner: Planner, people: Sequence[Person]) -> Observation | None:
-        seen, left = observe(self._region(people), people, self._speeds, time.time())
+        seen, left = observe(self._region(people), people, self._experience.speeds, time.time())
         for user, why in left.items():
             self._say(user, why)
         return seen
@@ -402,7 +399,7 @@ class Planning:
     def _region(self, people: Sequence[Person]) -> Region:
         """The servers as they are to these people; who cannot be planned with is named."""
         others = taken(self._sight, people, self.deployment.sessions.values(), self.deployment.applications)
-        region = region_of(self._sight.nodes, self._stations, others, self._carried, held(people))
+        region = region_of(self._sight.nodes, self._stations, others, self._experience.carried_bps, held(people))
         unusable = dict(region.unusable)
         for node in self._sight.nodes:
             if why := unusable.get(node.name, ""):
@@ -412,16 +409,21 @@ class Planning:
                 self._complaints.over(("server", node.name))
         return region
 
-    async def _place(self, session: Session, application: Application) -> tuple[str, str]:
+    async def _place(self, session: Session, application: Application) -> Session:
         """See `deploy.Place`. Raises Refused."""
-        planner = planner_of(self.setting.planner)
         await self.look()
+        async with self._placing:
+            server, base_station = await self._room_for(session, application)
+            return await self.deployment.put(msgspec.structs.replace(session, server=server, base_station=base_station))
+
+    async def _room_for(self, session: Session, application: Application) -> tuple[str, str]:
+        planner = planner_of(self.setting.planner)
         state = self.users.get(session.user)
         if state is None or state.report is None:
             raise Refused(f"user {session.user} has gone")
         newcomer = self._person(state, session, application, None, None, None)
         people = [*self._people(planner), newcomer]
-        seen, left = observe(self._region(people), people, self._speeds, time.time())
+        seen, left = observe(self._region(people), people, self._experience.speeds, time.time())
         why = left.get(session.user, "")
         if seen is not None and not why:
             plan = await self._solve(planner, seen)
@@ -462,16 +464,15 @@ class Planning:
     def _preparation_ms(self, seen: Observation, source: str, destination: str) -> float:
         pair = {source, destination}
         trips = [link.rtt_ms for link in seen.links if {link.a, link.b} == pair]
-        return preparation_of(self._records, source, destination, trips[0] if trips else 0.0) + self._start_lag_s * 1e3
+        return self._experience.preparation_ms(source, destination, trips[0] if trips else 0.0)
 
     def _delta_bytes(self, service: str, *, settled: bool) -> float | None:
-        """What was left for the freeze the last times that this service moved; before that, what a probe found,
-        of one that runs and does not move just now (`settled`)."""
-        sizes = [one.sizes.delta_bytes for record in self._records[-20:]
-                 if record.service == service and (one := measured_of(record)) is not None]  # fmt: skip
-        if sizes:
+        """As it was when it moved; before that, what a probe found, of one that runs and does not move just now
+        (`settled`)."""
+        left_bytes = self._experience.left_bytes(service)
+        if left_bytes is not None:
             self._probes.forget(service)
-            return sorted(sizes)[len(sizes) // 2]
+            return left_bytes
         return self._probes.delta_bytes(service) if settled else None
 
     def _check_sla(self, state: UserState, application: Application) -> None:

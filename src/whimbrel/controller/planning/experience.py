@@ -1,0 +1,69 @@
+"""What the migrations and decisions that were teach the planner. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median_high
+
+from whimbrel.controller.planning.outcome import USUAL_START_S, freeze_lags_s, start_lag_s
+from whimbrel.model.decision import Decision
+from whimbrel.model.edge import Speed
+from whimbrel.model.history import Measured, PredictionErrors
+from whimbrel.model.migration import MigrationRecord
+from whimbrel.plan.ahead import preparation_of
+from whimbrel.plan.downtime import carried_bps, learn, measured_of, prediction_errors, usual_strategy
+
+LAST_RECORDS = 20
+
+
+@dataclass(frozen=True)
+class Experience:
+    """`records` oldest first; `powers` (C_s) of the servers as they are now; `carried_bps` by pair of nodes;
+    `complaints`: of what cannot be a measurement."""
+
+    records: tuple[MigrationRecord, ...] = ()
+    history: tuple[Measured, ...] = ()
+    powers: Mapping[str, float] = field(default_factory=dict)
+    carried_bps: Mapping[frozenset[str], float] = field(default_factory=dict)
+    speeds: tuple[Speed, ...] = ()
+    start_lag_s: float = USUAL_START_S
+    freeze_lags_s: Mapping[str, float] = field(default_factory=dict)
+    complaints: tuple[str, ...] = ()
+
+    def preparation_ms(self, source: str, destination: str, rtt_ms: float) -> float:
+        """From the decision until the service could freeze."""
+        return preparation_of(self.records, source, destination, rtt_ms) + self.start_lag_s * 1e3
+
+    def left_bytes(self, service: str) -> float | None:
+        """What was left for the freeze the last times that this service moved; None for one that never did."""
+        sizes = [one.sizes.delta_bytes for record in self.records[-LAST_RECORDS:]
+                 if record.service == service and (one := measured_of(record)) is not None]  # fmt: skip
+        return median_high(sizes) if sizes else None
+
+    def moved_bytes(self, service: str) -> float:
+        """The most of its image and files that ever crossed."""
+        return max((float(one.image_bytes + one.file_bytes) for one in self.records if one.service == service),
+                   default=0.0)  # fmt: skip
+
+    def prediction_errors(self) -> PredictionErrors:
+        """How far predictions of T_mig were off: each migration that is remembered, from those before it."""
+        return prediction_errors(self.history, self.powers)
+
+
+def experience(
+    records: Sequence[MigrationRecord], decisions: Sequence[Decision], powers: Mapping[str, float], *, strategy: str
+) -> Experience:
+    """`records` and `decisions` oldest first; `strategy`: what is asked for."""
+    history = tuple(one for record in records if (one := measured_of(record)) is not None)
+    speeds, complaints = learn(history, powers, strategy=usual_strategy(records, strategy))
+    return Experience(
+        records=tuple(records),
+        history=history,
+        powers=powers,
+        carried_bps=carried_bps(records),
+        speeds=speeds,
+        start_lag_s=start_lag_s(decisions),
+        freeze_lags_s=freeze_lags_s(decisions),
+        complaints=complaints,
+    )
