@@ -7,6 +7,9 @@ drift apart.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
 import socket
 import threading
 import time
@@ -37,10 +40,18 @@ PROBED_DELTA_BYTES = 333 << 12
 FINDING = (calls.GetNode, calls.SetPeers, calls.ListServices, calls.ListImages, calls.ListVolumes)
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = (20_000 + _WORKER % 6 * 2000 + n % 2000 for n in itertools.count(os.getpid()))
+"""Each worker has its own, and the kernel gives none of them away: a connection that goes out somewhere may have taken
+one that was free a moment ago."""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("they never end")
 
 
 class FakeAgent:
