@@ -50,6 +50,8 @@ class SharedWatch:
                 await self._task
         if self._helper is not None:
             self._helper.close()
+        if self.storage is not None:
+            self.storage.close()
 
     # --- what of it others ask ------------------------------------------------------------------------------
     def added_to(self, capabilities: Capabilities) -> Capabilities:

@@ -112,7 +112,8 @@ def in_memory(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=False)
+        if os.path.ismount(directory):
+            subprocess.run(["umount", "--lazy", str(directory)], check=False)
 
 
 @contextlib.contextmanager

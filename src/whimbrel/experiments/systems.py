@@ -119,12 +119,13 @@ class LxcNode:
     """The containers of one node of the lab; its commands run in the node's network namespace."""
 
     def __init__(self, site: Site, node: str) -> None:
-        self.path = site.folder(node) / "engines/lxc"  # where the lab's agents look for them
+        self.path = site.folder(node) / "engines/lxc"  # where the lab's agents look for them, also where none is yet
+        self.path.mkdir(parents=True, exist_ok=True)
         self._namespace = site.underlay[node][1]
 
     def start(self, name: str, root: Path) -> None:
         folder = self.path / name
-        folder.mkdir(parents=True)
+        folder.mkdir()
         _run("cp", "--archive", str(root), str(folder / "rootfs"))
         (folder / "config").write_text(SETTINGS.format(name=name, rootfs=folder / "rootfs"))
         self("start", "-n", name, "-d")

@@ -36,7 +36,15 @@ Pids = Callable[[], Iterable[int]]
 
 def folders_of(source: Source) -> list[CarriedFolder]:
     """In the order that both sides agree on: the departure's, which is that of the landing's targets."""
-    return [CarriedFolder(root.path, root.inside.lstrip("/"), base=root.base) for root in source.departure.files]
+    return [
+        CarriedFolder(
+            root.path,
+            root.inside.lstrip("/"),
+            base=root.base,
+            written_at=f"/proc/{source.pid}/root/{root.inside.lstrip('/')}",
+        )
+        for root in source.departure.files
+    ]
 
 
 def files_of(job: Migration) -> FileSync:

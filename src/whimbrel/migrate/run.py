@@ -155,6 +155,8 @@ async def _prepare(
     here = contextlib.AsyncExitStack()
     undo.push_async_callback(_run_on_here, job, here)
     job.journal("preparing")
+    files = files_of(job)  # early: what works for it starts meanwhile
+    outer.callback(files.close)
     ready: IncomingReady = await peer.call(
         PrepareIncoming(
             id=job.request.id,
@@ -180,8 +182,6 @@ async def _prepare(
     strategy = await hands.do(second_choice, job, strategy, channel)
     carrier = await hands.do(make_carrier, job, strategy, channel, ready, dump)
     here.callback(carrier.close)
-    files = files_of(job)
-    outer.callback(files.close)
     await hands.do(files.start, job.destination.host, ready.files_port, ready.token, job.request.bandwidth_bps)
     await warm
     job.journal("prepared")

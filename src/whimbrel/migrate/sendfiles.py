@@ -28,6 +28,7 @@ from whimbrel.model.errors import WhimbrelError
 from whimbrel.storage.blocks import Digester
 from whimbrel.storage.openfiles import mapped_files
 from whimbrel.storage.treesource import TreeSource
+from whimbrel.storage.watch import Watch
 
 PROGRESS_EVERY_S = 0.5
 
@@ -35,12 +36,13 @@ PROGRESS_EVERY_S = 0.5
 class CarriedFolder(msgspec.Struct, frozen=True):
     """A folder on this node, and where the container sees it (without leading ``/``). `without`: a folder in it whose
     contents do not cross. `base`: a folder on this node that the destination has a copy of already: of what is the same
-    there nothing crosses."""
+    there nothing crosses. `written_at`: the folder as the service writes to it; "": nobody is to watch that."""
 
     folder: str
     inside: str = ""
     without: str = ""
     base: str = ""
+    written_at: str = ""
 
 
 class SendOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +80,7 @@ class Sender:
                 digester,
                 without=carried.without,
                 base=Path(carried.base) if carried.base else None,
+                watch=watch_of(carried.written_at),
             )
             for carried in order.folders
         ]
@@ -122,6 +125,13 @@ class Sender:
         self._told_s = time.monotonic()
         for number, source in enumerate(self._sources):
             source.send(self._writer.to(number), tell)
+
+
+def watch_of(written_at: str) -> Watch | None:
+    """None where there can be none: then every file is asked about at each pass."""
+    with contextlib.suppress(OSError):
+        return Watch(Path(written_at)) if written_at else None
+    return None
 
 
 def by_folder(paths: set[str], places: Sequence[str]) -> list[set[str]]:

@@ -24,13 +24,12 @@ class Settling:
 
     def __init__(self, root: str, pids: Callable[[], Iterable[int]]) -> None:
         self._root, self._pids = root, pids
-        self._helper: Helper | None = None
+        self._helper = Helper(self._root)
         self._pool = ThreadPoolExecutor(1, "settling")
         self._settled: Future[tuple[Seen, ...]] | None = None
 
     def prepare(self) -> None:
-        """Before the freeze: have the process, and tidy up after a CRIU that was killed. Raises Unreachable."""
-        self._helper = Helper(self._root)
+        """Before the freeze: tidy up after a CRIU that was killed. Raises Unreachable."""
         self._helper.call("tidy", timeout_s=SETTLE_S, root=self._root, pids=list(self._pids()))
 
     def begin(self) -> None:
@@ -43,12 +42,10 @@ class Settling:
         return self._settled.result()
 
     def close(self) -> None:
-        if self._helper is not None:
-            self._helper.close()
+        self._helper.close()
         self._pool.shutdown(wait=False)
 
     def _settle(self) -> tuple[Seen, ...]:
-        assert self._helper is not None
         answer = self._helper.call("settle", timeout_s=SETTLE_S, root=self._root, pids=list(self._pids()))
         return tuple((path, size, mtime_ns) for path, size, mtime_ns in answer)
 

@@ -11,8 +11,11 @@ from typing import NamedTuple
 
 from whimbrel.storage.confined import FOLDER, open_folder, refuses_path
 from whimbrel.storage.devices import is_standard_node
+from whimbrel.storage.watch import Watch
 
 CLOCK_TICK_NS = 20_000_000
+WATCHED_FROM = 1000
+"""Fewer files are asked about in some milliseconds, and nothing has to be believed."""
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's is
 
 
@@ -46,10 +49,13 @@ class Lister:
     next look finds out.
     """
 
-    def __init__(self, folder: Path, *, without: str = "") -> None:
-        """`without`: a folder in it whose contents are left out."""
+    def __init__(self, folder: Path, *, without: str = "", watch: Watch | None = None) -> None:
+        """`without`: a folder in it whose contents are left out. `watch` of the same folder, as its writer sees it:
+        once there are many files, only those that it names are asked about again."""
         self._root = os.open(folder, FOLDER)
         self._without = without
+        self._watch = watch
+        self._unwatched: set[str] = set()
         self._listing: Listing = {}
         self._names: dict[str, list[str]] = {}  # folder -> what is in it
         self._racy: set[str] = set()
@@ -65,15 +71,45 @@ class Lister:
 
     def look(self, always: Collection[str] = ()) -> Difference:
         """Everything since the last look (the first time: all). `always` are paths to count as changed when they exist
-        (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, without holes."""
-        return self._look(always, only_folders=False)
+        (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, without holes, if
+        nobody watches them."""
+        written = self._written()
+        return self._look(always, None if written is None else written.union(always, self._racy))
 
     def look_at_folders(self) -> Difference:
         """The same for new, renamed and vanished names only, when nothing else can have changed: far fewer files
         are asked about than in `look`."""
         if not any(folder in self._racy or self._differs(folder) for folder in self._names):
             return Difference(self._listing, self._listing, [], set())
-        return self._look((), only_folders=True)
+        return self._look((), set(), names_only=True)
+
+    def _written(self) -> set[str] | None:
+        """Files that were written to, as far as the watch can tell; None when all have to be asked about."""
+        touched = self._watch.touched() if self._watch is not None else None
+        if touched is None or len(self._listing) < WATCHED_FROM:
+            return None
+        inodes = set()
+        for path in touched.written:
+            if (entry := self._listing.get(path)) is not None:
+                inodes.add(entry.inode)
+            elif path not in touched.made:
+                return None  # by a name that had gone before the first look: what others the file has, nobody knows
+        if not inodes:
+            return touched.written
+        return touched.written.union(path for path, entry in self._listing.items() if entry.inode in inodes)
+
+    def _status(self, path: str) -> os.stat_result | None:
+        folder, _, name = path.rpartition("/")
+        try:
+            fd = open_folder(self._root, folder)
+        except OSError:
+            return None
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
 
     def _differs(self, folder: str) -> bool:
         try:
@@ -82,7 +118,10 @@ class Lister:
             return True
         return status.st_ctime_ns != self._listing[folder].ctime_ns
 
-    def _look(self, always: Collection[str], *, only_folders: bool) -> Difference:
+    def _look(
+        self, always: Collection[str], written: Collection[str] | None, *, names_only: bool = False
+    ) -> Difference:
+        """`written`: of the files in folders that are as they were, only these are asked about; None: all."""
         now_ns = time.time_ns()
         before, after, changed = self._listing, Listing(), []
         names_before, self._names = self._names, {}
@@ -95,7 +134,7 @@ class Lister:
             ctime_ns = status.st_ctime_ns
             if old is not None and old.ctime_ns == ctime_ns and old.inode == status.st_ino:
                 after[path] = old
-                if path in suspects and not only_folders:
+                if path in suspects and not names_only:
                     changed.append(path)
             else:
                 size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
@@ -108,6 +147,22 @@ class Lister:
         pending = [""]
         while pending:
             folder = pending.pop()
+            known = before.get(folder)
+            same = known is not None and known is after[folder] and folder not in suspects
+            if self._watch is not None and not same:  # before anything in it is asked about
+                (self._unwatched.discard if self._watch.add(folder) else self._unwatched.add)(folder)
+            asked = names = names_before.get(folder) if same else None
+            if names is not None and written is not None and (names_only or folder not in self._unwatched):
+                asked = []
+                for name in names:
+                    path = f"{folder}/{name}" if folder else name
+                    if path in written or not (old := before.get(path)) or stat.S_ISDIR(old.mode):
+                        asked.append(name)
+                    else:
+                        after[path] = old
+                if not asked:
+                    self._names[folder] = names
+                    continue
             try:
                 fd = open_folder(self._root, folder)
             except OSError as error:
@@ -115,17 +170,11 @@ class Lister:
                     continue
                 raise
             try:
-                known = before.get(folder)
-                same = known is not None and known is after[folder] and folder not in suspects
-                names = names_before[folder] if same and folder in names_before else os.listdir(fd)
-                if folder and folder == self._without:
-                    names = []
+                if names is None:
+                    names = asked = os.listdir(fd) if not folder or folder != self._without else []
                 self._names[folder] = names
-                for name in names:
+                for name in asked or ():
                     path = f"{folder}/{name}" if folder else name
-                    if only_folders and (old := before.get(path)) is not None and not stat.S_ISDIR(old.mode) and same:
-                        after[path] = old
-                        continue
                     try:
                         status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                     except FileNotFoundError:
@@ -141,11 +190,28 @@ class Lister:
                     note(path, status)
             finally:
                 os.close(fd)
-        if not only_folders:
+        if written is None:
             self.allocated_bytes = allocated
-        self._listing, self._racy = after, racy if not only_folders else self._racy | racy
+        else:
+            for path in _other_names(before, after, changed):
+                if (now := self._status(path)) is not None:
+                    note(path, now)
+        self._listing, self._racy = after, racy if not names_only else self._racy | racy
         changed.sort()
         return Difference(before, after, changed, before.keys() - after.keys())
+
+
+def _other_names(before: Listing, after: Listing, changed: Collection[str]) -> list[str]:
+    """Of files that got a name or lost one: paths that nobody asked about, though their number of links is another now.
+    Whiteouts of an overlay are one file with many names, and never anything else."""
+    entries = [after[path] for path in changed if path in after]
+    entries += [before[path] for path in changed if path in before]
+    entries += [entry for path, entry in before.items() if path not in after]
+    inodes = {entry.inode for entry in entries if entry.links > 1 and not stat.S_ISCHR(entry.mode)
+              and not stat.S_ISDIR(entry.mode)}  # fmt: skip
+    if not inodes:
+        return []
+    return [path for path, entry in after.items() if entry.inode in inodes and entry is before.get(path)]
 
 
 def allocated_bytes(folder: Path) -> int:

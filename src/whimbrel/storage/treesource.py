@@ -37,6 +37,7 @@ from whimbrel.storage.records import (
     Unstash,
     Zeros,
 )
+from whimbrel.storage.watch import Watch
 
 Emit = Callable[[Record], object]
 Tell = Callable[[int], object]
@@ -48,11 +49,19 @@ _HOLES_FROM_BYTES = 1 << 16  # a smaller file is read whole: asking for its hole
 class TreeSource:
     """One folder that crosses: all of it in the first pass, then only what changed."""
 
-    def __init__(self, folder: Path, digester: Digester, *, without: str = "", base: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        digester: Digester,
+        *,
+        without: str = "",
+        base: Path | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         """`without`: a folder in it whose contents do not cross. `base`: of this the destination's folder is a copy
-        already, so in the first pass only what is not the same crosses."""
+        already, so in the first pass only what is not the same crosses. `watch`: see `Lister`."""
         self._folder = folder
-        self._lister = Lister(folder, without=without)
+        self._lister = Lister(folder, without=without, watch=watch)
         self._base, self._over_base = base, base is not None
         self._digester = digester
         self._tables: dict[int, BlockTable] = {}
