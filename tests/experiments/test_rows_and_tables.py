@@ -17,7 +17,7 @@ from whimbrel.client.report import Report
 from whimbrel.experiments import paper, picture, text
 from whimbrel.experiments.catalogue import find
 from whimbrel.experiments.model import By, Promise, Row, Sample, Verdict
-from whimbrel.experiments.quantities import SHARE, SHARE_LESS_KEPT, TOTAL, TOTAL_LESS_ROOT, WRITE_RATE
+from whimbrel.experiments.quantities import SHARE, SHARE_LESS_KEPT, TOTAL, TOTAL_LESS_AHEAD, TOTAL_LESS_ROOT, WRITE_RATE
 from whimbrel.experiments.rows import any_broken, no_slower, rows_of, verdicts
 from whimbrel.model.migration import Phase, Round
 
@@ -209,6 +209,23 @@ def test_the_total_without_the_root_is_without_the_files_that_cross_ahead() -> N
     )
     moved = msgspec.structs.replace(made, record=msgspec.structs.replace(made.record, phases=phases))
     assert (TOTAL.of(moved), TOTAL_LESS_ROOT.of(moved)) == (3200.0, 200.0)
+
+
+def test_the_total_of_the_steps_that_both_take_is_without_dumps_ahead() -> None:
+    made = with_detail(0)
+    assert made.record is not None
+
+    def less_ahead(*phases: Phase) -> float | None:
+        record = msgspec.structs.replace(made.record, phases=phases)
+        return TOTAL_LESS_AHEAD.of(msgspec.structs.replace(made, record=record))
+
+    freeze = Phase(name="freeze", start_ms=4000.0, duration_ms=100.0)
+    files = Phase(name="rounds.files", start_ms=10.0, duration_ms=3000.0)
+    rounds = Phase(name="rounds", start_ms=10.0, duration_ms=3600.0)
+    assert less_ahead(files, rounds, freeze) == 3500.0
+    script = (Phase(name=f"round.{n}.{part}", start_ms=n * 100.0, duration_ms=50.0) for n in (1, 2)
+              for part in ("dump", "copy"))  # fmt: skip
+    assert less_ahead(*script, freeze) == 3900.0
 
 
 def test_a_promise_is_judged_by_our_rows() -> None:

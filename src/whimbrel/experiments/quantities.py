@@ -51,6 +51,19 @@ def _available_less_root_ms(record: MigrationRecord) -> float | None:
     return None if available is None else available - (phase_ms(record, "rootfs", "rounds.files") or 0.0)
 
 
+def _ahead_ms(record: MigrationRecord) -> float:
+    """What dumps and copies of memory took while the service ran."""
+    whole_ms = phase_ms(record, "rounds")
+    if whole_ms is None:
+        return sum(phase.duration_ms for phase in record.phases if phase.name.startswith("round."))
+    return whole_ms - (phase_ms(record, "rounds.files") or 0.0)
+
+
+def _available_less_ahead_ms(record: MigrationRecord) -> float | None:
+    available = _available_ms(record)
+    return None if available is None else available - _ahead_ms(record)
+
+
 def renamed(quantity: Quantity, key: str) -> Quantity:
     return replace(quantity, key=key)
 
@@ -62,6 +75,7 @@ def counted(key: str, label: str, read: Callable[[MigrationRecord], float | None
 OUTAGE_TCP = of_record("outage", "downtime seen by the client", MS, lambda record: record.outage_tcp_ms)
 FREEZE = of_record("freeze", "freeze", MS, lambda record: record.freeze_ms)
 TOTAL = of_record("total", "total, until it runs there", MS, _available_ms)
+TOTAL_LESS_AHEAD = of_record("total_less_ahead", "the same without dumps ahead", MS, _available_less_ahead_ms)
 TOTAL_LESS_ROOT = of_record("total_less_root", "the same without the copy of the root", MS, _available_less_root_ms)
 FINISHED = of_record("finished", "until the source is tidied up", MS, lambda record: record.total_ms)
 LAST_PAGES = of_record("last_pages", "pages in the last dump", PAGES, _last_pages)

@@ -74,14 +74,41 @@ class Lister:
         (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, without holes, if
         nobody watches them."""
         written = self._written()
-        return self._look(always, None if written is None else written.union(always, self._racy))
+        if written is None:
+            return self._look(always, None)
+        asked = written.union(always, self._racy)
+        return (None if self._names_changed() else self._look_at(asked, always)) or self._look(always, asked)
 
     def look_at_folders(self) -> Difference:
         """The same for new, renamed and vanished names only, when nothing else can have changed: far fewer files
         are asked about than in `look`."""
-        if not any(folder in self._racy or self._differs(folder) for folder in self._names):
+        if not self._names_changed():
             return Difference(self._listing, self._listing, [], set())
         return self._look((), set(), names_only=True)
+
+    def _names_changed(self) -> bool:
+        return any(folder in self._racy or self._differs(folder) for folder in self._names)
+
+    def _look_at(self, paths: Collection[str], always: Collection[str]) -> Difference | None:
+        """No folder changed: only what these files are now. None when one of them has gone meanwhile."""
+        now_ns = time.time_ns()
+        before, after, changed, racy = self._listing, self._listing.copy(), [], set[str]()
+        suspects = self._racy.union(always)
+        unwatched = {f"{folder}/{name}" if folder else name for folder in self._unwatched & self._names.keys()
+                     for name in self._names[folder]}  # fmt: skip
+        for path in unwatched.union(paths):
+            if (old := before.get(path)) is None:
+                continue
+            if (status := self._status(path)) is None:
+                return None
+            after[path] = entry = _entry(old, status)
+            if entry is not old or path in suspects:
+                changed.append(path)
+            if entry.ctime_ns > now_ns - CLOCK_TICK_NS:
+                racy.add(path)
+        self._listing, self._racy = after, racy
+        changed.sort()
+        return Difference(before, after, changed, set())
 
     def _written(self) -> set[str] | None:
         """Files that were written to, as far as the watch can tell; None when all have to be asked about."""
@@ -131,16 +158,10 @@ class Lister:
 
         def note(path: str, status: os.stat_result) -> None:
             old = before.get(path)
-            ctime_ns = status.st_ctime_ns
-            if old is not None and old.ctime_ns == ctime_ns and old.inode == status.st_ino:
-                after[path] = old
-                if path in suspects and not names_only:
-                    changed.append(path)
-            else:
-                size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
-                after[path] = Entry(status.st_ino, status.st_mode, size, ctime_ns, status.st_nlink)
+            after[path] = entry = _entry(old, status)
+            if entry is not old or (path in suspects and not names_only):
                 changed.append(path)
-            if ctime_ns > now_ns - CLOCK_TICK_NS:
+            if entry.ctime_ns > now_ns - CLOCK_TICK_NS:
                 racy.add(path)
 
         note("", os.fstat(self._root))
@@ -199,6 +220,14 @@ class Lister:
         self._listing, self._racy = after, racy if not names_only else self._racy | racy
         changed.sort()
         return Difference(before, after, changed, before.keys() - after.keys())
+
+
+def _entry(old: Entry | None, status: os.stat_result) -> Entry:
+    """`old`, if nothing has changed since."""
+    if old is not None and old.ctime_ns == status.st_ctime_ns and old.inode == status.st_ino:
+        return old
+    size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    return Entry(status.st_ino, status.st_mode, size, status.st_ctime_ns, status.st_nlink)
 
 
 def _other_names(before: Listing, after: Listing, changed: Collection[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ FOLDER = "whimbrel/migrations"
 MARK = "migration"
 OWNER = "source"
 SEEN_WITHIN_S = 5.0
+LOOK_EVERY_S = 0.005
 
 
 def stage_below(shared_directory: str, migration: str, *, node: str) -> Path:
@@ -48,7 +48,7 @@ def find_stage(stage: Path, migration: str, *, node: str) -> None:
                 f"{node} does not see what the source writes to the shared storage: mount the same one there, or use "
                 "another strategy"
             )
-        time.sleep(0.05)
+        time.sleep(LOOK_EVERY_S)
 
 
 def close_stage(stage: Path) -> None:
@@ -65,25 +65,12 @@ def close_stages_of(shared_directory: str, node: str, *, but: Callable[[str], bo
 
 
 class Publish:
-    """The `Ship` of shared storage: what was written is made to be seen by the other node."""
+    """The `Ship` of shared storage: there is nothing to do. Who opens a file after another has closed it sees all of
+    it: NFS, FUSE and SMB write back what they have when a file is closed. To sync each of CRIU's images besides was
+    0.15 s of a freeze."""
 
     def folders(self, root: Path, names: Sequence[str]) -> int:
-        for name in names:
-            for folder, _, files in os.walk(root / name, topdown=False):
-                for file in files:
-                    _sync(Path(folder, file))
-                _sync(Path(folder))
         return 0
 
     def interrupt(self) -> None:
         """A file system that hangs lets nobody go."""
-
-
-def _sync(path: Path) -> None:
-    """Some network file systems know no fsync of folders; there closing is enough."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
