@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import random
 import stat
+import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from whimbrel.storage import listing
+from whimbrel.storage import listing, watch
 from whimbrel.storage.listing import Lister, Listing
+from whimbrel.storage.openfiles import held_files, mapped_files
 from whimbrel.storage.watch import Watch
 
 pytestmark = pytest.mark.real
@@ -53,22 +57,29 @@ def overlay(tmp_path: Path) -> Iterator[Overlay]:
 
 
 class Pair:
-    """Two listers of one folder; only the first has a watch."""
+    """Two listers of one folder; only the first has a watch. What is written is written by this process, whose root is
+    another: only the root of what it sees is moved."""
 
-    def __init__(self, folder: Path, seen: Path) -> None:
-        self.watch = Watch(seen)
+    def __init__(self, folder: Path, seen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(watch, "_as_seen", lambda *_: os.open(seen, os.O_RDONLY | os.O_DIRECTORY))
+        self.watch = Watch(folder, os.getpid())
         self.watched, self.plain = Lister(folder, watch=self.watch), Lister(folder)
-        self.asked = 0
+        self._seen = f"{str(seen).lstrip('/')}/"
 
     def look(self) -> set[str]:
         """What is new by the one that has no watch; both must have found it."""
-        told, found = self.watched.look(), self.plain.look()
+        self.watched.listen()
+        mapped, held = self.here(mapped_files([os.getpid()])), held_files([os.getpid()])
+        told, found = self.watched.look(mapped, None if held is None else self.here(held)), self.plain.look(mapped)
         before, after = comparable(found.before), comparable(found.after)
         assert comparable(told.after) == after
         assert told.gone == found.gone
         really = {path for path in found.changed if before.get(path) != after[path]}
         assert really <= set(told.changed)
         return really
+
+    def here(self, paths: set[str]) -> set[str]:
+        return {path.removeprefix(self._seen) for path in paths if path.startswith(self._seen)}
 
     def close(self) -> None:
         self.watched.close()
@@ -86,8 +97,8 @@ def comparable(listing: Listing) -> Listing:
 
 
 @contextlib.contextmanager
-def pair_of(folder: Path, seen: Path) -> Iterator[Pair]:
-    pair = Pair(folder, seen)
+def pair_of(folder: Path, seen: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+    pair = Pair(folder, seen, monkeypatch)
     try:
         yield pair
     finally:
@@ -97,7 +108,7 @@ def pair_of(folder: Path, seen: Path) -> Iterator[Pair]:
 @pytest.fixture
 def pair(overlay: Overlay, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     monkeypatch.setattr(listing, "WATCHED_FROM", 1)
-    with pair_of(overlay.upper, overlay.merged) as made:
+    with pair_of(overlay.upper, overlay.merged, monkeypatch) as made:
         made.look()
         time.sleep(0.03)
         made.look()  # nothing is as young as a tick of the clock any more
@@ -227,7 +238,8 @@ def test_what_nobody_wrote_to_is_not_asked_about(pair: Pair, overlay: Overlay, m
     file = overlay.merged / "above" / "d3" / "upper7"
     file.write_bytes(b"other")
     monkeypatch.setattr(os, "stat", stat)
-    told = pair.watched.look()
+    pair.watched.listen()
+    told = pair.watched.look((), ())
     monkeypatch.undo()
     assert "above/d3/upper7" in told.changed
     folders = 1 + 2 * (1 + FOLDERS)
@@ -243,7 +255,7 @@ def test_more_than_the_kernel_keeps(pair: Pair, overlay: Overlay, monkeypatch: p
 
 def test_folders_that_cannot_be_watched_are_asked_about(overlay: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "WATCHED_FROM", 1)
-    with pair_of(overlay.upper, overlay.merged) as pair:
+    with pair_of(overlay.upper, overlay.merged, monkeypatch) as pair:
         real = pair.watch.add
         monkeypatch.setattr(pair.watch, "add", lambda folder: "d5" not in folder and real(folder))
         pair.look()
@@ -254,9 +266,109 @@ def test_folders_that_cannot_be_watched_are_asked_about(overlay: Overlay, monkey
         assert {"above/d4/upper9", "above/d5/upper9"} <= pair.look()
 
 
-def test_few_files_need_no_watch(overlay: Overlay) -> None:
+def test_few_files_need_no_watch(overlay: Overlay, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written past the watch, which nobody does, it is found all the same."""
-    with pair_of(overlay.upper, overlay.merged) as pair:
+    with pair_of(overlay.upper, overlay.merged, monkeypatch) as pair:
         pair.look()
         (overlay.upper / "above" / "d1" / "upper1").write_bytes(b"past it")
         assert "above/d1/upper1" in pair.look()
+
+
+def aio_write(fd: int, data: bytes) -> None:
+    """By io_submit, of which inotify tells nothing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    context = ctypes.c_ulong(0)
+    assert libc.syscall(206, 1, ctypes.byref(context)) == 0  # io_setup
+    buffer = ctypes.create_string_buffer(data, len(data))
+    # struct iocb: data, key, rw_flags, opcode (1: pwrite), priority, fd, buffer, size, offset, …
+    block = struct.pack("<QIiHhIQQqQII", 0, 0, 0, 1, 0, fd, ctypes.addressof(buffer), len(data), 0, 0, 0, 0)
+    blocks = (ctypes.c_char_p * 1)(block)
+    assert libc.syscall(209, context, 1, blocks) == 1  # io_submit
+    events = ctypes.create_string_buffer(32)
+    assert libc.syscall(208, context, 1, 1, events, None) == 1  # io_getevents
+    libc.syscall(207, context)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86-64")
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_asynchronous_write(pair: Pair, overlay: Overlay, closed: bool) -> None:
+    """As databases do it: found while the file is open, and when it was closed before the next look."""
+    path = overlay.merged / "above" / "d2" / "upper9"
+    fd = os.open(path, os.O_RDWR)
+    try:
+        pair.look()
+        time.sleep(0.03)
+        aio_write(fd, b"quietly")
+    finally:
+        if closed:
+            os.close(fd)
+    assert "above/d2/upper9" in pair.look()
+    if not closed:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_stores_into_a_mapping_that_is_gone_at_the_next_look(pair: Pair, overlay: Overlay, kept: bool) -> None:
+    path = overlay.merged / "above" / "d2" / "upper9"
+    fd = os.open(path, os.O_RDWR)
+    os.ftruncate(fd, 4096)
+    pair.look()
+    time.sleep(0.03)
+    with mmap.mmap(fd, 4096) as mapping:
+        if not kept:
+            os.close(fd)
+        mapping[:6] = b"stored"
+    pair.watched.listen()
+    mapped, held = pair.here(mapped_files([os.getpid()])), held_files([os.getpid()])
+    assert held is not None
+    told = pair.watched.look(mapped, pair.here(held))
+    now = path.stat().st_ctime_ns != told.before["above/d2/upper9"].ctime_ns
+    assert "above/d2/upper9" in told.changed or (kept and not now), "a file without a time to tell of it"
+    if kept:
+        os.close(fd)
+
+
+def test_a_file_that_its_process_knows_by_another_name(pair: Pair, overlay: Overlay) -> None:
+    """Through a mount inside the container, say: then all are asked about."""
+    (overlay.upper / "above" / "d1" / "upper1").write_bytes(b"past the watch")
+    pair.watched.listen()
+    assert "above/d1/upper1" in pair.watched.look((), {"elsewhere/upper1"}).changed
+
+
+def test_the_watch_is_of_what_the_process_sees(tmp_path: Path) -> None:
+    """Not of another folder of that name, nor below a root of its own."""
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    inside = str(folder).lstrip("/")
+    seen = Watch(folder, os.getpid(), inside)
+    assert seen.add("")
+    assert seen.add("sub")
+    assert not seen.add("none")
+    seen.close()
+    with pytest.raises(OSError, match="another folder"):
+        Watch(folder, os.getpid(), str(tmp_path).lstrip("/"))
+    (tmp_path / "link").symlink_to(folder)
+    Watch(folder, os.getpid(), f"{str(tmp_path).lstrip('/')}/link").close()
+    code = f"import os, time; os.chroot({str(tmp_path)!r}); print('there', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with pytest.raises(OSError, match="changed its root"):
+            Watch(folder, child.pid, "data")
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_what_is_mounted_over_a_folder_is_not_it(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder / "sub")], check=True)
+    try:
+        seen = Watch(folder, os.getpid(), str(folder).lstrip("/"))
+        assert seen.add("")
+        assert seen.add("sub"), "the same for whoever carries it"
+        seen.close()
+    finally:
+        subprocess.run(["umount", str(folder / "sub")], check=True)

@@ -67,7 +67,9 @@ def _depart(namespace: str, host: str, port: int, source: str, token: str, pipe:
     netns.enter(Path(namespace))
     nursery = Nursery()
     nursery.start()  # as an agent's: it is there before anybody asks for a migration
-    sync = FileSync([CarriedFolder(source, written_at=source)], tuple, lambda *_: None, nursery)
+    sync = FileSync(
+        [CarriedFolder(source, inside=source.lstrip("/"), writer=os.getpid())], tuple, lambda *_: None, nursery
+    )
     try:
         pipe.send(None)
         started = False

@@ -37,12 +37,7 @@ Pids = Callable[[], Iterable[int]]
 def folders_of(source: Source) -> list[CarriedFolder]:
     """In the order that both sides agree on: the departure's, which is that of the landing's targets."""
     return [
-        CarriedFolder(
-            root.path,
-            root.inside.lstrip("/"),
-            base=root.base,
-            written_at=f"/proc/{source.pid}/root/{root.inside.lstrip('/')}",
-        )
+        CarriedFolder(root.path, root.inside.lstrip("/"), base=root.base, writer=source.pid)
         for root in source.departure.files
     ]
 

@@ -26,7 +26,7 @@ from whimbrel.migrate.filestream import FILES_HELLO, RecordWriter
 from whimbrel.migrate.pagechannel import Kind, PageChannel
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.storage.blocks import Digester
-from whimbrel.storage.openfiles import mapped_files
+from whimbrel.storage.openfiles import held_files, mapped_files
 from whimbrel.storage.treesource import TreeSource
 from whimbrel.storage.watch import Watch
 
@@ -36,13 +36,13 @@ PROGRESS_EVERY_S = 0.5
 class CarriedFolder(msgspec.Struct, frozen=True):
     """A folder on this node, and where the container sees it (without leading ``/``). `without`: a folder in it whose
     contents do not cross. `base`: a folder on this node that the destination has a copy of already: of what is the same
-    there nothing crosses. `written_at`: the folder as the service writes to it; "": nobody is to watch that."""
+    there nothing crosses. `writer`: a process that sees the folder at `inside`; 0: nobody watches what is written."""
 
     folder: str
     inside: str = ""
     without: str = ""
     base: str = ""
-    written_at: str = ""
+    writer: int = 0
 
 
 class SendOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,7 @@ class Sender:
                 digester,
                 without=carried.without,
                 base=Path(carried.base) if carried.base else None,
-                watch=watch_of(carried.written_at),
+                watch=watch_of(carried),
             )
             for carried in order.folders
         ]
@@ -97,10 +97,15 @@ class Sender:
                 source.look_at_names()
             self._send(0)
         else:
+            for source in self._sources:
+                source.listen()
             # A store into a shared mapping moves no time stamp, also when the mapping is gone by the end.
             self._mapped |= mapped_files(command.pids)
+            held = held_files(command.pids)
             always = by_folder(self._mapped, self._places)
-            self._send(sum(source.look(paths) for source, paths in zip(self._sources, always, strict=True)))
+            silent = [None] * len(always) if held is None else by_folder(held, self._places)
+            passes = zip(self._sources, always, silent, strict=True)
+            self._send(sum(source.look(mapped, open_now) for source, mapped, open_now in passes))
         if command.what != "last":
             self._passes += 1
             self._writer.end_pass(self._passes)
@@ -127,10 +132,10 @@ class Sender:
             source.send(self._writer.to(number), tell)
 
 
-def watch_of(written_at: str) -> Watch | None:
+def watch_of(carried: CarriedFolder) -> Watch | None:
     """None where there can be none: then every file is asked about at each pass."""
-    with contextlib.suppress(OSError):
-        return Watch(Path(written_at)) if written_at else None
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: no thread
+        return Watch(Path(carried.folder), carried.writer, carried.inside) if carried.writer else None
     return None
 
 

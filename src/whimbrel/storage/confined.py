@@ -16,7 +16,7 @@ from whimbrel.model.errors import BadInput
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPENAT2 = 437  # the same on every architecture
-_NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x02, 0x04, 0x08
+_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -34,9 +34,15 @@ def _openat2(root: int, path: str, flags: int, resolve: int) -> int:
     return fd
 
 
-def open_folder(root: int, path: str) -> int:
-    """A folder below the open folder `root` ("" is `root` itself). Raises OSError, also at any link on the way."""
-    return _openat2(root, path, FOLDER, _BENEATH | _NO_SYMLINKS)
+def open_folder(root: int, path: str, *, over_mounts: bool = True) -> int:
+    """A folder below the open folder `root` ("" is `root` itself). Raises OSError, also at any link on the way, and
+    unless it may lead `over_mounts` at each mount point."""
+    return _openat2(root, path, FOLDER, _BENEATH | _NO_SYMLINKS | (0 if over_mounts else _NO_XDEV))
+
+
+def open_below_root(root: int, path: str) -> int:
+    """A folder as who has `root` as its root sees it, links and all. Raises OSError."""
+    return _openat2(root, path, FOLDER & ~os.O_NOFOLLOW, _IN_ROOT)
 
 
 def plain(path: str) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from whimbrel.storage.confined import FOLDER, open_folder, refuses_path
 from whimbrel.storage.devices import is_standard_node
-from whimbrel.storage.watch import Watch
+from whimbrel.storage.watch import Touched, Watch
 
 CLOCK_TICK_NS = 20_000_000
 WATCHED_FROM = 1000
@@ -56,6 +56,7 @@ class Lister:
         self._without = without
         self._watch = watch
         self._unwatched: set[str] = set()
+        self._touched: Touched | None = None
         self._listing: Listing = {}
         self._names: dict[str, list[str]] = {}  # folder -> what is in it
         self._racy: set[str] = set()
@@ -69,15 +70,23 @@ class Lister:
         """The open folder."""
         return self._root
 
-    def look(self, always: Collection[str] = ()) -> Difference:
+    def listen(self) -> None:
+        """Before `look`, and before anybody asks what processes hold open: what they let go of after this is told at
+        the next look, at the latest."""
+        self._touched = self._watch.touched() if self._watch is not None else None
+
+    def look(self, always: Collection[str] = (), held: Collection[str] | None = None) -> Difference:
         """Everything since the last look (the first time: all). `always` are paths to count as changed when they exist
-        (see `openfiles.mapped_files`). Afterwards `allocated_bytes` is what all files take on disk, without holes, if
-        nobody watches them."""
-        written = self._written()
+        (`openfiles.mapped_files`), `held` those that may be written to without a word (`openfiles.held_files`; None:
+        nobody knows them). Afterwards `allocated_bytes` is what all files take on disk, without holes, if nobody
+        watches them."""
+        written = self._written(always, held)
         if written is None:
             return self._look(always, None)
-        asked = written.union(always, self._racy)
-        return (None if self._names_changed() else self._look_at(asked, always)) or self._look(always, asked)
+        # one long write moves the time once, and tells of itself at its end
+        suspects = written.union(always, self._racy)
+        asked = suspects.union(held or ())
+        return (None if self._names_changed() else self._look_at(asked, suspects)) or self._look(suspects, asked)
 
     def look_at_folders(self) -> Difference:
         """The same for new, renamed and vanished names only, when nothing else can have changed: far fewer files
@@ -89,11 +98,10 @@ class Lister:
     def _names_changed(self) -> bool:
         return any(folder in self._racy or self._differs(folder) for folder in self._names)
 
-    def _look_at(self, paths: Collection[str], always: Collection[str]) -> Difference | None:
+    def _look_at(self, paths: Collection[str], suspects: Collection[str]) -> Difference | None:
         """No folder changed: only what these files are now. None when one of them has gone meanwhile."""
         now_ns = time.time_ns()
         before, after, changed, racy = self._listing, self._listing.copy(), [], set[str]()
-        suspects = self._racy.union(always)
         unwatched = {f"{folder}/{name}" if folder else name for folder in self._unwatched & self._names.keys()
                      for name in self._names[folder]}  # fmt: skip
         for path in unwatched.union(paths):
@@ -110,11 +118,13 @@ class Lister:
         changed.sort()
         return Difference(before, after, changed, set())
 
-    def _written(self) -> set[str] | None:
+    def _written(self, always: Collection[str], held: Collection[str] | None) -> set[str] | None:
         """Files that were written to, as far as the watch can tell; None when all have to be asked about."""
-        touched = self._watch.touched() if self._watch is not None else None
-        if touched is None or len(self._listing) < WATCHED_FROM:
+        touched, self._touched = self._touched, None
+        if touched is None or held is None or len(self._listing) < WATCHED_FROM:
             return None
+        if any(path not in self._listing and path not in touched.made for path in (*always, *held)):
+            return None  # known to its process by another name than ours
         inodes = set()
         for path in touched.written:
             if (entry := self._listing.get(path)) is not None:

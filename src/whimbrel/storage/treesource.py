@@ -74,10 +74,14 @@ class TreeSource:
         self._leave_parent()
         self._lister.close()
 
-    def look(self, always: Collection[str] = ()) -> int:
+    def listen(self) -> None:
+        """See `Lister.listen`."""
+        self._lister.listen()
+
+    def look(self, always: Collection[str] = (), held: Collection[str] | None = None) -> int:
         """Begin a pass; `send` carries it out. Returns the bytes of the files that will be looked into. `always`: paths
-        to look into whatever their times say."""
-        difference = self._lister.look(always)
+        to look into whatever their times say; `held`: see `Lister.look`."""
+        difference = self._lister.look(always, held)
         if self._base is not None:
             difference, self._base = beyond(self._base, self._lister.root, difference), None
         self._difference = self._whole(difference)
