@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,13 +56,20 @@ def files_of(job: Migration) -> FileSync:
     return FileSync(folders_of(source), source.cgroup.pids, tell, job.node.nursery, settling)
 
 
-def room_for_files(source: Source, *, with_image: bool) -> FileRoom:
-    """What the files take, and the image if it must cross too. Blocks, about 2 us a file."""
+def room_for_files(source: Source, *, with_image: bool, exact: bool) -> FileRoom:
+    """What the files take, and the image if it must cross too. Blocks, about 2 us a file; not `exact`: at most so much,
+    as all that the file systems hold where they lie, at once."""
     disk_bytes = memory_bytes = 0
+    file_systems: set[int] = set()
     for carried in folders_of(source):
-        size = allocated_bytes(Path(carried.folder))
-        if carried.base:
-            size = max(0, size - allocated_bytes(Path(carried.base)))
+        if exact:
+            size = allocated_bytes(Path(carried.folder))
+            if carried.base:
+                size = max(0, size - allocated_bytes(Path(carried.base)))
+        else:
+            device = os.stat(carried.folder).st_dev
+            size = 0 if device in file_systems else shutil.disk_usage(carried.folder).used
+            file_systems.add(device)
         if mount_of(Path(carried.folder).resolve()).kind == "tmpfs":
             memory_bytes += size
         else:

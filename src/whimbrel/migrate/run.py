@@ -38,10 +38,10 @@ from whimbrel.migrate.preflight import check_offer
 from whimbrel.migrate.pushimage import bring_image
 from whimbrel.migrate.rounds import longest_freeze_s, round_of, run_rounds, until_handover
 from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
-from whimbrel.model.errors import Cancelled, StepFailed, WhimbrelError
+from whimbrel.model.errors import Cancelled, Refused, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
-from whimbrel.plan.strategies import Carry, Strategy
-from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, PrepareIncoming
+from whimbrel.plan.strategies import AUTO, Carry, Strategy
+from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, OfferReply, PrepareIncoming
 from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
@@ -110,10 +110,31 @@ async def _preflight(job: Migration, peer: Peer) -> Strategy:
             shared=storage_needed(job, strategy),
         )
     )
-    room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image)
-    check_offer(job.node.capabilities, offer, rss_bytes=status.rss_bytes, files=room, where=job.destination.name)
-    job.files_bytes = room.disk_bytes + room.memory_bytes
+    if job.request.strategy == AUTO or not await _fits(job, offer, exact=False):
+        await _fits(job, offer, exact=True)
     return possible_choice(job, strategy, offer)
+
+
+async def _fits(job: Migration, offer: OfferReply, *, exact: bool) -> bool:
+    """Whether the destination has the room. To look at all files takes 0.2 s where there are 20,000: unless ``auto``
+    predicts by them, it is first asked whether all would fit that lies on their file systems. Raises Refused if it does
+    not fit, and that is `exact`."""
+    room = await asyncio.to_thread(room_for_files, job.source, with_image=not offer.has_image, exact=exact)
+    try:
+        check_offer(
+            job.node.capabilities,
+            offer,
+            rss_bytes=job.source.status.rss_bytes,
+            files=room,
+            where=job.destination.name,
+        )
+    except Refused:
+        if exact:
+            raise
+        return False
+    if exact:
+        job.files_bytes = room.disk_bytes + room.memory_bytes
+    return True
 
 
 async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextlib.AsyncExitStack) -> None:
