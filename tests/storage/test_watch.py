@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -231,9 +232,9 @@ def test_what_nobody_wrote_to_is_not_asked_about(pair: Pair, overlay: Overlay, m
     asked: list[object] = []
     real = os.stat
 
-    def stat(path: object, *arguments: object, **named: object) -> os.stat_result:
+    def stat(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
         asked.append(path)
-        return real(path, *arguments, **named)  # type: ignore[arg-type]
+        return real(path, *arguments, **named)
 
     file = overlay.merged / "above" / "d3" / "upper7"
     file.write_bytes(b"other")
@@ -361,7 +362,7 @@ def test_the_watch_is_of_what_the_process_sees(tmp_path: Path) -> None:
         child.communicate()
 
 
-def test_what_is_mounted_over_a_folder_is_not_it(tmp_path: Path) -> None:
+def test_a_mount_that_is_carried_too_is_watched(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder / "sub")], check=True)
