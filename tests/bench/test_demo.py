@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from whimbrel.bench.companion import companion
 from whimbrel.lab import session
 from whimbrel.lab.commands import LabStatus
 from whimbrel.lab.demo import demo, how_long, what_was_wrong
@@ -74,6 +77,30 @@ def test_a_second_signal_does_not_cut_the_cleanup_short(calls: list[str], monkey
     with session.lab_session(lambda _: None):
         pass
     assert calls == ["up", "down"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_program_starts_leaves_no_program(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        """The signal comes when there is a child, and nobody has got to know of it."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+            os.kill(os.getpid(), number)
+
+    def body() -> None:
+        with session.interruptible(), companion(["sleep", "60"]):
+            pytest.fail("it goes on")
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        body()
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 def test_a_lab_that_is_up_can_be_used_and_stays(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

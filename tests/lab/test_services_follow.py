@@ -22,6 +22,7 @@ from whimbrel.bench.recovery import places, topology_text
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
 from whimbrel.lab.topology import CONTROLLER
+from whimbrel.migrate.failpoints import inherited
 from whimbrel.model.application import Application
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.errors import WhimbrelError
@@ -60,7 +61,8 @@ class Lab:
         assert plan is not None
         folder = self._pid_file(what).parent
         (process,) = [one for one in processes.lab_processes(plan, self.directory) if one.directory == folder]
-        processes.start(process)
+        with inherited(self.failpoints):
+            processes.start(process)
 
     def _pid_file(self, what: str) -> Path:
         return self.directory / "controller.pid" if what == "controller" else self.directory / what / "agent.pid"
@@ -90,9 +92,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     failpoints.mkdir()
     image = build_workload("demo").reference
     directory = Path(f"/var/lib/whimbrel-tests/{PREFIX}/follow")
-    os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
     commands.lab_down(lab_dir=directory)
-    commands.lab_up(topology, lab_dir=directory)
+    with inherited(failpoints):
+        commands.lab_up(topology, lab_dir=directory)
     try:
         with ControllerClient(f"unix:{directory}/controller.sock") as controller:
             controller.offer(
@@ -101,7 +103,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             )  # fmt: skip
             yield Lab(directory, topology, failpoints, controller)
     finally:
-        os.environ.pop("WHIMBREL_FAILPOINTS", None)  # another lab of this process may have gone first
         commands.lab_down(lab_dir=directory)
 
 

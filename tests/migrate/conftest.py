@@ -14,6 +14,7 @@ import pytest
 
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands, processes
+from whimbrel.migrate.failpoints import inherited
 from whimbrel.migrate.staging.shared import FOLDER
 from whimbrel.migrate.words import beside_words
 from whimbrel.model.errors import Conflict, Unreachable
@@ -66,7 +67,8 @@ class Lab:
         plan = commands.recorded(self.directory)
         assert plan is not None
         (process,) = [one for one in processes.lab_processes(plan, self.directory) if one.directory == directory]
-        processes.start(process)
+        with inherited(self.failpoints):
+            processes.start(process)
 
     def _wait_up(self, *nodes: str) -> None:
         deadline = time.monotonic() + 20
@@ -202,14 +204,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     failpoints.mkdir()
     image = build_workload("demo").reference
     directory = Path(f"/var/lib/whimbrel-tests/{PREFIX}/migration")
-    os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
     commands.lab_down(lab_dir=directory)
-    commands.lab_up(topology, lab_dir=directory)
+    with inherited(failpoints):
+        commands.lab_up(topology, lab_dir=directory)
     try:
         with ControllerClient(f"unix:{directory}/controller.sock") as controller:
             yield Lab(directory, failpoints, image, controller)
     finally:
-        os.environ.pop("WHIMBREL_FAILPOINTS", None)  # another lab of this process may have gone first
         commands.lab_down(lab_dir=directory)
 
 

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 from tests.web.browser import Tab, base_of, dashboard, launched, program
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import commands
+from whimbrel.migrate.failpoints import inherited
 
 PREFIX = os.environ.get("WHIMBREL_TEST_LAB", "tw") + "w" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 EDGES = (f"{PREFIX}-1", f"{PREFIX}-2", f"{PREFIX}-3")
@@ -69,14 +70,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     topology.write_text(TOPOLOGY)
     failpoints.mkdir()
     directory = Path(f"/var/lib/whimbrel-tests/{PREFIX}/pages")
-    os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)
     commands.lab_down(lab_dir=directory)
-    commands.lab_up(topology, lab_dir=directory)
+    with inherited(failpoints):
+        commands.lab_up(topology, lab_dir=directory)
     try:
         with ControllerClient(f"unix:{directory}/controller.sock") as controller:
             yield Lab(directory, failpoints, controller)
     finally:
-        os.environ.pop("WHIMBREL_FAILPOINTS", None)  # another lab of this process may have gone first
         commands.lab_down(lab_dir=directory)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from whimbrel.bench.companion import deferred
 from whimbrel.client import control
 from whimbrel.client.report import Noise, Report, Settled
 from whimbrel.model.errors import StepFailed, Unreachable
@@ -63,11 +64,12 @@ class Probe:
 
     def start(self) -> None:
         """Start the client and wait until the service answered each protocol. Raises Unreachable."""
-        # a session of its own: Ctrl-C is for us, and we end the client in order
-        self._process = subprocess.Popen(
-            self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
         try:
+            with deferred():
+                # a session of its own: Ctrl-C is for us, and we end the client in order
+                self._process = subprocess.Popen(
+                    self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                )
             self._receive("ready")
         except BaseException:
             self.stop()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,11 +23,13 @@ import msgspec
 from rich.console import Console
 
 from whimbrel.bench import table
+from whimbrel.bench.companion import companion
 from whimbrel.bench.report import FAIL, PASS, machine, spread
 from whimbrel.controller.client import ControllerClient
 from whimbrel.lab import processes
 from whimbrel.lab.record import recorded
 from whimbrel.lab.session import lab_session
+from whimbrel.migrate.failpoints import inherited
 from whimbrel.model.application import Application
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.errors import BadInput, StepFailed, WhimbrelError
@@ -173,17 +174,13 @@ class Walker:
         self.out = out
         argv = [sys.executable, "-m", "whimbrel", "ue", "--topology", str(site.topology), "--application", APPLICATION]
         argv += ["--report-to", site.address, "--decide", "network", "--out", str(out)]
-        self._process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+        self._running = contextlib.ExitStack()
+        self._running.enter_context(companion(argv, end_s=30.0))
         self._read = 0
         self._answered_unix_s: list[float] = []
 
     def close(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._running.close()
 
     def answered(self, after_unix_s: float = 0.0) -> int:
         """Requests on its connection that were sent after that and answered."""
@@ -335,24 +332,18 @@ def site_of(progress: Callable[[str], None]) -> Iterator[tuple[Site, Path]]:
         topology, failpoints = scratch / "topology.toml", scratch / "failpoints"
         topology.write_text(topology_text(PREFIX))
         failpoints.mkdir()
-        before = os.environ.get("WHIMBREL_FAILPOINTS")
-        os.environ["WHIMBREL_FAILPOINTS"] = str(failpoints)  # for the agents, which inherit it
-        try:
-            with (
-                lab_session(progress, topology=topology, lab_dir=LAB_DIR),
-                ControllerClient(f"unix:{LAB_DIR}/controller.sock") as controller,
-            ):
-                controller.offer(
-                    Application(
-                        name=APPLICATION, image=image, workload=APPLICATION, env=("MEMORY_MB=24",), tasks_per_s=1000.0,
-                        ports=("7000/tcp", "7000/udp"),
-                    )
-                )  # fmt: skip
-                yield Site(LAB_DIR, topology, failpoints, controller), scratch
-        finally:
-            os.environ.pop("WHIMBREL_FAILPOINTS")
-            if before is not None:
-                os.environ["WHIMBREL_FAILPOINTS"] = before
+        with (
+            inherited(failpoints),
+            lab_session(progress, topology=topology, lab_dir=LAB_DIR),
+            ControllerClient(f"unix:{LAB_DIR}/controller.sock") as controller,
+        ):
+            controller.offer(
+                Application(
+                    name=APPLICATION, image=image, workload=APPLICATION, env=("MEMORY_MB=24",), tasks_per_s=1000.0,
+                    ports=("7000/tcp", "7000/udp"),
+                )
+            )  # fmt: skip
+            yield Site(LAB_DIR, topology, failpoints, controller), scratch
 
 
 def verdict(found: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ decides. Each cell is a walk with a service of its own."""
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from whimbrel.bench.companion import companion
 from whimbrel.controller.client import ControllerClient
 from whimbrel.experiments.coordinated_facts import Walk, delay_facts, downtime_facts, walk_facts, walk_of
 from whimbrel.experiments.model import Cell, Facts, Staged
@@ -134,22 +134,15 @@ def walked(controller: ControllerClient, address: str, cell: Cell, image: Image,
     begin_unix_s = time.time()
     argv = [sys.executable, "-m", "whimbrel", "ue", "--topology", str(topology), "--user", USER, "--out", str(out)]
     argv += ["--application", cell.workload, "--report-to", address, "--decide", "network"]
-    user = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        walk_on(user, controller, length, begin_unix_s)
-        if user.returncode is not None:
-            said = user.stderr.read().decode(errors="replace").strip() if user.stderr else ""
-            raise StepFailed(f"the user ended before its walk did (exit code {user.returncode}): {said}")
-        controller.set_planner(paused=True)
-        until_settled(controller)
-        user.send_signal(signal.SIGTERM)
-        user.wait(END_S)
+        with companion(argv, stderr=subprocess.PIPE, end_s=END_S) as user:
+            walk_on(user, controller, length, begin_unix_s)
+            if user.returncode is not None:
+                said = user.stderr.read().decode(errors="replace").strip() if user.stderr else ""
+                raise StepFailed(f"the user ended before its walk did (exit code {user.returncode}): {said}")
+            controller.set_planner(paused=True)
+            until_settled(controller)
     finally:
-        if user.poll() is None:
-            user.kill()
-            user.wait()
-        if user.stderr is not None:
-            user.stderr.close()
         with contextlib.suppress(WhimbrelError):
             until_settled(controller)
             controller.remove_user(USER)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from whimbrel.bench.companion import companion
 from whimbrel.bench.probe import Probe, measured
 from whimbrel.bench.trial import Run, Workload
 from whimbrel.controller.client import ControllerClient
@@ -28,7 +29,6 @@ MOVES = 3
 LONGEST_S = 40.0
 """From one handover to the next, on a machine that is slow."""
 LOOK_EVERY_S = 0.1
-END_S = 10.0
 TASKS_PER_S = 1000.0
 
 Tell = Callable[[str], None]
@@ -39,21 +39,11 @@ def walking(topology: Path | None, user: str, controller: str) -> Iterator[subpr
     """The user's equipment, on its way until the end of the block; the controller decides on its handovers."""
     argv = [sys.executable, "-m", "whimbrel", "ue", "--topology", str(topology or TOPOLOGY), "--user", user]
     argv += ["--report-to", controller, "--decide", "network", "--interval", "100ms", "--out", "/dev/null"]
-    with tempfile.TemporaryFile() as said:
-        # a session of its own: Ctrl-C is for us, and we end it in order
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
-        try:
-            yield process
-            if process.poll() is not None:
-                said.seek(0)
-                raise StepFailed(f"the user ended (exit code {process.returncode}): {said.read().decode().strip()}")
-        finally:
-            process.terminate()
-            try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    with tempfile.TemporaryFile() as said, companion(argv, stderr=said) as process:
+        yield process
+        if process.poll() is not None:
+            said.seek(0)
+            raise StepFailed(f"the user ended (exit code {process.returncode}): {said.read().decode().strip()}")
 
 
 def deployed(controller: ControllerClient, user: str, image: Image, workload: Workload) -> tuple[str, str]:

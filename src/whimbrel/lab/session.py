@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from whimbrel.bench.companion import ENDING
 from whimbrel.lab.commands import LabStatus, Report, lab_down, lab_status, lab_up
 from whimbrel.lab.config import DEFAULT_LAB_DIR
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:

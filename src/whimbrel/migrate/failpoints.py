@@ -6,12 +6,28 @@ point: the process writes ``POINT.reached`` and goes on when the file is removed
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-_DIRECTORY = os.environ.get("WHIMBREL_FAILPOINTS", "")
+_VARIABLE = "WHIMBREL_FAILPOINTS"
+_DIRECTORY = os.environ.get(_VARIABLE, "")
 LONGEST_S = 30.0
+
+
+@contextlib.contextmanager
+def inherited(directory: Path) -> Iterator[None]:
+    """Processes started meanwhile heed the points of that directory, whatever other labs of this process heed."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ[_VARIABLE]
+        if before is not None:
+            os.environ[_VARIABLE] = before
 
 
 def armed(point: str) -> bool:
