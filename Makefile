@@ -23,7 +23,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --timeout 400 --timeo
 
 # A few tests that failed beside others run once more alone, and the log tells which: what fails twice is wrong.
 test: setup ## the tests (ARGS="-k name" for some)
-	@$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder $(ARGS); status=$$?; \
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder $(ARGS); status=$$?; \
 	if [ $$status -eq 1 ]; then \
 		printf '\nonce more, alone: what failed beside others\n'; \
 		$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 $(ARGS); status=$$?; \
@@ -32,7 +32,7 @@ test: setup ## the tests (ARGS="-k name" for some)
 # Far longer than `make test`: by default the generators of requests make a few of each, here many.
 test-thorough: export WHIMBREL_TEST_THOROUGH := 1
 test-thorough: setup ## the same with every combination of strategy, victim and moment (half an hour)
-	@$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m 'not guest and not inside' $(ARGS)
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m 'not guest and not inside' $(ARGS)
 
 test-guest: setup ## the tests that need another kernel, in an emulated Debian guest (minutes)
 	@$(BIN)/python -m pytest -m guest tests/guest $(ARGS)

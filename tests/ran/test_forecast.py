@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from ran_walks import Forecast, go, median_error_s, row_of_stations, way_past
 
-from marks import thorough
+from marks import MANY, thorough
 from whimbrel.ran.handover import HandoverRule, State
 from whimbrel.ran.pathloss import Air, PathLoss
 from whimbrel.ran.user import UserRadio
 
-SEEDS = range(7)
+SEEDS = range(7 if MANY else 4)
 
 
 @cache
