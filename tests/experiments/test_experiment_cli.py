@@ -28,6 +28,8 @@ def test_ls_shows_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["run", "nonsense"], 1, "there is no experiment 'nonsense': choose from"),
         (["run", "fast", "--runs", "-1"], 2, "--runs"),
+        (["run", "fast", "--workload", "blank, none"], 1, "experiment fast has no workload none: give some of blank"),
+        (["run", "fast", "--strategy", "none"], 1, "experiment fast has no strategy none: give some of"),
         (["run", "fast", "--out", "/dev/null/there"], 1, "--out /dev/null/there cannot be made"),
     ],
 )

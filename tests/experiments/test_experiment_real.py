@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,12 +147,16 @@ def test_the_documents_have_the_form_of_the_design(out: Path) -> None:
     assert "Figure 7" in (out / "report.md").read_text()
 
 
-def test_what_is_done_is_not_done_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_is_not_done_again(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (out / FILE).read_bytes()
     monkeypatch.setattr("whimbrel.experiments.runner.site", None)  # a lab would be an error now
     document = run(small(), Options(out, runs=1, place=PLACE, link=LINK), Console(file=io.StringIO()))
     assert (out / FILE).read_bytes() == before
-    assert document["rows"]
+    assert {row["strategy"] for row in document["rows"]} > {"hybrid"}
+    few = Options(tmp_path / "few", runs=1, place=PLACE, link=LINK, strategies=frozenset({"hybrid"}))
+    shutil.copytree(out, few.out)
+    document = run(small(), few, Console(file=io.StringIO()))
+    assert {row["strategy"] for row in document["rows"]} == {"hybrid"}
 
 
 def test_nothing_is_left(out: Path) -> None:

@@ -38,6 +38,10 @@ def list_experiments(json: JsonOption = False) -> None:
     print_table(("experiment", "paper", "figures", "what"), rows)
 
 
+def _names(listed: str) -> frozenset[str]:
+    return frozenset(filter(None, (name.strip() for name in listed.split(","))))
+
+
 @experiments.command("run")
 def run_experiment(
     name: Annotated[str, typer.Argument(metavar="NAME", help="One of `whimbrel experiment ls`.")],
@@ -54,6 +58,8 @@ def run_experiment(
         str, typer.Option("--link", metavar="RATE", help="Rate of all links, like 1gbit, or max; default: the paper's.")
     ] = "",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Makes the random order of the runs.")] = 1,
+    workload: Annotated[str, typer.Option("--workload", metavar="NAME,…", help="Only these services.")] = "",
+    strategy: Annotated[str, typer.Option("--strategy", metavar="NAME,…", help="Only these strategies.")] = "",
 ) -> int:
     """Measure in a lab of its own and write tables, JSON and pictures; 1 when something that is wanted does not hold.
     The same command goes on with a broken run."""
@@ -65,5 +71,14 @@ def run_experiment(
     experiment = find(name)
     folder = out or Path("out", name)
     rate = Link(rate_bps=0.0 if link == "max" else parse_rate_bps(link)) if link else None
-    document = run(experiment, Options(out=folder, quick=quick, runs=runs, seed=seed, link=rate), console())
+    options = Options(
+        out=folder,
+        quick=quick,
+        runs=runs,
+        seed=seed,
+        link=rate,
+        workloads=_names(workload),
+        strategies=_names(strategy),
+    )
+    document = run(experiment, options, console())
     return int(any(promise["broken"] for promise in document["promises"]))

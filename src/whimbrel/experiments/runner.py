@@ -35,13 +35,16 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """`runs` 0 means as many as the experiment says, `link` None the rate that it says. `seed` makes the order."""
+    """`runs` 0 means as many as the experiment says, `link` None the rate that it says. `seed` makes the order. Only
+    cells of these `workloads` and `strategies`; none named: of all."""
 
     out: Path
     quick: bool = False
     runs: int = 0
     seed: int = 1
     link: Link | None = None
+    workloads: frozenset[str] = frozenset()
+    strategies: frozenset[str] = frozenset()
     place: Place = field(default_factory=Place)
 
 
@@ -68,8 +71,22 @@ def run(experiment: Experiment, options: Options, console: Console) -> dict[str,
 
 
 def _wanted(experiment: Experiment, options: Options) -> Callable[[Cell], bool]:
+    """Raises BadInput for names that the experiment does not know."""
     few = experiment.quick_workloads if options.quick else ()
-    return lambda cell: (not few or cell.name in few) and (not options.quick or experiment.quick_cells(cell))
+    workloads, strategies = options.workloads, options.strategies
+    for what, named, known in (
+        ("workload", workloads, {cell.workload for cell in experiment.cells}),
+        ("strategy", strategies, {cell.strategy for cell in experiment.cells}),
+    ):
+        if named - known:
+            strange, all_known = ", ".join(sorted(named - known)), ", ".join(sorted(known))
+            raise BadInput(f"experiment {experiment.name} has no {what} {strange}: give some of {all_known}")
+
+    def wanted(cell: Cell) -> bool:
+        chosen = (not workloads or cell.workload in workloads) and (not strategies or cell.strategy in strategies)
+        return chosen and (not few or cell.name in few) and (not options.quick or experiment.quick_cells(cell))
+
+    return wanted
 
 
 def _reduced(figure: Figure, wanted: Callable[[Cell], bool]) -> Figure:

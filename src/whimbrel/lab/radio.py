@@ -213,6 +213,7 @@ class UserLinks:
         self._hops = {name: str(router_address(place.access_subnet)) for name, place in self._places.items()}
         self._near, self._far, self._bridges = {}, {}, {}
         self._moved_on = threading.Event()
+        self._repeating: threading.Thread | None = None
         macs_here = here.run(lambda ip: {name: _index_and_mac(ip, name) for name in gateways})
         for name, node in gateways.items():
             index, mac = node.run(lambda ip: _index_and_mac(ip, user.name))
@@ -315,14 +316,19 @@ class UserLinks:
         """Services learn by which gateway the user is now."""
         mac = mac_of(self._places[name].overlay_address)
         announcer = self.gateways[name].worker(Announcer, BRIDGE, self._address, mac)
-        announcer.send()
         self.close()  # an announcement of where the user was must not come after this one
+        announcer.send()
         self._moved_on = threading.Event()
-        threading.Thread(target=_repeat, args=(announcer, self._moved_on), name="announce-user", daemon=True).start()
+        self._repeating = threading.Thread(
+            target=_repeat, args=(announcer, self._moved_on), name="announce-user", daemon=True
+        )
+        self._repeating.start()
 
     def close(self) -> None:
-        """Announce no more."""
+        """Announce no more: from the return on nothing is sent."""
         self._moved_on.set()
+        if self._repeating is not None:
+            self._repeating.join()
 
     def _open(self, name: str) -> None:
         self._set(name, netlink.NUD_PERMANENT, self._near[name].peer_mac, self._far[name].peer_mac)
