@@ -11,6 +11,7 @@ from rich.console import Console
 from whimbrel.bench import api
 
 
+@pytest.mark.thorough
 def test_a_small_run_measures_every_kind_of_request() -> None:
     text = io.StringIO()
     found = api.run(Console(file=text), rate_per_s=60, seconds=3.0, nodes=14, users=25)

@@ -25,7 +25,7 @@ from whimbrel.model.node import PathStatus
 from whimbrel.model.radio import Hears
 
 ENDLESS = "/v1/events"  # test_controller_live.py reads it
-EXAMPLES = 10 if MANY else 3
+EXAMPLES = 10 if MANY else 2
 SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -200,8 +200,12 @@ def test_the_service_follows_its_user(lab: Lab, walker: Walker, record_property:
     ("point", "victim"),
     [
         ("freeze.dump", "controller"),
-        ("freeze.restore", "source"),
-        *thorough(("rounds", "gateway"), ("rounds", "destination"), ("receive.committed", "controller")),
+        *thorough(
+            ("freeze.restore", "source"),
+            ("rounds", "gateway"),
+            ("rounds", "destination"),
+            ("receive.committed", "controller"),
+        ),
     ],
 )
 def test_whoever_is_killed_the_service_and_its_user_find_each_other(

@@ -127,7 +127,7 @@ def as_steps(changes: list[str]) -> str:
     return "\n".join(lines) + f"\nsteps({', '.join(f'step_{n}' for n in range(len(changes)))})\n"
 
 
-@pytest.mark.parametrize("rescan", [True, False], ids=["scanned after each", "only the final scan"])
+@pytest.mark.parametrize("rescan", [True, *thorough(False)], ids=["scanned after each", "only the final scan"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_change(name: str, rescan: bool) -> None:
     changes = CHANGES[name]

@@ -64,6 +64,7 @@ def writer(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> R
     return running
 
 
+@pytest.mark.thorough
 def test_a_deadline_with_room_for_two_rounds_gets_them(writer: Running) -> None:
     """All of it crosses in some 3 s, which leaves too little for as much again, yet enough for what is dirty then."""
     record = moved(writer, contents="random", deadline_ms=7000.0, bandwidth_bps=80e6)

@@ -127,6 +127,7 @@ def test_the_container_moves_and_is_dockers_own(start: Start, dockers: Dockers) 
     until(lambda: web.lab.controller.service("web").state is ServiceState.STOPPED, "docker stop is not seen")
 
 
+@pytest.mark.thorough
 def test_output_follows_and_goes_on_in_dockers_own_log(start: Start, dockers: Dockers) -> None:
     web = start("--rm", "--cgroupns", "private")
     assert web.migrate(EDGES[1]).outcome is Outcome.DONE
@@ -273,6 +274,7 @@ def test_agent_at_the_destination_killed_after_the_commit(start: Start, dockers:
     assert dockers[SOURCE].names() == []
 
 
+@pytest.mark.thorough
 def test_agent_at_the_source_killed_after_go(start: Start, dockers: Dockers) -> None:
     web = start("--restart", "always")
     count, _ = web.user.ask("count")
@@ -346,6 +348,7 @@ def test_bad_input_is_named(lab: Lab, start: Start, dockers: Dockers) -> None:
         lab.controller.adopt_service("x", "docker", "web", SOURCE)
 
 
+@pytest.mark.thorough
 def test_an_image_that_is_missing_there_is_brought_ahead(start: Start, dockers: Dockers) -> None:
     """Out of the one daemon into the other, under its name, before the freeze."""
     web, there = start(), dockers[DESTINATION]

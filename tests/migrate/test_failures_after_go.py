@@ -170,6 +170,7 @@ def test_receiving_process_killed_when_all_pages_are_there(running: Running) -> 
 
 
 # --- the link -------------------------------------------------------------------------------------------------
+@pytest.mark.thorough
 def test_link_cut_before_go_arrives(running: Running) -> None:
     """GO is lost. The source does not know that: it stays frozen until the link is back and the destination has said
     that it gave up."""

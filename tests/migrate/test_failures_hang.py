@@ -89,6 +89,7 @@ def test_a_receiving_process_that_hangs_after_the_commit(running: Running) -> No
     runs_only_at(running, SOURCE)
 
 
+@pytest.mark.thorough
 def test_a_receiving_process_that_hangs_when_all_pages_are_there(running: Running) -> None:
     """The agent ends it, and does what it had still to do."""
     count, _ = running.user.ask("count")

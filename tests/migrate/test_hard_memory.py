@@ -200,7 +200,7 @@ threading.Thread(target=overwrite, daemon=True).start()
 """
 
 
-@pytest.mark.parametrize("strategy", ["tmpfs", "diskless", *thorough("shared")])
+@pytest.mark.parametrize("strategy", ["tmpfs", *thorough("diskless", "shared")])
 def test_zero_pages_are_left_out_of_layers(lab: Lab, strategy: str) -> None:
     """Also such as were something else in an older layer; not those that hide what a file holds."""
     with serving(lab, "sparse", SPARSE + FILE) as sparse:
@@ -254,7 +254,7 @@ def test_a_large_dirty_set_crosses_beside_the_restore_and_arrives_whole(lab: Lab
             turns = now
 
 
-@pytest.mark.parametrize("essential", [False, True], ids=("foreseen", "not foreseen"))
+@pytest.mark.parametrize("essential", [False, *thorough(True)], ids=("foreseen", "not foreseen"))
 def test_memory_keeps_its_properties(lab: Lab, essential: bool) -> None:
     """And a reservation costs the freeze nothing, however large: it used to end it after ten seconds."""
     with serving(lab, "odd", f"ESSENTIAL = {essential}\n{ODD}") as odd:

@@ -138,7 +138,7 @@ def test_of_several_migrations_one_brings_it(lab: Lab, services: list[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "victim", ["the process that takes it", "the link", *thorough("the agent there", "the process that sends it")]
+    "victim", ["the link", *thorough("the process that takes it", "the agent there", "the process that sends it")]
 )
 def test_a_broken_transfer_leaves_nothing_and_can_be_repeated(lab: Lab, services: list[str], victim: str) -> None:
     lab.arm("takeimage.arrived")

@@ -75,6 +75,7 @@ def test_the_container_moves_and_is_podmans_own(pod: Running, podmans: Podmans) 
         assert "serving on port" in pod.lab.controller.logs("pod")
 
 
+@pytest.mark.thorough
 def test_before_the_commit_all_is_undone(pod: Running, podmans: Podmans) -> None:
     count, _ = pod.user.ask("count")
     pid = pod.lab.controller.service("pod").pid

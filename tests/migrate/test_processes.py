@@ -104,7 +104,7 @@ def ask(user: socket.socket) -> tuple[bool, int]:
     return good == b"1", int(turns)
 
 
-DEFAULT = ["hybrid", "post-copy"]  # of what else there is `test_strategies.py` moves one process
+DEFAULT = ["hybrid"]  # of what else there is `test_strategies.py` moves one process
 
 
 @pytest.mark.parametrize("strategy", [*DEFAULT, *thorough(*sorted(known().keys() - set(DEFAULT)))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.migrate.conftest import Running
 from tests.migrate.disturb import SOURCE, held_at, kill_agent, live_record, record_of_the_last, until
 from whimbrel.model.migration import MigrationRecord, Outcome
@@ -25,6 +27,7 @@ def test_controller_restarted_during_a_migration(running: Running) -> None:
     assert is_complete(record)
 
 
+@pytest.mark.thorough
 def test_controller_away_until_the_agent_was_restarted_too(running: Running) -> None:
     lab = running.lab
     with held_at(running, "rounds"):

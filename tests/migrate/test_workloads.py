@@ -30,7 +30,7 @@ SMALL = {
 @pytest.mark.real
 @pytest.mark.parametrize(
     "name",
-    ["blank", "memory", "redis", "simple", "video-short", "videoapp-short", *thorough("objects", "face", "redis-aof")],
+    ["blank", "redis", "simple", "video-short", *thorough("face", "memory", "objects", "redis-aof", "videoapp-short")],
 )
 def test_a_workload_moves_and_its_client_finds_nothing_missing(lab: Lab, name: str) -> None:
     folder = VARIANTS / name if (VARIANTS / name).is_dir() else CATALOGUE / name

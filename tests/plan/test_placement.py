@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from marks import MANY
 from plan import small_regions as small
 from whimbrel.model.edge import Amounts, Observation, User
 from whimbrel.model.errors import BadInput, StepFailed
@@ -29,7 +30,7 @@ from whimbrel.solvers.timed import within
 
 PLAIN = Policy(horizon_s=10, deadband=0, hysteresis_db=0)
 ORCHESTRATED = planner_of("orchestrated")
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=60 if MANY else 25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @few

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from ran_walks import Forecast, go, median_error_s, row_of_stations, way_past
 
-from marks import MANY, thorough
+from marks import thorough
 from whimbrel.ran.handover import HandoverRule, State
 from whimbrel.ran.pathloss import Air, PathLoss
 from whimbrel.ran.user import UserRadio
 
-SEEDS = range(7 if MANY else 4)
+SEEDS = range(7)
 
 
 @cache
@@ -29,8 +29,10 @@ def walks(speed_m_per_s: float, known: bool) -> tuple[Forecast, ...]:
 @pytest.mark.parametrize(
     ("speed", "known", "from_s", "to_s", "at_most_s"),
     [
-        (1.0, True, 0, 2, 2.0), (1.0, True, 2, 10, 4.5), (1.0, True, 10, 60, 6.0),
-        *thorough((1.0, False, 0, 2, 2.0), (1.0, False, 2, 10, 4.5)),
+        *thorough(
+            (1.0, True, 0, 2, 2.0), (1.0, True, 2, 10, 4.5), (1.0, True, 10, 60, 6.0),
+            (1.0, False, 0, 2, 2.0), (1.0, False, 2, 10, 4.5),
+        ),
         (10.0, True, 0, 2, 1.0), (10.0, True, 2, 10, 1.5),
         (10.0, False, 0, 2, 1.0), (10.0, False, 2, 10, 2.5),
     ],
@@ -47,7 +49,7 @@ def test_who_knows_the_way_is_closer_to_the_truth() -> None:
     assert by_path < by_slope
 
 
-@pytest.mark.parametrize(("speed", "known"), [(1.0, True), (10.0, True), (10.0, False), *thorough((1.0, False))])
+@pytest.mark.parametrize(("speed", "known"), [(10.0, True), (10.0, False), *thorough((1.0, True), (1.0, False))])
 def test_the_target_is_right_and_the_truth_mostly_lies_where_it_is_said_to(speed: float, known: bool) -> None:
     """Early and late have eight of ten cases between them."""
     made = [each for each in walks(speed, known) if 1 <= each.lead_s < 20]

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from fakes import FakeRegion
 from live_controller import LiveController, asking
+from marks import thorough
 from tests.web.browser import LAPTOP, PHONE, Tab, dashboard_of, until
 from tests.web.test_page_parts import record, region, show
 
@@ -109,7 +110,7 @@ def test_an_arcs_name_that_finds_no_room_is_hidden(tab: Tab, address: str) -> No
     assert spots[1] is not None, "a base station's name may be covered"
 
 
-@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
+@pytest.mark.parametrize("size", [PHONE, *thorough(LAPTOP)], ids=["phone", "laptop"])
 def test_the_names_of_arcs_lie_apart_and_nothing_is_under_the_search_box(
     chromium: Browser, address: str, size: dict[str, int]
 ) -> None:

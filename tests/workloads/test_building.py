@@ -80,6 +80,7 @@ def test_a_build_that_fails_leaves_the_image_that_was_there(cache: Path) -> None
     assert not list((cache / "stages").glob(".new-*"))
 
 
+@pytest.mark.thorough
 def test_a_package_that_does_not_exist_is_one_line(cache: Path) -> None:
     blank = find("blank")
     layer = msgspec.structs.replace(blank.layers[0], apt=("no-such-package-anywhere",))

@@ -30,7 +30,7 @@ APIS = {
     "mec012-rnis-v2.2.1": "/rni/v2",
     "mec013-location-v2.2.1": "/location/v2",
 }
-EXAMPLES = 12 if MANY else 4
+EXAMPLES = 12 if MANY else 2
 PHASES = "examples,coverage,fuzzing" if MANY else "examples,fuzzing"
 NOBODY = "http://127.0.0.1:9/notify"
 
