@@ -16,14 +16,14 @@ setup: ## tools, CRIU and the Python environment (needs root; quick when all is 
 demo: setup ## a running container follows its walking user over three edge nodes while they talk
 	@$(BIN)/whimbrel demo
 
-# Three files at a time, on two processors: each waits much of its time. What waits for ever ends its worker, which is
+# Four files at a time, on two processors: each waits much of its time. What waits for ever ends its worker, which is
 # replaced; who waits for a dead file system hears no signal, so a thread does it. What pytest makes of the tests is
 # kept: it would take each worker seconds every time.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --timeout 400 --timeout-method thread
 
 # A few tests that failed beside others run once more alone, and the log tells which: what fails twice is wrong.
 test: setup ## the tests (ARGS="-k name" for some)
-	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder $(ARGS); status=$$?; \
+	@$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder $(ARGS); status=$$?; \
 	if [ $$status -eq 1 ]; then \
 		printf '\nonce more, alone: what failed beside others\n'; \
 		$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 $(ARGS); status=$$?; \
@@ -32,7 +32,7 @@ test: setup ## the tests (ARGS="-k name" for some)
 # Far longer than `make test`: by default the generators of requests make a few of each, here many.
 test-thorough: export WHIMBREL_TEST_THOROUGH := 1
 test-thorough: setup ## the same with every combination of strategy, victim and moment (half an hour)
-	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m 'not guest and not inside' $(ARGS)
+	@$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m 'not guest and not inside' $(ARGS)
 
 test-guest: setup ## the tests that need another kernel, in an emulated Debian guest (minutes)
 	@$(BIN)/python -m pytest -m guest tests/guest $(ARGS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +22,10 @@ from tests.migrate.disturb import (
     destination_is_clean,
     disturb,
     held_at,
+    is_alive,
     is_frozen,
     journal_step,
     kill_agent,
-    kill_all,
     record_of_the_last,
     source_is_whole,
     until,
@@ -132,8 +134,11 @@ def stuck(pids: list[int]) -> Iterator[None]:
         group.freeze()
         yield
     finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # somebody else's SIGKILL may have ended it already
+                os.kill(pid, signal.SIGKILL)
         group.thaw()
-        kill_all(pids)
+        until(lambda: not any(is_alive(pid) for pid in pids), "what was killed ends")
         group.remove()
 
 

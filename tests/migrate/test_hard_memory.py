@@ -52,20 +52,21 @@ def churn():
                 area[at] = copy[at] = turns[0] % 251
         time.sleep(0.0005)
 """
-# Every page is rewritten all the time, with what only its number and the turn can tell.
+# Every page is rewritten all the time, with noise that begins elsewhere each time.
 BUSY = f"""
 import mmap, os, random, socket, threading, time
 size = {BUSY_MB} << 20
 area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-copy = bytearray(size)
+copy, noise = bytearray(size), os.urandom(2 << 20)
 rng, lock, turns = random.Random(5), threading.Lock(), [0]
 def churn():
     while True:
         with lock:
             turns[0] += 1
             at = rng.randrange({BUSY_MB}) << 20
-            area[at : at + (1 << 20)] = copy[at : at + (1 << 20)] = os.urandom(1 << 20)
-        time.sleep(0.001)
+            begin = rng.randrange(1 << 20)  # new noise each time would keep a processor to itself
+            area[at : at + (1 << 20)] = copy[at : at + (1 << 20)] = noise[begin : begin + (1 << 20)]
+        time.sleep(0.002)
 """
 # Memory with properties: a reservation of a terabyte of which little is filled, a guard region, pages that stay out of
 # core dumps, and (if wanted) such as no child inherits, which nobody foresees without smaps. It looks itself.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect
 
+from marks import MANY
 from tests.web.browser import Tab, launched, until
 from tests.web.conftest import EDGES, Lab
 from whimbrel.model.migration import Outcome
@@ -68,7 +69,7 @@ def watched_s(page: Page) -> float:
     return float(session(page)["watched_s"])
 
 
-def test_a_viewer_notices_nothing_of_three_moves(lab: Lab, film: str, there: Browser, tab: Tab) -> None:
+def test_a_viewer_notices_nothing_of_moves(lab: Lab, film: str, there: Browser, tab: Tab) -> None:
     """`tab` is the dashboard beside it."""
     viewer = Tab(there)
     page = viewer.page
@@ -87,7 +88,8 @@ def test_a_viewer_notices_nothing_of_three_moves(lab: Lab, film: str, there: Bro
         page.evaluate(WATCHER)
         cookie = page.context.cookies()[0]["value"]
         begun, loads = session(page), page.evaluate("performance.timeOrigin")
-        for edge in (EDGES[1], EDGES[2], EDGES[0]):
+        way = (EDGES[1], EDGES[2], EDGES[0]) if MANY else (EDGES[1], EDGES[0])
+        for edge in way:
             before = page.evaluate("document.getElementById('film').currentTime")
             watched_before = watched_s(page)
             record = lab.controller.migrate("film", edge)
@@ -106,9 +108,9 @@ def test_a_viewer_notices_nothing_of_three_moves(lab: Lab, film: str, there: Bro
         assert (seen["errors"], page.evaluate("performance.timeOrigin")) == (0, loads), "no error, no reload"
         assert now["user"] == "ann"
         assert page.context.cookies()[0]["value"] == cookie
-        assert float(now["watched_s"]) > float(begun["watched_s"]) + 3
+        assert float(now["watched_s"]) > float(begun["watched_s"]) + len(way)
         assert float(now["session_age_s"]) > float(begun["session_age_s"]), "the same session, not a new one"
-        assert lab.controller.service("film").migrations == 3
+        assert lab.controller.service("film").migrations == len(way)
         assert viewer.errors == []
         page.reload()  # now a viewer reloads: it goes on where it was
         expect(page.locator("#user")).to_have_text("ann")
