@@ -50,9 +50,11 @@ class Copies:
         short."""
         if self._store is None:
             return
-        news = coded.codings != Coding.SAME
         own = before.slots > ZERO_SLOT
-        before.copies[before.slots[news & own]] = words[news & own]
+        if own.all():  # what is as it was is written, too: to leave it out would be a copy of all others
+            before.copies[before.slots] = words
+        else:
+            before.copies[before.slots[own]] = words[own]
         zero = coded.codings == Coding.ZERO
         slots = before.slots.copy()
         slots[zero & (slots == UNKNOWN)] = ZERO_SLOT
@@ -61,7 +63,7 @@ class Copies:
         if count:
             try:
                 with self._store.room_for(count) as window:
-                    np.frombuffer(window, np.uint64).reshape(count, -1)[:] = words[fresh]
+                    np.frombuffer(window, np.uint64).reshape(count, -1)[:] = words if fresh.all() else words[fresh]
             except StepFailed:
                 self.give_up()
                 return

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np  # type: ignore[import-not-found,unused-ignore]
 from PIL import Image, ImageOps  # type: ignore[import-not-found,unused-ignore]
 
-MODELS = ("shape_predictor_5_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat")
+MODELS = ("shape_predictor_68_face_landmarks.dat", "dlib_face_recognition_resnet_model_v1.dat")
 SIDE = 320  # pixels of each picture, both ways
 LONGER_SIDE = 800  # pixels of a photograph before its face is cut out
 # photograph -> whose face, its middle, and its width, all in pixels of the reduced photograph

@@ -1,5 +1,6 @@
-"""Face recognition as a service, in the place of *Openface* in paper `coordinated` (V-A): finds faces, describes each
-by 128 numbers, and names the nearest of the faces that the session has enrolled. Runs inside the container.
+"""Face recognition as a service, in the place of *Openface* in paper `coordinated` (V-A): finds faces, upright by 68
+landmarks as Openface does, describes each by 128 numbers, and names the nearest of the faces that the session has
+enrolled. Runs inside the container.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Faces:
 
     def __init__(self) -> None:
         self.find = dlib.get_frontal_face_detector()
-        self.landmarks = dlib.shape_predictor(MODELS + "shape_predictor_5_face_landmarks.dat")
+        self.landmarks = dlib.shape_predictor(MODELS + "shape_predictor_68_face_landmarks.dat")
         self.describe = dlib.face_recognition_model_v1(MODELS + "dlib_face_recognition_resnet_model_v1.dat")
 
     def described(self, picture: Any) -> list[tuple[Any, Any]]:
