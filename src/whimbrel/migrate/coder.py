@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -65,6 +66,11 @@ class Coder:
             self._copies.drop()
         else:
             self._copies.begin(size_bytes)
+
+    def hurry(self) -> None:
+        """The service stands still: from now on nothing is tried to learn from it."""
+        packing = self._choice.pack or self._choice.trial_looks > self._watch.link.looks
+        self._choice = Choice(pack=packing, next_trial_s=math.inf)
 
     def batch_bytes(self) -> int:
         """Small while the link is unknown or raw is tried, and where few pages cross: no batch is sent before it is

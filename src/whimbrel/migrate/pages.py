@@ -89,6 +89,10 @@ class PageSender:
             carried += carried_of(batch.coded)
         return carried + Carried(sent_bytes=self._channel.sent_bytes - before, remark=self._coder.remark)
 
+    def hurry(self) -> None:
+        """From now on the service waits for what is sent."""
+        self._coder.hurry()
+
     def crosses_in(self, seconds: float) -> float:
         """Bytes on the wire that the link carries in so long; infinite while it is not known."""
         return self._watch.link.bytes_per_s * seconds or math.inf

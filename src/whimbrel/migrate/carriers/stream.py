@@ -76,6 +76,7 @@ class StreamCarrier:
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
         """Re-armed, so that `last` finds only what CRIU's own work in the processes touched."""
+        self._sender.hurry()
         self._vdso = vdso_of(self._root_pid)  # the tree stands still: what is found now need not be looked for later
         if not self._early or self._behind:
             return Carried()
