@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from whimbrel.agent.place import Place
 from whimbrel.agent.service_calls import ServiceCalls
 from whimbrel.agent.services import ServiceHost
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
-from whimbrel.model.service import ServiceSpec, ServiceState
+from whimbrel.model.service import ServiceSpec, ServiceState, ServiceStatus
 from whimbrel.network.port import ServicePort
 from whimbrel.runtime.logger import pack_logs
 from whimbrel.runtime.runc import Runc
@@ -180,6 +181,30 @@ def test_caller_that_leaves_half_way_leaves_nothing(node: ServiceNode, after_s: 
         (result,) = await asyncio.gather(starting, return_exceptions=True)
         if not isinstance(result, asyncio.CancelledError):
             await host.remove("svc")
+        assert host.names() == []
+
+    node.run(story)
+    node.assert_clean()
+
+
+def test_caller_that_leaves_while_all_is_looked_at_leaves_nothing(
+    node: ServiceNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe, looking = ServiceHost._observe, threading.Event()
+
+    def slowly(host: ServiceHost, status: ServiceStatus) -> ServiceStatus:
+        looking.set()
+        time.sleep(0.2)
+        return observe(host, status)
+
+    async def story(host: ServiceHost) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(ServiceHost, "_observe", slowly)
+            starting = asyncio.create_task(host.run(node.spec()))
+            assert await asyncio.to_thread(looking.wait, 20)
+            starting.cancel()
+            (result,) = await asyncio.gather(starting, return_exceptions=True)
+        assert isinstance(result, asyncio.CancelledError)
         assert host.names() == []
 
     node.run(story)

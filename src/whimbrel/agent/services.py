@@ -184,12 +184,13 @@ class ServiceHost:
                 image = await in_thread(self.images.ensure, spec.image)
                 async with contextlib.AsyncExitStack() as undo:
                     undo.push_async_callback(self.discard, spec.name)
-                    status = await self._start(spec, image, storage)
-                    undo.pop_all()
+                    begun = await self._start(spec, image, storage)
+                    status = await in_thread(self._observe, begun)
+                    undo.pop_all()  # from here on nothing is awaited: a caller who leaves has its service, or nothing
         finally:
             del self._starting[spec.name]
         log.info("service runs", service=spec.name, pid=status.pid)
-        return await in_thread(self._observe, status)
+        return status
 
     async def _start(self, spec: ServiceSpec, image: Image, storage: str) -> ServiceStatus:
         place = self.place(spec.name)
