@@ -100,6 +100,11 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
             print(f"{name.ljust(width)}  {value}")
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """What an option like ``--workload NAME,…`` names."""
+    return tuple(name.strip() for name in text.split(","))
+
+
 def note(text: str) -> None:
     """One line that is not the answer: to standard error."""
     print(f"whimbrel: {text}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from whimbrel.cli.common import JsonOption, console, print_json, print_table
+from whimbrel.cli.common import JsonOption, console, listed, print_json, print_table
 
 experiments = typer.Typer(help="The papers' tables and figures, ours beside theirs.")
 
@@ -36,10 +36,6 @@ def list_experiments(json: JsonOption = False) -> None:
         return
     rows = [(str(each["name"]), str(each["paper"]), ", ".join(each["figures"]), str(each["summary"])) for each in found]  # type: ignore[arg-type]
     print_table(("experiment", "paper", "figures", "what"), rows)
-
-
-def _names(listed: str) -> frozenset[str]:
-    return frozenset(filter(None, (name.strip() for name in listed.split(","))))
 
 
 @experiments.command("run")
@@ -77,8 +73,8 @@ def run_experiment(
         runs=runs,
         seed=seed,
         link=rate,
-        workloads=_names(workload),
-        strategies=_names(strategy),
+        workloads=frozenset(listed(workload) if workload else ()),
+        strategies=frozenset(listed(strategy) if strategy else ()),
     )
     document = run(experiment, options, console())
     return int(any(promise["broken"] for promise in document["promises"]))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from whimbrel.cli.common import JsonOption, StrategyOption, console, print_json, print_table
+from whimbrel.cli.common import JsonOption, StrategyOption, console, listed, print_json, print_table
 from whimbrel.plan.strategies import DEFAULT
 
 labs = typer.Typer(help="Emulated sites on this host.")
@@ -250,7 +250,7 @@ def bench(
     elif name == "recovery":
         from whimbrel.bench import recovery
 
-        result = recovery.run(console(), moments=moments.split(",") if moments else recovery.MOMENTS)
+        result = recovery.run(console(), moments=listed(moments) if moments else recovery.MOMENTS)
     else:
         raise BadInput(
             f"there is no benchmark {name!r}: choose downtime, faults, pages, files, codecs, link, plan, api, "
@@ -266,13 +266,13 @@ def _downtime(workloads: str, migrations: int, sizes: str, strategies: str, base
     from whimbrel.model.errors import BadInput
 
     try:
-        sizes_mb = tuple(int(size) for size in sizes.split(","))
+        sizes_mb = tuple(int(size) for size in listed(sizes))
     except ValueError as error:
         raise BadInput(f"--sizes {sizes!r} is not a list of numbers of MB: write it like 20,200,1024") from error
     options = downtime.Options(
-        workload_names=tuple(workloads.split(",")),
+        workload_names=listed(workloads),
         sizes_mb=sizes_mb,
-        strategies=tuple(strategies.split(",")),
+        strategies=listed(strategies),
         migrations=migrations,
         baseline=baseline,
     )

@@ -142,6 +142,7 @@ class Encoder:
         if not known.any():
             return
         differences = self._differences[: len(words)]
+        # "clip": with an `out`, numpy would else take into a buffer of its own first (here and below)
         np.take(before.copies, np.where(known, before.slots, 0), axis=0, out=differences, mode="clip")
         np.bitwise_xor(differences, words, out=differences)
         # One word in eight says how much changed, and that something did; whether nothing did, all must say.
