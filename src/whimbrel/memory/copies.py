@@ -14,8 +14,8 @@ SPARE = 1.1
 class Copies:
     """One copy of each page, replaced when it crosses again. For one thread.
 
-    Either every page that crosses is told to `keep`, or the copies are given up: one that is out of date would make a
-    wrong difference.
+    Every page that crosses is told to `keep` or to `forget`, or the copies are given up: one that is out of date would
+    make a wrong difference.
     """
 
     def __init__(self) -> None:
@@ -71,6 +71,11 @@ class Copies:
             self._store.take(count)
         changed = slots != before.slots
         self._store.of(ns_pid).note(pages[changed], slots[changed])
+
+    def forget(self, ns_pid: int, pages: Pages) -> None:
+        """`pages` cross, and no copies of them are kept: the old ones' room is lost."""
+        if self._store is not None:
+            self._store.of(ns_pid).note(pages, np.full(len(pages), UNKNOWN, np.int64))
 
     def drop(self) -> None:
         """Free what is kept; `begin` may start anew."""

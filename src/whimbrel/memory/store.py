@@ -56,14 +56,16 @@ class ProcessIndex:
     pages: Pages = field(default_factory=lambda: np.empty(0, np.uint64))
     slots: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     _arrived: list[tuple[Pages, npt.NDArray[np.int64]]] = field(default_factory=list)
+    _highest_arrived: int = -1
 
     def note(self, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
         """The newest copies of `pages` lie in `slots` from now on."""
         if len(pages):
             self._arrived.append((pages, slots))
+            self._highest_arrived = max(self._highest_arrived, int(pages[-1]))
 
     def merge(self) -> None:
-        """Take in what was noted, in the order of arrival. Call before any look-up."""
+        """Take in what was noted, in the order of arrival. Call before any look-up but `find`."""
         while self._arrived:
             count = 1  # as many frames as ascend together
             while count < len(self._arrived) and self._arrived[count][0][0] > self._arrived[count - 1][0][-1]:
@@ -73,6 +75,7 @@ class ProcessIndex:
                 np.concatenate([pages for pages, _ in frames]),
                 np.concatenate([slots for _, slots in frames]),
             )
+        self._highest_arrived = -1
 
     def _update(self, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
         if len(self.pages) == 0:
@@ -93,9 +96,9 @@ class ProcessIndex:
         return at, known
 
     def find(self, pages: Pages) -> npt.NDArray[np.int64]:
-        """The slots of the newest copies of the ascending pages, `UNKNOWN` where there is none; takes in first what
-        was noted."""
-        self.merge()
+        """The slots of the newest copies of the ascending pages, `UNKNOWN` where there is none."""
+        if len(pages) and int(pages[0]) <= self._highest_arrived:
+            self.merge()  # only then: for every batch of a first pass over 2 GB, it took half of the time
         at, known = self._locate(pages)
         slots = np.full(len(pages), UNKNOWN, np.int64)
         slots[known] = self.slots[at[known]]

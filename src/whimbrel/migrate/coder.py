@@ -18,6 +18,8 @@ from whimbrel.plan.codec_choice import Choice, Costs, Packing, blend, choose, ke
 from whimbrel.plan.strategies import Codec
 
 FIRST_BATCH_BYTES = 1 << 18
+TRIAL_BATCH_S = 0.01
+"""A batch with which raw is tried is what the link is thought to carry in so long."""
 SAMPLE_PAGES = 16
 SAMPLE_SHARE = 0.01
 FEW_BYTES = 4 << 20
@@ -69,19 +71,23 @@ class Coder:
 
     def hurry(self) -> None:
         """The service stands still: from now on nothing is tried to learn from it."""
-        packing = self._choice.pack or self._choice.trial_looks > self._watch.link.looks
-        self._choice = Choice(pack=packing, next_trial_s=math.inf)
+        self._choice = Choice(pack=self._choice.pack or self._tries_raw, next_trial_s=math.inf)
 
     def batch_bytes(self) -> int:
         """Small while the link is unknown or raw is tried, and where few pages cross: no batch is sent before it is
         coded."""
         link = self._watch.link
-        if link.at_least_bytes_per_s <= 0 or self._choice.trial_looks > link.looks:
-            return FIRST_BATCH_BYTES
-        if self._codec is Codec.AUTO and trial_is_due(link, self._choice, time.monotonic()):
-            return FIRST_BATCH_BYTES
+        if self._watch.probe_bytes:
+            return self._watch.probe_bytes
+        if self._tries_raw or (self._codec is Codec.AUTO and trial_is_due(link, self._choice, time.monotonic())):
+            least_bytes = int(link.bytes_per_s * TRIAL_BATCH_S) // PAGE_BYTES * PAGE_BYTES
+            return max(FIRST_BATCH_BYTES, min(BATCH_BYTES, least_bytes))
         eighth = self._size_bytes // 8 // PAGE_BYTES * PAGE_BYTES
         return max(FIRST_BATCH_BYTES, min(BATCH_BYTES, eighth))
+
+    @property
+    def _tries_raw(self) -> bool:
+        return self._choice.trial_looks > self._watch.link.looks
 
     def __call__(self, pages: Pages) -> CodedPages:
         size_bytes = len(pages.contents)
@@ -130,6 +136,9 @@ class Coder:
         if not self._choice.pack and not self._copies.kept:
             return self._encoder.plain(pages.ranges, pages.contents)
         numbers = pages_of(pages.ranges)
+        if self._tries_raw:  # to keep copies takes longer than a fast link does: it would look like a slow one
+            self._copies.forget(pages.ns_pid, numbers)
+            return self._encoder.plain(pages.ranges, pages.contents)
         before = self._copies.before(pages.ns_pid, numbers)
         if self._choice.pack:
             start_s = time.monotonic()

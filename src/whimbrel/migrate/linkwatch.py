@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
-from whimbrel.plan.codec_choice import Link
+from whimbrel.memory.batches import BATCH_BYTES
+from whimbrel.plan.codec_choice import PEAK_BYTES, Link
 
 # tcpi_rtt, tcpi_bytes_acked, tcpi_notsent_bytes and tcpi_min_rtt of struct tcp_info, linux/tcp.h (Linux 4.6). Its busy
 # time would be worth more than ours, but is counted in jiffies.
 _INFO = struct.Struct("<68xI48xQ16xII")
-_PROBE_BYTES, _PROBE_S, _PROBE_STEP_S = 1 << 17, 0.01, 0.0002
+_PROBE_BYTES, _PROBE_S, _PROBE_STEP_S = 1 << 18, 0.01, 0.0002
+_PROBE_GROWTH, _PROBE_LEAST_SHARE = 4, 0.25
+_PROBE_CERTAIN_S = 0.005  # whoever waits wakes up to 1.5 ms late: what took less is lost in that
 _LOOK_S = 0.02
 _LOOK_BYTES = 16 << 20
 _BACKLOG_BYTES = 1 << 17
@@ -37,8 +40,9 @@ class LinkWatch:
     """Over stretches of some 20 ms, and a round trip at least, because acknowledgements come in bursts: how much the
     other side acknowledged, and whether everything waited for the link.
 
-    The first batch is watched until it has arrived, for 10 ms at most, because a connection takes megabytes before it
-    lets anybody wait. A connection that is no TCP is never known.
+    The first batches are watched until each has arrived, for 10 ms at most, because a connection takes megabytes before
+    it lets anybody wait. They grow until one took long enough, or was large enough, to tell. A connection that is no
+    TCP is never known.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -47,7 +51,13 @@ class LinkWatch:
         self._begun_s = 0.0
         self._waited_s = self._held_back_s = 0.0
         self._packed = False
+        self._probe_bytes = _PROBE_BYTES
         self.link = Link()
+
+    @property
+    def probe_bytes(self) -> int:
+        """How large the next batch should be for the link to show what it carries; 0 when it has."""
+        return self._probe_bytes
 
     def limit(self, bytes_per_s: float) -> None:
         self.link = replace(self.link, limit_bytes_per_s=bytes_per_s)
@@ -66,7 +76,7 @@ class LinkWatch:
     @contextmanager
     def sending(self, *, packed: bool) -> Iterator[None]:
         """Around handing one batch to the connection. A look is at packed or at raw batches, never at both."""
-        if packed != self._packed:
+        if packed != self._packed or self._probe_bytes:
             self._packed = packed
             self.begin()
         start_s, worked_s = time.monotonic(), time.thread_time()
@@ -74,7 +84,7 @@ class LinkWatch:
         now_s = time.monotonic()
         # what is left is waiting: copying the bytes into the kernel is work
         self._waited_s += now_s - start_s - (time.thread_time() - worked_s)
-        if self.link.looks == 0:
+        if self._probe_bytes:
             self._probe()
             return
         seen = self._figures()
@@ -91,11 +101,14 @@ class LinkWatch:
     def _probe(self) -> None:
         """Wait until all has arrived; the sender did nothing but wait for the link."""
         size = unacked(self._sock) + self._figures().acked_bytes - self._acked_before
-        if size < _PROBE_BYTES:
-            return
-        while unacked(self._sock) and time.monotonic() - self._begun_s < _PROBE_S:
-            time.sleep(_PROBE_STEP_S)
-        self._look(self._figures().acked_bytes, waited=time.monotonic() - self._begun_s > 2 * _PROBE_STEP_S)
+        told = self._probe_bytes >= BATCH_BYTES
+        if size >= _PROBE_LEAST_SHARE * self._probe_bytes:  # else zero pages, or packed ones
+            while unacked(self._sock) and time.monotonic() - self._begun_s < _PROBE_S:
+                time.sleep(_PROBE_STEP_S)
+            shown = size >= PEAK_BYTES or time.monotonic() - self._begun_s >= _PROBE_CERTAIN_S
+            self._look(self._figures().acked_bytes, waited=shown)
+            told = told or shown
+        self._probe_bytes = 0 if told else min(self._probe_bytes * _PROBE_GROWTH, BATCH_BYTES)
 
     def _look(self, acked: int, *, waited: bool) -> None:
         took_s = time.monotonic() - self._begun_s
