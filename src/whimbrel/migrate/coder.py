@@ -20,7 +20,8 @@ from whimbrel.plan.strategies import Codec
 FIRST_BATCH_BYTES = 1 << 18
 TRIAL_BATCH_S = 0.01
 """A batch with which raw is tried is what the link is thought to carry in so long."""
-SAMPLE_PAGES = 16
+SAMPLE_PAGES = 128
+"""Of fewer, cold caches and what each call costs are most of the time that packing seems to take."""
 SAMPLE_SHARE = 0.01
 FEW_BYTES = 4 << 20
 NO_COPIES = "no XOR: too little free memory at the source for copies of the pages"
