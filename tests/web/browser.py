@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Playwright
+from playwright.sync_api import Browser, Page, Playwright, expect
 
 from live_controller import LiveController
 
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 START_S = 30
 WAIT_S = 30
+expect.set_options(timeout=WAIT_S * 1e3)  # a service is started beside all other tests
 
 
 def program() -> str:

@@ -9,6 +9,7 @@ any more. What the destination must remember is in `words`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -48,5 +49,10 @@ class Journal:
         (self._directory / f"{migration}.{side}.json").unlink(missing_ok=True)
 
     def entries(self) -> list[Entry]:
-        """What was under way when the agent stopped; a torn file is impossible, an unreadable one is an error."""
-        return [msgspec.json.decode(path.read_bytes(), type=Entry) for path in sorted(self._directory.glob("*.json"))]
+        """What was under way when the agent stopped; a torn file is impossible, an unreadable one is an error. What is
+        cleared by its agent while somebody else looks is no entry."""
+        found = []
+        for path in sorted(self._directory.glob("*.json")):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=Entry))
+        return found

@@ -163,7 +163,7 @@ def decode(body: bytes) -> Any:
     """The picture as an array, height x width x 3 bytes. ValueError when it is none."""
     try:
         with Image.open(io.BytesIO(body)) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except OSError as error:
         raise ValueError(f"not a picture: {error}") from error
 
