@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whimbrel.memory.lazy import LazyServer, address_of
+from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, LazySpace
+from whimbrel.memory.reserve import address_of
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.model.errors import StepFailed

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whimbrel.memory.lazy import LazyServer, address_of
+from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
+from whimbrel.memory.reserve import address_of
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 

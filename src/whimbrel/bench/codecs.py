@@ -107,7 +107,7 @@ def _receive(namespace: str, host: str, image_path: str, pipe: Connection) -> No
     image = Image.load(Path(image_path))
     # as in a migration, the store has its memory before the first page comes
     store = PageStore(len(image.first) + len(image.changed))
-    store.touched()
+    store.wait_touched()
     with socket.create_server((host, 0)) as listener:
         pipe.send(listener.getsockname()[1])
         conn, _ = listener.accept()

@@ -28,8 +28,9 @@ from rich.console import Console
 from whimbrel.bench import table
 from whimbrel.bench.report import machine, spread
 from whimbrel.client.outage import median
-from whimbrel.memory.lazy import LazyServer, address_of
+from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
+from whimbrel.memory.reserve import address_of
 from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import Supply
 from whimbrel.migrate.receive import SWITCH_S
@@ -123,7 +124,7 @@ def _server(talk: socket.socket, pages: int) -> tuple[LazyServer, PageStore]:
     store.take(pages)
     supply = Supply(np.arange(first, first + pages, dtype=np.uint64), np.arange(1, pages + 1))
     server = LazyServer()
-    server.add(LazySpace(fds[0], supply, address_of(memoryview(store.map))))
+    server.add(LazySpace(fds[0], supply, address_of(memoryview(store.map)), store.give_back))
     server.start()
     return server, store
 

@@ -9,7 +9,6 @@ one step.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import struct
@@ -268,8 +267,3 @@ class LazyServer:
         for space in lacking:
             if space.supply.lost:
                 raise StepFailed(f"{space.supply.missing()} pages of the service never came")
-
-
-def address_of(buffer: memoryview) -> int:
-    """The address of a writable buffer in this process."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

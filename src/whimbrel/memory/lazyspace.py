@@ -13,6 +13,7 @@ import errno
 import fcntl
 import struct
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +24,11 @@ from whimbrel.model.units import PAGE_BYTES
 _COPY, _ZEROPAGE, _WAKE = 0xC028AA03, 0xC020AA04, 0x8010AA02
 _COPY_ARGUMENTS, _COPIED = struct.Struct("<QQQQq"), struct.Struct("<q")
 GONE = -2
-"""Instead of a slot: given back or unmapped by the program, it reads as zeros."""
+"""Instead of a slot: given back or unmapped by the program, or placed and not kept; if it is not there, it reads as
+zeros."""
+GIVEN_BACK_PAGES = 32
+"""So many placed at once are not kept in the store: the kernel places the next ones in their memory, which the
+processor's cache still holds."""
 AROUND_PAGES = 4
 """What a fault brings at once, aligned: each page makes it longer by 1 us."""
 FOLLOW_PAGES = 512
@@ -44,10 +49,13 @@ class LazySpace:
     Until the memory is `laid_out`, a copy may be refused because the mapping is still to come; later it has gone.
     """
 
-    def __init__(self, uffd: int, supply: Supply, store_address: int) -> None:
+    def __init__(
+        self, uffd: int, supply: Supply, store_address: int, give_back: Callable[[int, int], None] | None = None
+    ) -> None:
         self.uffd = uffd
         self.supply = supply
         self._store = store_address
+        self._give_back = give_back
         self._waiting: set[int] = set()
         self._hot: deque[tuple[int, int, int]] = deque()
         self._warm: deque[tuple[int, int, int]] = deque()
@@ -122,8 +130,12 @@ class LazySpace:
 
     def _place(self, at: int, count: int) -> int:
         """Place `count` pages that lie together; returns how many are done with."""
-        done = self._copy(int(self._pages[at]), int(self._slots[at]), count)
+        slot = int(self._slots[at])
+        done = self._copy(int(self._pages[at]), slot, count)
         self._settled[at : at + done] = b"\1" * done
+        if self._give_back is not None and done >= GIVEN_BACK_PAGES:
+            self._give_back(slot, done)
+            self._slots[at : at + done] = GONE
         return done
 
     def alive(self) -> bool:
@@ -313,7 +325,10 @@ class LazySpace:
         self._settled[low:high] = b"\1" * (high - low)
 
     def forked(self, uffd: int) -> LazySpace:
-        """A child lacks what its parent lacks. What the parent has already is tried again: better twice than never."""
+        """A child lacks what its parent lacks, so that the store must keep it from now on. What the parent has already
+        is tried again if it was kept: better twice than never. (What was not the child has: from a fork on until its
+        event is read the kernel refuses all copies.)"""
+        self._give_back = None
         child = LazySpace(uffd, self.supply, self._store)
         child.laid_out = self.laid_out
         child._lay_out(self._pages, self._of, self._slots.copy())

@@ -8,7 +8,6 @@ holds zeros, for all pages that do.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from whimbrel.memory.reserve import address_of, give_back, populate
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
 
@@ -28,7 +28,6 @@ UNKNOWN = -1
 TOUCH_PAGES = 1 << 12
 LIST_PAGES = 1 << 20
 RESERVE_BYTES = 128 << 20
-_POPULATE_WRITE = 23  # Linux 5.14
 _MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
 
 
@@ -145,33 +144,42 @@ class PageStore:
     receiving. No huge pages: clearing them was measured eight times slower than small ones (0.4 against 3.4 GB/s).
     """
 
-    def __init__(self, expected_pages: int) -> None:
+    def __init__(self, expected_pages: int, *, ahead_pages: int = 0) -> None:
+        """`expected_pages` are touched at once, and always `ahead_pages` more than have come."""
         self._capacity_pages = os.sysconf("SC_PHYS_PAGES")
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self.map = mmap.mmap(-1, self._capacity_pages * PAGE_BYTES, flags=flags)
+        self._address = address_of(memoryview(self.map))
         self.used_pages = ZERO_SLOT + 1
         self._listed_pages = 0
         self.index: dict[int, ProcessIndex] = {}
         self.recent: dict[int, list[Pages]] = {}
         self._closing = False
-        self._ahead = threading.Thread(target=self._touch, args=(expected_pages,), name="touch", daemon=True)
+        self._expected_pages, self._ahead_pages = expected_pages, ahead_pages
+        self._expected_touched, self._more_came = threading.Event(), threading.Event()
+        self._ahead = threading.Thread(target=self._touch, name="touch", daemon=True)
         self._ahead.start()
 
-    def _touch(self, pages: int) -> None:
-        """Populate what is expected, piece by piece, never behind what has arrived."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        with memoryview(self.map) as view:
-            base = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for page in range(0, min(pages, self._capacity_pages), TOUCH_PAGES):
-            if self._closing:
+    def _touch(self) -> None:
+        """Populate what is expected, then what is ahead, piece by piece, never behind what has arrived."""
+        at = 0
+        while not self._closing:
+            at = max(at, self.used_pages // TOUCH_PAGES * TOUCH_PAGES)
+            expected = max(self._expected_pages, self.used_pages + self._ahead_pages)
+            if at < min(expected, self._capacity_pages) and not (at >= self._expected_pages and short_of_memory()):
+                populate(self._address + at * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES)
+                at += TOUCH_PAGES
+                continue
+            self._expected_touched.set()
+            if not self._ahead_pages:
                 return
-            if page + TOUCH_PAGES > self.used_pages:
-                libc.madvise(base + page * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES, _POPULATE_WRITE)
+            self._more_came.wait()
+            self._more_came.clear()
+        self._expected_touched.set()
 
     def wait_touched(self) -> None:
         """Until all that is expected has its memory."""
-        self._ahead.join()
+        self._expected_touched.wait()
 
     def room_for(self, pages: int) -> memoryview:
         """A writable window for the next `pages` pages, the first of them in slot `used_pages`; `take` keeps them.
@@ -186,6 +194,7 @@ class PageStore:
     def take(self, pages: int) -> None:
         """The first `pages` pages of the window that `room_for` gave are filled."""
         self.used_pages += pages
+        self._more_came.set()
 
     def commit(self, ns_pid: int, pages: Pages, slots: npt.NDArray[np.int64]) -> None:
         """The newest copies of the ascending `pages` of process `ns_pid` lie in `slots`, `ZERO_SLOT` for zeros.
@@ -222,12 +231,13 @@ class PageStore:
         for index in self.index.values():
             index.merge()
 
-    def touched(self) -> None:
-        """Wait until what is expected is populated."""
-        self._ahead.join()
+    def give_back(self, slot: int, count: int) -> None:
+        """The contents of these slots are not needed any more; their memory may serve for what is placed next."""
+        give_back(self._address + slot * PAGE_BYTES, count * PAGE_BYTES)
 
     def close(self) -> None:
         self._closing = True
+        self._more_came.set()
         self._ahead.join()
         with contextlib.suppress(BufferError):
             self.map.close()

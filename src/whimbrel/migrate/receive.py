@@ -31,10 +31,11 @@ from whimbrel.checkpoint.huge_pages import forbid_huge_pages
 from whimbrel.checkpoint.images import forget_masters
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
-from whimbrel.memory.lazy import LazyServer, address_of
+from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, union
-from whimbrel.memory.store import PageStore, ProcessIndex, pages_of
+from whimbrel.memory.reserve import Reserve, address_of
+from whimbrel.memory.store import PageStore, ProcessIndex, pages_of, short_of_memory
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.backlog import unpack
@@ -49,6 +50,7 @@ from whimbrel.migrate.staging.host import StageHost
 from whimbrel.migrate.takefiles import FileArrival
 from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
+from whimbrel.model.units import PAGE_BYTES
 from whimbrel.network.port import ServicePort
 from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
@@ -65,6 +67,8 @@ SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
 HOT_WAIT_S = 0.002
+AHEAD_BYTES = RESERVE_BYTES = 64 << 20
+"""What the last pages take when they come, and what the restore takes to place them: no first touches in a freeze."""
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +125,11 @@ class Receiver:
         self.stage = Path(order.stage_dir)
         self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
-        self.store = PageStore(0 if order.staged else order.expected_pages)
+        if order.staged:
+            self.store = PageStore(0)
+        else:
+            self.store = PageStore(order.expected_pages, ahead_pages=AHEAD_BYTES // PAGE_BYTES)
+        self.reserve = Reserve(min(RESERVE_BYTES, order.expected_pages * PAGE_BYTES))
         self.intake = PageIntake(self.store)
         self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
@@ -227,10 +235,17 @@ class Receiver:
         )
         rehearse(self.work / "rehearsal")
         self.criu.warm_up()
+        threading.Thread(target=self._hold_reserve, name="reserve", daemon=True).start()
+
+    def _hold_reserve(self) -> None:
+        self.store.wait_touched()  # what comes first is needed first
+        if not short_of_memory(RESERVE_BYTES):
+            self.reserve.hold()
 
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
+        threading.Thread(target=self.reserve.release, name="reserve", daemon=True).start()
         laps = Laps()
         self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
         laps.lap("files")
@@ -349,7 +364,7 @@ class Receiver:
         self.lazy.start()
 
         def take(ns_pid: int, uffd: int) -> None:
-            self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base))
+            self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base, self.store.give_back))
 
         return LazyHandover(self.images_fd, len(self.supplies), take)
 
