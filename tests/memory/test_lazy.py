@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from whimbrel.memory.lazy import LazyServer
-from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, LazySpace
+from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, GIVEN_BACK_PAGES, LazySpace
 from whimbrel.memory.reserve import address_of
-from whimbrel.memory.store import PageStore
+from whimbrel.memory.store import ZERO_SLOT, PageStore
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.model.errors import StepFailed
 
@@ -97,6 +97,27 @@ def test_pages_of_mappings_that_touch_are_all_placed(borders: tuple[int, ...]) -
         server.laid_out()
         assert server.filled()[0] == count * P
         assert right(memory, count)
+        server.stop()
+
+
+def test_what_is_placed_many_at_once_is_not_kept_twice() -> None:
+    """The next pages are placed in the memory of the last ones. Single ones are kept: to give back is a call, too."""
+    count, store = 300, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        slots = np.arange(1, count + 1)
+        slots[: GIVEN_BACK_PAGES // 2] = slots[: GIVEN_BACK_PAGES // 2][::-1].copy()  # apart from each other
+        server = LazyServer()
+        server.add(LazySpace(uffd, Supply(pages, slots), address_of(memoryview(store.map)), store.give_back))
+        server.begin_fill()
+        server.laid_out()
+        assert server.filled()[0] == count * P
+        assert memory[P * (count - 1)] == (count - 1) % 251 + 1
+        assert memory[0] == GIVEN_BACK_PAGES // 2
+        kept = there(store.map, count + 1) - {ZERO_SLOT}
+        assert kept >= set(range(1, GIVEN_BACK_PAGES // 2 + 1))
+        assert len(kept) < GIVEN_BACK_PAGES // 2 + GIVEN_BACK_PAGES, "but for a few at the end, all others went"
         server.stop()
 
 

@@ -26,9 +26,10 @@ PROGRAM = Path(__file__).with_name("restless.py")
 USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["given back", "kept"])
 @pytest.mark.parametrize("late", [False, True], ids=["all here", "half comes later"])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_page_is_right_whatever_the_program_does_meanwhile(seed: int, late: bool) -> None:
+def test_every_page_is_right_whatever_the_program_does_meanwhile(seed: int, late: bool, kept: bool) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         program = subprocess.Popen(
@@ -50,7 +51,8 @@ def test_every_page_is_right_whatever_the_program_does_meanwhile(seed: int, late
         known[missing] = MISSING
         supply = Supply(pages, known, lambda _: None)
         server = LazyServer()
-        server.add(LazySpace(uffd, supply, address_of(memoryview(store.map))))
+        give_back = None if kept else store.give_back
+        server.add(LazySpace(uffd, supply, address_of(memoryview(store.map)), give_back))
         server.start()
         server.begin_fill()
         server.laid_out()

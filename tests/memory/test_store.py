@@ -1,13 +1,19 @@
-"""Where the newest copy of each page lies, whatever the order in which they came."""
+"""Where the newest copy of each page lies, whatever the order in which they came; and memory that is there before it is
+needed."""
 
 from __future__ import annotations
+
+import mmap
+import threading
+import time
 
 import numpy as np
 
 from whimbrel.memory.codecs import Encoder, as_words
 from whimbrel.memory.copies import Copies
 from whimbrel.memory.ranges import as_ranges
-from whimbrel.memory.store import UNKNOWN, ProcessIndex, pages_of
+from whimbrel.memory.reserve import Reserve, address_of
+from whimbrel.memory.store import TOUCH_PAGES, UNKNOWN, PageStore, ProcessIndex, pages_of
 from whimbrel.model.units import PAGE_BYTES
 
 
@@ -55,3 +61,45 @@ def test_of_pages_that_were_forgotten_no_copy_is_known() -> None:
     assert keep() == [True, True, False, False, True, True, True, True]
     assert keep() == [True] * 8
     copies.drop()
+
+
+def in_memory(of: mmap.mmap, pages: int) -> int:
+    """How many of the first pages the kernel has given memory."""
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(8 * (address_of(memoryview(of)) // PAGE_BYTES))
+        return int((np.frombuffer(pagemap.read(8 * pages), np.uint64) >> np.uint64(63)).sum())
+
+
+def test_the_store_is_ahead_of_what_comes() -> None:
+    store = PageStore(TOUCH_PAGES, ahead_pages=TOUCH_PAGES)
+    store.wait_touched()
+    assert in_memory(store.map, TOUCH_PAGES) == TOUCH_PAGES
+    store.take(TOUCH_PAGES)
+    deadline_s = time.monotonic() + 20
+    while in_memory(store.map, 2 * TOUCH_PAGES) < 2 * TOUCH_PAGES:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    assert in_memory(store.map, 8 * TOUCH_PAGES) <= 4 * TOUCH_PAGES, "ahead, not all there is"
+    store.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "touch" and thread is store._ahead]
+
+
+def test_a_store_that_expects_nothing_takes_nothing() -> None:
+    store = PageStore(0)
+    store.wait_touched()
+    assert in_memory(store.map, TOUCH_PAGES) == 0
+    store.close()
+
+
+def test_a_reserve_is_there_until_it_is_released() -> None:
+    reserve, pages = Reserve((40 << 20) + 5), 40 << 8
+    reserve.hold()
+    assert in_memory(reserve._map, pages) == pages
+    for _ in range(2):
+        reserve.release()
+        assert in_memory(reserve._map, pages) == 0
+    reserve.hold()
+    assert in_memory(reserve._map, pages) == 0, "whoever is late takes nothing any more"
+    nothing = Reserve(0)
+    nothing.hold()
+    nothing.release()

@@ -42,22 +42,22 @@ class Reserve:
     """Memory that is held for others, until they take it; `hold` works in a thread."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._size_bytes = size_bytes // PAGE_BYTES * PAGE_BYTES
-        self._map = mmap.mmap(-1, max(PAGE_BYTES, self._size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.size_bytes = size_bytes // PAGE_BYTES * PAGE_BYTES
+        self._map = mmap.mmap(-1, max(PAGE_BYTES, self.size_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._address = address_of(memoryview(self._map))
         self._released = False
         self._holding = threading.Lock()
 
     def hold(self) -> None:
         """Take the memory, step by step."""
-        for at in range(0, self._size_bytes, _STEP_BYTES):
+        for at in range(0, self.size_bytes, _STEP_BYTES):
             with self._holding:
                 if self._released:
                     return
-                populate(self._address + at, min(_STEP_BYTES, self._size_bytes - at))
+                populate(self._address + at, min(_STEP_BYTES, self.size_bytes - at))
 
     def release(self) -> None:
         """From now on the kernel has it at hand. Safe to repeat; takes some 0.1 ms a megabyte."""
         self._released = True
         with self._holding:
-            _libc.madvise(self._address, self._size_bytes, mmap.MADV_DONTNEED)
+            _libc.madvise(self._address, self.size_bytes, mmap.MADV_DONTNEED)

@@ -165,8 +165,8 @@ class PageStore:
         at = 0
         while not self._closing:
             at = max(at, self.used_pages // TOUCH_PAGES * TOUCH_PAGES)
-            expected = max(self._expected_pages, self.used_pages + self._ahead_pages)
-            if at < min(expected, self._capacity_pages) and not (at >= self._expected_pages and short_of_memory()):
+            wanted = max(self._expected_pages, self.used_pages + self._ahead_pages if self._ahead_pages else 0)
+            if at < min(wanted, self._capacity_pages) and not (at >= self._expected_pages and short_of_memory()):
                 populate(self._address + at * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES)
                 at += TOUCH_PAGES
                 continue

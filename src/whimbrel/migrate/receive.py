@@ -41,6 +41,7 @@ from whimbrel.migrate import failpoints
 from whimbrel.migrate.backlog import unpack
 from whimbrel.migrate.handover import LazyHandover
 from whimbrel.migrate.intake import PageIntake
+from whimbrel.migrate.laps import Laps
 from whimbrel.migrate.late import LatePages
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pulse import Beat
@@ -67,8 +68,9 @@ SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
 HOT_WAIT_S = 0.002
-AHEAD_BYTES = RESERVE_BYTES = 64 << 20
-"""What the last pages take when they come, and what the restore takes to place them: no first touches in a freeze."""
+LAST_BYTES = 64 << 20
+"""So much at most the last pages take when they come, and as much the restore to place them: no first touches in a
+freeze."""
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,19 +102,6 @@ def say(event: str, **fields: object) -> None:
         os.write(1, msgspec.json.encode({"event": event, "at_s": time.time(), **fields}) + b"\n")
 
 
-class Laps:
-    """How long each part of the restore took, for the record of the migration."""
-
-    def __init__(self) -> None:
-        self.taken_ms: list[tuple[str, float]] = []
-        self._last_s = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now_s = time.monotonic()
-        self.taken_ms.append((name, (now_s - self._last_s) * 1e3))
-        self._last_s = now_s
-
-
 class Receiver:
     """`output_fd` is the service's log, or a connection to who becomes its CRIU if the landing is `foreign`;
     `keeper_fd` is where the agent takes the userfaultfds (see `memory.keeper`)."""
@@ -125,11 +114,10 @@ class Receiver:
         self.stage = Path(order.stage_dir)
         self.images = self.stage / "images"
         self.images.mkdir(parents=True, exist_ok=True)
-        if order.staged:
-            self.store = PageStore(0)
-        else:
-            self.store = PageStore(order.expected_pages, ahead_pages=AHEAD_BYTES // PAGE_BYTES)
-        self.reserve = Reserve(min(RESERVE_BYTES, order.expected_pages * PAGE_BYTES))
+        expected_pages = 0 if order.staged else order.expected_pages
+        last_pages = min(LAST_BYTES // PAGE_BYTES, order.expected_pages)
+        self.store = PageStore(expected_pages, ahead_pages=0 if order.staged else last_pages)
+        self.reserve = Reserve(last_pages * PAGE_BYTES)
         self.intake = PageIntake(self.store)
         self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
@@ -239,7 +227,7 @@ class Receiver:
 
     def _hold_reserve(self) -> None:
         self.store.wait_touched()  # what comes first is needed first
-        if not short_of_memory(RESERVE_BYTES):
+        if not short_of_memory(self.reserve.size_bytes):
             self.reserve.hold()
 
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
