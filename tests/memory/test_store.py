@@ -95,6 +95,8 @@ def test_a_reserve_is_there_until_it_is_released() -> None:
     reserve, pages = Reserve((40 << 20) + 5), 40 << 8
     reserve.hold()
     assert in_memory(reserve._map, pages) == pages
+    reserve.release(10 << 20)
+    assert in_memory(reserve._map, pages) == 30 << 8
     for _ in range(2):
         reserve.release()
         assert in_memory(reserve._map, pages) == 0

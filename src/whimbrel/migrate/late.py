@@ -7,9 +7,11 @@ import threading
 from typing import Protocol
 
 from whimbrel.memory.lazy import LazyServer
+from whimbrel.memory.ranges import EMPTY, Ranges, union
 from whimbrel.memory.supply import Supply
+from whimbrel.migrate.backlog import unpack
 from whimbrel.migrate.intake import PageIntake
-from whimbrel.migrate.pagechannel import Kind, PageChannel, PeerGone
+from whimbrel.migrate.pagechannel import Kind, PageChannel, PeerGone, RestoreOrder
 from whimbrel.model.errors import StepFailed, WhimbrelError
 
 AFTER_A_CUT_S = 60.0
@@ -28,6 +30,14 @@ class Destination(Protocol):
     supplies: dict[int, Supply]
 
     def accept_again(self, within_s: float) -> PageChannel: ...
+
+
+def later_than_restore(order: RestoreOrder) -> dict[int, Ranges]:
+    """Byte ranges that are not here when the restore begins, by the pid in the container."""
+    behind, beside = unpack(order.behind), unpack(order.beside)
+    return {
+        ns_pid: union(behind.get(ns_pid, EMPTY), beside.get(ns_pid, EMPTY)) for ns_pid in behind.keys() | beside.keys()
+    }
 
 
 class LatePages:

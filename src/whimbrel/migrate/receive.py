@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
-from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, union
+from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
 from whimbrel.memory.reserve import Reserve, address_of
 from whimbrel.memory.store import PageStore, ProcessIndex, pages_of, short_of_memory
 from whimbrel.memory.supply import MISSING, Supply
@@ -42,7 +43,7 @@ from whimbrel.migrate.backlog import unpack
 from whimbrel.migrate.handover import LazyHandover
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.laps import Laps
-from whimbrel.migrate.late import LatePages
+from whimbrel.migrate.late import LatePages, later_than_restore
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pulse import Beat
 from whimbrel.migrate.restoreplan import LazyPages, rehearse, settle
@@ -68,6 +69,7 @@ SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
 HOT_WAIT_S = 0.002
+RESTORE_BYTES = 4 << 20
 LAST_BYTES = 64 << 20
 """So much at most the last pages take when they come, and as much the restore to place them: no first touches in a
 freeze."""
@@ -86,14 +88,6 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     landing: Landing
     expected_pages: int
     staged: bool
-
-
-def later_than_restore(order: RestoreOrder) -> dict[int, Ranges]:
-    """Byte ranges that are not here when the restore begins, by the pid in the container."""
-    behind, beside = unpack(order.behind), unpack(order.beside)
-    return {
-        ns_pid: union(behind.get(ns_pid, EMPTY), beside.get(ns_pid, EMPTY)) for ns_pid in behind.keys() | beside.keys()
-    }
 
 
 def say(event: str, **fields: object) -> None:
@@ -118,6 +112,7 @@ class Receiver:
         last_pages = min(LAST_BYTES // PAGE_BYTES, order.expected_pages)
         self.store = PageStore(expected_pages, ahead_pages=0 if order.staged else last_pages)
         self.reserve = Reserve(last_pages * PAGE_BYTES)
+        self._used_before_last = 0
         self.intake = PageIntake(self.store)
         self.host: StageHost | None = None
         self.cgroup = Cgroup(self.landing.cgroup)
@@ -178,6 +173,7 @@ class Receiver:
             if kind is Kind.ROUND:
                 round_number += 1
                 self.store.merge()
+                self._used_before_last = self.store.used_pages
                 channel.send(Kind.ACK, number)
             elif kind is Kind.PROBE:
                 channel.send(Kind.ACK, number)
@@ -230,10 +226,17 @@ class Receiver:
         if not short_of_memory(self.reserve.size_bytes):
             self.reserve.hold()
 
+    def _release_reserve(self, order: RestoreOrder) -> None:
+        """As much as the last pages and CRIU will take: to release it costs a processor that the restore could use."""
+        coming = sum(total_bytes(ranges) for ranges in later_than_restore(order).values())
+        last_bytes = (self.store.used_pages - self._used_before_last) * PAGE_BYTES + coming
+        release = partial(self.reserve.release, last_bytes + RESTORE_BYTES)
+        threading.Thread(target=release, name="reserve", daemon=True).start()
+
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
-        threading.Thread(target=self.reserve.release, name="reserve", daemon=True).start()
+        self._release_reserve(order)
         laps = Laps()
         self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
         laps.lap("files")
@@ -374,6 +377,7 @@ class Receiver:
     # --- after the commit: the rest -----------------------------------------------------------------------
     def fill(self, channel: PageChannel) -> FillReport:
         failpoints.wait_at("receive.fill")
+        self.reserve.release()
         self.lazy.begin_fill()
         self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()
