@@ -305,7 +305,8 @@ def test_who_waits_is_woken_when_only_pages_before_its_own_were_placed(monkeypat
     space.laid_out = True
     woken: list[int] = []
     monkeypatch.setattr(space, "_wake", woken.append)
-    monkeypatch.setattr(space, "_copy", lambda page, slot, count: 1)
+    monkeypatch.setattr(space, "_copy", lambda page, slot, count: False)
+    monkeypatch.setattr(space, "_copy_in_parts", lambda page, slot, count: 1)
     space.serve_fault((first + 2) * P)
     assert woken == [first + 2]
 

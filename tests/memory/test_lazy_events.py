@@ -21,7 +21,7 @@ from whimbrel.memory.store import PageStore
 from whimbrel.memory.supply import MISSING, Supply
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd that sees all faults needs root")
-PAGE_BYTES, PAGES, BATCHES = 4096, 2000, 40
+PAGE_BYTES, PAGES, BATCHES, BLOCK = 4096, 2000, 40, 100
 PROGRAM = Path(__file__).with_name("restless.py")
 USERFAULTFD = {"x86_64": 323, "aarch64": 282}[platform.machine()]
 
@@ -46,16 +46,25 @@ def test_every_page_is_right_whatever_the_program_does_meanwhile(seed: int, late
         store.take(PAGES)
         pages = np.arange(first, first + PAGES, dtype=np.uint64)
         slots = np.arange(1, PAGES + 1)
-        missing = np.random.default_rng(seed).choice(PAGES, PAGES // 2, replace=False) if late else np.arange(0)
+        late_blocks = np.random.default_rng(seed).choice(PAGES // BLOCK, PAGES // BLOCK // 2, replace=False)
+        missing = (late_blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1) if late else np.arange(0)
         known = slots.copy()
         known[missing] = MISSING
         supply = Supply(pages, known, lambda _: None)
         server = LazyServer()
-        give_back = None if kept else store.give_back
-        server.add(LazySpace(uffd, supply, address_of(memoryview(store.map)), give_back))
+        given_back: list[int] = []
+
+        def give_back(slot: int, count: int) -> None:
+            given_back.append(count)
+            store.give_back(slot, count)
+
+        server.add(LazySpace(uffd, supply, address_of(memoryview(store.map)), None if kept else give_back))
         server.start()
         server.begin_fill()
         server.laid_out()
+        deadline_s = time.monotonic() + 20
+        while not (kept or given_back):  # before the first fork: from then on all is kept
+            assert time.monotonic() < deadline_s, "nothing is given back"
         ours.send(b"g")
         for part in np.array_split(np.sort(missing), BATCHES):
             if len(part):

@@ -4,16 +4,17 @@ needed."""
 from __future__ import annotations
 
 import mmap
-import threading
 import time
 
 import numpy as np
+import pytest
 
 from whimbrel.memory.codecs import Encoder, as_words
 from whimbrel.memory.copies import Copies
 from whimbrel.memory.ranges import as_ranges
 from whimbrel.memory.reserve import Reserve, address_of
 from whimbrel.memory.store import TOUCH_PAGES, UNKNOWN, PageStore, ProcessIndex, pages_of
+from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
 
 
@@ -70,18 +71,36 @@ def in_memory(of: mmap.mmap, pages: int) -> int:
         return int((np.frombuffer(pagemap.read(8 * pages), np.uint64) >> np.uint64(63)).sum())
 
 
+def wait_for(store: PageStore, pages: int) -> None:
+    deadline_s = time.monotonic() + 20
+    while in_memory(store.map, 8 * TOUCH_PAGES) < pages:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
 def test_the_store_is_ahead_of_what_comes() -> None:
     store = PageStore(TOUCH_PAGES, ahead_pages=TOUCH_PAGES)
     store.wait_touched()
-    assert in_memory(store.map, TOUCH_PAGES) == TOUCH_PAGES
+    wait_for(store, 2 * TOUCH_PAGES)
     store.take(TOUCH_PAGES)
-    deadline_s = time.monotonic() + 20
-    while in_memory(store.map, 2 * TOUCH_PAGES) < 2 * TOUCH_PAGES:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-    assert in_memory(store.map, 8 * TOUCH_PAGES) <= 4 * TOUCH_PAGES, "ahead, not all there is"
+    wait_for(store, 3 * TOUCH_PAGES)
+    store.touch_no_more()
+    store.take(3 * TOUCH_PAGES)
+    store._ahead.join(20)
+    assert in_memory(store.map, 8 * TOUCH_PAGES) == 3 * TOUCH_PAGES, "ahead, not all there is"
     store.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "touch" and thread is store._ahead]
+
+
+def test_what_was_touched_ahead_can_be_used_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PageStore(2 * TOUCH_PAGES)
+    store.wait_touched()
+    monkeypatch.setattr("whimbrel.memory.store.short_of_memory", lambda wanted_bytes=0: True)
+    for _ in range(2):
+        store.room_for(TOUCH_PAGES - 1).release()
+        store.take(TOUCH_PAGES - 1)
+    with pytest.raises(StepFailed, match="out of memory"):
+        store.room_for(TOUCH_PAGES)
+    store.close()
 
 
 def test_a_store_that_expects_nothing_takes_nothing() -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from whimbrel.memory.batches import BATCH_BYTES
-from whimbrel.migrate.linkwatch import LinkWatch
+from whimbrel.migrate.linkwatch import LinkWatch, _Figures
 from whimbrel.plan.codec_choice import RAW_ABOVE_BYTES_PER_S
 
 FIRST_BYTES = 256 << 10
@@ -32,6 +32,7 @@ def connection(*, taking: threading.Event) -> Iterator[socket.socket]:
         theirs, _ = listener.accept()
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    ours.settimeout(20)
     taker = threading.Thread(target=take, args=(theirs,))
     taker.start()
     try:
@@ -79,6 +80,20 @@ def test_a_link_that_holds_the_first_batch_up_is_known_by_it() -> None:
         assert watch.link.certain
         assert 0 < watch.link.bytes_per_s < RAW_ABOVE_BYTES_PER_S
         assert not watch.link.is_fast
+
+
+def test_what_nobody_has_acknowledged_yet_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a long way: batches stay small until something is known."""
+    taking = threading.Event()
+    taking.set()
+    with connection(taking=taking) as ours:
+        watch = LinkWatch(ours)
+        monkeypatch.setattr(watch, "_figures", lambda: _Figures(0, 0, 0.3, 0.3))
+        monkeypatch.setattr("whimbrel.migrate.linkwatch.unacked", lambda _: FIRST_BYTES)
+        for _ in range(3):
+            with watch.sending(packed=False):
+                ours.sendall(bytes(FIRST_BYTES))
+            assert (watch.probe_bytes, watch.link.looks) == (FIRST_BYTES, 0)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -80,18 +80,20 @@ class LazySpace:
         self._reads_on = False
 
     # --- placing ------------------------------------------------------------------------------------------
-    def _copy(self, page: int, slot: int, count: int) -> int:
-        """UFFDIO_COPY of `count` pages; returns the pages that are done with, fewer when it is to be tried again."""
+    def _copy(self, page: int, slot: int, count: int) -> bool:
+        """UFFDIO_COPY of `count` pages; returns whether all of them were copied just now."""
         _COPY_ARGUMENTS.pack_into(
             self._argument, 0, page * PAGE_BYTES, self._store + slot * PAGE_BYTES, count * PAGE_BYTES, 0, 0
         )
         try:
             fcntl.ioctl(self.uffd, _COPY, self._argument)
         except OSError:
-            return self._copy_in_parts(page, slot, count)
-        return count
+            return False
+        return True
 
     def _copy_in_parts(self, page: int, slot: int, count: int) -> int:
+        """The same where some are there already, or not mapped; returns the pages that are done with, fewer when it is
+        to be tried again."""
         done, step = 0, count
         while done < count:
             step = min(step, count - done)
@@ -130,12 +132,13 @@ class LazySpace:
 
     def _place(self, at: int, count: int) -> int:
         """Place `count` pages that lie together; returns how many are done with."""
-        slot = int(self._slots[at])
-        done = self._copy(int(self._pages[at]), slot, count)
+        page, slot = int(self._pages[at]), int(self._slots[at])
+        copied = self._copy(page, slot, count)
+        done = count if copied else self._copy_in_parts(page, slot, count)
         self._settled[at : at + done] = b"\1" * done
-        if self._give_back is not None and done >= GIVEN_BACK_PAGES:
-            self._give_back(slot, done)
-            self._slots[at : at + done] = GONE
+        if copied and self._give_back is not None and count >= GIVEN_BACK_PAGES:
+            self._give_back(slot, count)
+            self._slots[at : at + count] = GONE
         return done
 
     def alive(self) -> bool:

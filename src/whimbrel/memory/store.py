@@ -28,6 +28,8 @@ UNKNOWN = -1
 TOUCH_PAGES = 1 << 12
 LIST_PAGES = 1 << 20
 RESERVE_BYTES = 128 << 20
+SPARE_BYTES = 256 << 20
+"""What must be left besides where memory is touched ahead: nothing is refused for the sake of that."""
 _MAP_NORESERVE = 0x4000  # Python names it from 3.13 on
 
 
@@ -155,6 +157,7 @@ class PageStore:
         self.index: dict[int, ProcessIndex] = {}
         self.recent: dict[int, list[Pages]] = {}
         self._closing = False
+        self._touched_pages = 0
         self._expected_pages, self._ahead_pages = expected_pages, ahead_pages
         self._expected_touched, self._more_came = threading.Event(), threading.Event()
         self._ahead = threading.Thread(target=self._touch, name="touch", daemon=True)
@@ -166,9 +169,10 @@ class PageStore:
         while not self._closing:
             at = max(at, self.used_pages // TOUCH_PAGES * TOUCH_PAGES)
             wanted = max(self._expected_pages, self.used_pages + self._ahead_pages if self._ahead_pages else 0)
-            if at < min(wanted, self._capacity_pages) and not (at >= self._expected_pages and short_of_memory()):
+            spare = at < self._expected_pages or not short_of_memory(SPARE_BYTES)
+            if at < min(wanted, self._capacity_pages) and spare:
                 populate(self._address + at * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES)
-                at += TOUCH_PAGES
+                at = self._touched_pages = at + TOUCH_PAGES
                 continue
             self._expected_touched.set()
             if not self._ahead_pages:
@@ -176,6 +180,11 @@ class PageStore:
             self._more_came.wait()
             self._more_came.clear()
         self._expected_touched.set()
+
+    def touch_no_more(self) -> None:
+        """What comes now is the last: memory ahead of it would be for nothing."""
+        self._ahead_pages = 0
+        self._more_came.set()
 
     def wait_touched(self) -> None:
         """Until all that is expected has its memory."""
@@ -187,7 +196,8 @@ class PageStore:
         Raises StepFailed when the host is about to run out of memory.
         """
         end = self.used_pages + pages
-        if end > self._capacity_pages or (end // TOUCH_PAGES > self.used_pages // TOUCH_PAGES and short_of_memory()):
+        takes_more = end > self._touched_pages and end // TOUCH_PAGES > self.used_pages // TOUCH_PAGES
+        if end > self._capacity_pages or (takes_more and short_of_memory()):
             raise self._full()
         return memoryview(self.map)[self.used_pages * PAGE_BYTES : end * PAGE_BYTES]
 

@@ -106,17 +106,20 @@ class LinkWatch:
             while unacked(self._sock) and time.monotonic() - self._begun_s < _PROBE_S:
                 time.sleep(_PROBE_STEP_S)
             shown = size >= PEAK_BYTES or time.monotonic() - self._begun_s >= _PROBE_CERTAIN_S
-            self._look(self._figures().acked_bytes, waited=shown)
+            if not self._look(self._figures().acked_bytes, waited=shown):
+                return  # the way is long: nothing of it has been acknowledged, and the next one is no larger
             told = told or shown
         self._probe_bytes = 0 if told else min(self._probe_bytes * _PROBE_GROWTH, BATCH_BYTES)
 
-    def _look(self, acked: int, *, waited: bool) -> None:
+    def _look(self, acked: int, *, waited: bool) -> bool:
+        """Returns whether there was anything to see."""
         took_s = time.monotonic() - self._begun_s
-        if acked > self._acked_before:
+        if seen := acked > self._acked_before:
             held_back = self._held_back_s > 0  # who holds back has given the link enough to do
             waiting = 1.0 if waited or held_back else self._waited_s / took_s
             self.link = self.link.after(acked - self._acked_before, took_s, waiting, held_back=held_back)
         self.begin()
+        return seen
 
     def _figures(self) -> _Figures:
         try:

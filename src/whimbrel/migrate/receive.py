@@ -36,7 +36,7 @@ from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
 from whimbrel.memory.reserve import Reserve, address_of
-from whimbrel.memory.store import PageStore, ProcessIndex, pages_of, short_of_memory
+from whimbrel.memory.store import SPARE_BYTES, PageStore, ProcessIndex, pages_of, short_of_memory
 from whimbrel.memory.supply import MISSING, Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.backlog import unpack
@@ -71,8 +71,7 @@ LET_RUN_S = 3.0
 HOT_WAIT_S = 0.002
 RESTORE_BYTES = 4 << 20
 LAST_BYTES = 64 << 20
-"""So much at most the last pages take when they come, and as much the restore to place them: no first touches in a
-freeze."""
+"""So much at most the last pages take when they come, and as much the restore to place them."""
 
 
 class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,14 +222,16 @@ class Receiver:
 
     def _hold_reserve(self) -> None:
         self.store.wait_touched()  # what comes first is needed first
-        if not short_of_memory(self.reserve.size_bytes):
+        if not short_of_memory(self.reserve.size_bytes + SPARE_BYTES):
             self.reserve.hold()
 
     def _release_reserve(self, order: RestoreOrder) -> None:
-        """As much as the last pages and CRIU will take: to release it costs a processor that the restore could use."""
+        """As much as the last pages and CRIU take: to release it costs a processor. All where CRIU places all pages."""
+        self.store.touch_no_more()
         coming = sum(total_bytes(ranges) for ranges in later_than_restore(order).values())
         last_bytes = (self.store.used_pages - self._used_before_last) * PAGE_BYTES + coming
-        release = partial(self.reserve.release, last_bytes + RESTORE_BYTES)
+        whole = order.staged or not order.lazy
+        release = partial(self.reserve.release, None if whole else last_bytes + RESTORE_BYTES)
         threading.Thread(target=release, name="reserve", daemon=True).start()
 
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
