@@ -165,7 +165,7 @@ def test_a_stopped_process_stays_stopped(guardian: Guardian) -> None:
             shadow = Shadow(tracker)
             assert shadow.dirty_pages() > 100
             assert not tracker.problems
-            assert states(child.pid) == ["T"]
+            wait_for(lambda: states(child.pid) == ["T"], "stopped again, after what was done in it")
             time.sleep(0.05)
             assert states(child.pid) == ["T"]
             os.kill(child.pid, signal.SIGCONT)
