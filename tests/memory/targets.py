@@ -137,6 +137,17 @@ def stop(root: int) -> list[int]:
         before = now
 
 
+def differing(copy: bytes, real: bytes) -> str:
+    at = [place for place in range(PAGE) if copy[place] != real[place]]
+    return f"{len(at)} bytes from {at[0]} to {at[-1]}, {copy[at[0]]} for {real[at[0]]}, all zero: {not any(real)}"
+
+
+def marks(pagemap: int, page: int) -> str:
+    """What the kernel says of a page: without its mark it was written, and a scan should have found it."""
+    (entry,) = struct.unpack("<Q", os.pread(pagemap, 8, page // PAGE * 8))
+    return f"write-protect mark {entry >> 57 & 1}, own {entry >> 56 & 1}, of a file {entry >> 61 & 1}"
+
+
 class Shadow:
     """What a destination would hold: for each process the newest copy of each page that a scan reported."""
 
@@ -190,7 +201,10 @@ class Shadow:
                     except OSError:
                         continue  # a guard region
                     copy = mine.get(page, bytes(PAGE))
-                    assert copy == real, f"{pid} {page:#x} differs in {vma} ({'un' * (page not in mine)}known page)"
+                    assert copy == real, (
+                        f"{pid} {page:#x} differs in {vma} ({'un' * (page not in mine)}known page): "
+                        f"{differing(copy, real)}; {marks(pagemap.fileno(), page)}"
+                    )
                     compared += 1
         return compared
 
