@@ -336,6 +336,27 @@ steps(storm)
         shadow.verify(child.pid)
 
 
+def test_memory_that_comes_back_to_where_it_was_loses_no_write() -> None:
+    """The kernel joins it to the mapping that it was cut from and ends the registration of both: what is written in the
+    other one before that is noticed keeps its mark."""
+    code = """
+b = new(64); fill(b, 64)
+half, away = b + 32 * P, new(32)
+def back():
+    libc.mremap(away, 32 * P, 32 * P, 3, half)
+    fill(b, 32)
+steps(lambda: libc.mremap(half, 32 * P, 32 * P, 3, away), back, lambda: fill(b, 32))
+"""
+    with program(code) as child, TreeTracker(child.pid) as tracker:
+        shadow = Shadow(tracker)
+        shadow.round()
+        for step in (0, 1, 2, 2):
+            child.step(step)
+            shadow.round()
+        child.step(2)
+        shadow.verify(child.pid)
+
+
 CHAOS = """
 file = os.memfd_create("x"); os.pwrite(file, os.urandom(60 * P), 0)
 def chaos(seed):

@@ -3,8 +3,9 @@
 What can change between two scans, and why no write is missed: every mapping that was not there when we
 registered it (new, moved, inherited by fork, replaced at the same address, of a new program after exec) is
 by the kernel's doing not registered, so its populated pages are reported whole; a registered mapping that
-grows, shrinks or loses pages has no write-protect mark on what is populated anew. So the state that counts
-is the kernel's alone, and a list of mappings that is out of date when it is used does no harm.
+grows, shrinks or loses pages has no write-protect mark on what is populated anew. Marks that are left from an
+earlier registration are forgotten with the next one. So the state that counts is the kernel's alone, and a list of
+mappings that is out of date when it is used does no harm.
 """
 
 from __future__ import annotations
@@ -210,6 +211,7 @@ class TrackedProcess:
                         done.add(stretch)
                 if stretch not in done:  # something in it is not ours to have: at least this mapping then
                     uffd.register(self._uffd, start, end)
+                uffd.forget_marks(self._uffd, start, end)
                 parts.append(scanner.populated(pagemap, start, end))
             except OSError as error:
                 refused.append((start, end))

@@ -22,7 +22,7 @@ from whimbrel.memory.ranges import EMPTY, Ranges
 from whimbrel.model.units import PAGE_BYTES
 
 UFFD_USER_MODE_ONLY = 1
-_UFFDIO_API, _UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
+_UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_WRITEPROTECT = 0xC018AA3F, 0xC020AA00, 0xC018AA06
 _API_VERSION = 0xAA
 _WRITE_PROTECT, _WP_UNPOPULATED, _WP_ASYNC = 1 << 0, 1 << 13, 1 << 15
 _REGISTER_MODE_WP = 2
@@ -53,6 +53,18 @@ def register(uffd: int, start: int, end: int) -> None:
     EPERM nothing or something unsuitable is mapped there.
     """
     fcntl.ioctl(uffd, _UFFDIO_REGISTER, struct.pack("<QQQQ", start, end - start, _REGISTER_MODE_WP, 0))
+
+
+def forget_marks(uffd: int, start: int, end: int) -> None:
+    """Every page of registered mappings counts as written.
+
+    A mapping that mremap joins to another loses its registration with that one (Linux 6.18: the whole of what they have
+    become), but not its marks, and a marked page can then be written without losing its mark. Registered again, such a
+    page looks as if nobody had written it, and is not protected by a scan: no write to it would ever be seen.
+
+    Raises OSError: ENOENT something in between is not registered.
+    """
+    fcntl.ioctl(uffd, _UFFDIO_WRITEPROTECT, struct.pack("<QQQ", start, end - start, 0))
 
 
 class Scanner:
