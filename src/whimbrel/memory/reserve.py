@@ -57,7 +57,7 @@ class Reserve:
                 populate(self._address + at, min(_STEP_BYTES, self.size_bytes - at))
 
     def release(self, size_bytes: int | None = None) -> None:
-        """From now on the kernel has it at hand: so much of it, or all. Safe to repeat; takes 0.1 ms a megabyte."""
+        """From now on the kernel has it at hand: so much of it, or all. Safe to repeat."""
         self._released = True
         with self._holding:
             first_bytes = self.size_bytes if size_bytes is None else min(size_bytes, self.size_bytes)

@@ -56,7 +56,7 @@ def register(uffd: int, start: int, end: int) -> None:
 
 
 def forget_marks(uffd: int, start: int, end: int) -> None:
-    """Every page of registered mappings counts as written.
+    """From now on every page of `[start, end)`, all of it registered, counts as written.
 
     A mapping that mremap joins to another loses its registration with that one (Linux 6.18: the whole of what they have
     become), but not its marks, and a marked page can then be written without losing its mark. Registered again, such a
