@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from whimbrel.memory.lazy import LazyServer
-from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, GIVEN_BACK_PAGES, LazySpace
+from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, GIVEN_BACK_PAGES, ZERO_PAGES, LazySpace
 from whimbrel.memory.reserve import address_of
 from whimbrel.memory.store import ZERO_SLOT, PageStore
 from whimbrel.memory.supply import MISSING, Supply
@@ -361,9 +361,36 @@ def test_a_page_given_back_while_somebody_waits_for_it_reads_as_zeros() -> None:
         assert seen.raw == b"\0"
         assert server.faults >= 1  # again, where the kernel had not yet settled the layout
         assert server.fault_s > 0
-        assert there(memory, count) & {*range(8, 16)} == {8}
+        assert 8 in there(memory, count)
+        assert memory[8 * P : 16 * P] == bytes(8 * P)
         kept = [page for page in range(count) if not 8 <= page < 16]
         assert [memory[page * P] for page in kept] == [page % 251 + 1 for page in kept]
+        server.stop()
+
+
+def test_who_goes_on_into_memory_that_was_not_there_faults_once_for_many_pages() -> None:
+    """What follows up to the next page that was there, or is on its way, and no further: as zeros that take no memory.
+    A mapping that ends before that and a page that is there already end it sooner."""
+    count, coming, border, ready = 2 * ZERO_PAGES, ZERO_PAGES + 300, 40, 200
+    asked: list[int] = []
+    with lacking(count) as (uffd, address, memory):
+        first = address // P
+        assert libc.mprotect(ctypes.c_void_p(address + border * P), P, mmap.PROT_READ) == 0
+        fcntl.ioctl(uffd, 0xC020AA04, struct.pack("<QQQq", address + ready * P, P, 0, 0))
+        supply = Supply(np.array([first + coming], np.uint64), np.array([MISSING]), asked.append)
+        server = LazyServer()
+        server.add(LazySpace(uffd, supply, 0))
+        server.start()
+        seen = ctypes.create_string_buffer(b"x", 1)
+        libc.memcpy(seen, ctypes.c_void_p(address + P), 1)  # not by Python's own means, which would hold its lock
+        assert seen.raw == b"\0"
+        assert 1 in there(memory, count)
+        assert there(memory, count) <= {*range(1, border), ready}
+        for page in (*range(border + 1, coming), *range(coming + 1, count)):
+            libc.memset(ctypes.c_void_p(address + page * P), 7, 8)
+        assert server.faults <= 20
+        assert coming not in there(memory, count)
+        assert asked == []
         server.stop()
 
 

@@ -34,9 +34,12 @@ BURST_PAGES = 8
 HOT_PAGES = 64
 """A step of hot pages at any time: the sooner they are all there the fewer faults there will be."""
 BURST_S = 0.002
+READ_ON_PAGES = 32
+"""A step for a program that reads on, at any time: most likely it is the next one who waits for it."""
 ORDER_OF_FILL = (
     LazySpace.fill_read_on, LazySpace.fill_hot, LazySpace.fill_around, LazySpace.fill_warm, LazySpace.fill_rest,
 )  # fmt: skip
+LEAST_PAGES = {LazySpace.fill_hot: HOT_PAGES, LazySpace.fill_read_on: READ_ON_PAGES}
 UNMAPPED_S = 0.0002
 """After so long memory that was not mapped yet is tried again."""
 
@@ -242,7 +245,7 @@ class LazyServer:
         wait_s = IDLE_S
         for step in ORDER_OF_FILL:
             for space in spaces:
-                done = step(space, max(limit, HOT_PAGES) if step is LazySpace.fill_hot else limit)
+                done = step(space, max(limit, LEAST_PAGES.get(step, 0)))
                 if done > 0 or (done == 0 and space.laid_out):  # 0: an event is to be read first
                     return 0
                 if done == 0:

@@ -23,14 +23,18 @@ from whimbrel.model.units import PAGE_BYTES
 
 _COPY, _ZEROPAGE, _WAKE = 0xC028AA03, 0xC020AA04, 0x8010AA02
 _COPY_ARGUMENTS, _COPIED = struct.Struct("<QQQQq"), struct.Struct("<q")
+_ZEROS = struct.Struct("<QQQq")
 GONE = -2
 """Instead of a slot: given back or unmapped by the program, or placed and not kept; if it is not there, it reads as
 zeros."""
 GIVEN_BACK_PAGES = 32
-"""So many placed at once are not kept in the store: the kernel places the next ones in their memory, which the
-processor's cache still holds."""
+"""So many placed one after the other are not kept in the store: the kernel places the next ones in their memory, which
+it need not get from the host of a virtual machine, and which the processor's cache still holds."""
 AROUND_PAGES = 4
 """What a fault brings at once, aligned: each page makes it longer by 1 us."""
+ZERO_PAGES = 512
+"""So many pages of zeros a fault brings at once, if there are so many: they take no memory, and who goes on into
+memory that was not there yet mostly goes on."""
 FOLLOW_PAGES = 512
 """So far after a fault the fill goes on there: programs read forwards."""
 BEFORE_PAGES = 32
@@ -76,6 +80,7 @@ class LazySpace:
         cut[1:] = (np.diff(pages) != 1) | (np.diff(slots) != 1)
         self._cut = bytearray(cut.tobytes())
         self._next = 0
+        self._spent_at = self._spent_slot = self._spent = 0
         self._follow = self._follow_end = 0
         self._reads_on = False
 
@@ -136,10 +141,20 @@ class LazySpace:
         copied = self._copy(page, slot, count)
         done = count if copied else self._copy_in_parts(page, slot, count)
         self._settled[at : at + done] = b"\1" * done
-        if copied and self._give_back is not None and count >= GIVEN_BACK_PAGES:
-            self._give_back(slot, count)
-            self._slots[at : at + count] = GONE
+        if copied and self._give_back is not None:
+            self._spend(at, slot, count)
         return done
+
+    def _spend(self, at: int, slot: int, count: int) -> None:
+        """These are not needed any more in the store: give them back together with those before them, when they are
+        many."""
+        if (at, slot) != (self._spent_at + self._spent, self._spent_slot + self._spent):
+            self._spent_at, self._spent_slot, self._spent = at, slot, 0
+        self._spent += count
+        if self._spent >= GIVEN_BACK_PAGES and self._give_back is not None:
+            self._give_back(self._spent_slot, self._spent)
+            self._slots[self._spent_at : at + count] = GONE
+            self._spent_at, self._spent_slot, self._spent = at + count, slot + count, 0
 
     def alive(self) -> bool:
         """The kernel does not tell when the process has gone: a copy to where nothing can be finds out."""
@@ -160,20 +175,15 @@ class LazySpace:
 
     # --- faults -------------------------------------------------------------------------------------------
     def serve_fault(self, address: int) -> None:
-        """Place the page at `address` (and its close neighbours); a page that never existed becomes zeros."""
+        """Place the page at `address` (and its close neighbours); one that never existed becomes zeros, and so does
+        what follows it."""
         page = address // PAGE_BYTES
         self.faults += 1
         at = self._index(page)
         if at is not None and self._slots[at] != GONE:
             self._place_around(page, at)
             return
-        argument = bytearray(struct.pack("<QQQq", page * PAGE_BYTES, PAGE_BYTES, 0, 0))
-        try:
-            fcntl.ioctl(self.uffd, _ZEROPAGE, argument)
-        except OSError as error:
-            if error.errno == errno.ESRCH:
-                self.gone = True
-            self._wake(page)
+        self._place_zeros(page, self._hole_end(page) - page)
 
     def serve_waiting(self) -> None:
         """Pages have come: place those that somebody waits for."""
@@ -184,6 +194,31 @@ class LazySpace:
                 self._place_around(page, at)
             else:
                 self._wake(page)  # moved or unmapped meanwhile: it faults anew, wherever it is now
+
+    def _hole_end(self, page: int) -> int:
+        """The first page after `page`, within reach, that was there at the source or has yet to come; nothing from
+        `page` up to it was, so that all of it reads as zeros."""
+        reach = page + ZERO_PAGES
+        low, high = self._pages.searchsorted(np.array((page, reach), np.uint64)).tolist()
+        kept = np.flatnonzero(self._slots[low:high] != GONE)
+        return int(self._pages[low + kept[0]]) if len(kept) else reach
+
+    def _place_zeros(self, page: int, count: int) -> None:
+        """The kernel's page of zeros at `page`, and from there on at up to `count` pages, as far as nothing is there and
+        the mapping goes."""
+        while True:
+            argument = bytearray(_ZEROS.pack(page * PAGE_BYTES, count * PAGE_BYTES, 0, 0))
+            try:
+                fcntl.ioctl(self.uffd, _ZEROPAGE, argument)
+                return
+            except OSError as error:
+                self.gone |= error.errno == errno.ESRCH
+                if _ZEROS.unpack(argument)[3] > 0:
+                    return  # met one that is there
+                if error.errno != errno.ENOENT or count == 1:
+                    break
+                count //= 2  # beyond the end of the mapping
+        self._wake(page)
 
     def _place_around(self, page: int, at: int) -> None:
         """Place the page at index `at` and what lies closely around; one that has not come yet is asked for."""

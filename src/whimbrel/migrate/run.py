@@ -36,10 +36,12 @@ from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
 from whimbrel.migrate.pushimage import bring_image
+from whimbrel.migrate.quiet import until_quiet
 from whimbrel.migrate.rounds import longest_freeze_s, round_of, run_rounds, until_handover
 from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
 from whimbrel.model.errors import Cancelled, Refused, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
+from whimbrel.plan.convergence import worth_waiting_ms
 from whimbrel.plan.strategies import AUTO, Carry, Strategy
 from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, OfferReply, PrepareIncoming
 from whimbrel.wire.rpc import Peer
@@ -152,7 +154,7 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
         async with job.phase("freeze"), parts.gateways.kept():
             try:
                 async with asyncio.timeout(limit_s):
-                    await _freeze_and_restore(job, parts)
+                    await _freeze_and_restore(job, parts, worth_waiting_ms(predicted_ms) / 1e3)
             except TimeoutError:
                 raise StepFailed(f"the freeze was not over within {limit_s:.0f} s: CRIU or a process hangs") from None
             resume_here = await commit(job, parts, undo)
@@ -221,14 +223,20 @@ async def _prepare(
     return Parts(strategy, hands, peer, gateways, channel, dump, carrier, files, reconnect)
 
 
-async def _freeze_and_restore(job: Migration, parts: Parts) -> None:
-    """Stop the service here and bring it to the moment before its first instruction there."""
+async def _freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> None:
+    """Stop the service here and bring it to the moment before its first instruction there. `quiet_s`: so long it may
+    take until nobody in it is at work."""
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
+    if quiet_s:
+        async with job.step("freeze.moment"):
+            await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
     held_s = time.monotonic()
     async with job.step("freeze.hold"):
         held = await _hold(job, parts)
+        if quiet_s:  # who sends the next request at once leaves no moment for it until that is held
+            await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
         await hands.do(drain, job.node.port, job.request.service)
     job.frozen_s = time.monotonic()
     async with job.step("freeze.stop"):

@@ -12,6 +12,11 @@ from enum import StrEnum
 
 LONG_FREEZE_MS = 100.0
 """What a migration is to stay below."""
+FIXED_FREEZE_MS = 60.0
+"""What a freeze costs without a single page."""
+WORTH_MS = 10.0, 100.0
+"""From so much on that pages take in a freeze it is worth waiting for a moment in which the program does nothing, and
+so long at most."""
 
 
 class Stop(StrEnum):
@@ -56,7 +61,7 @@ class Limits:
     min_shrink: float = 0.9
     max_downtime_ms: float = 0.0
     deadline_ms: float = 0.0
-    fixed_freeze_ms: float = 60.0
+    fixed_freeze_ms: float = FIXED_FREEZE_MS
     converge: bool = True
 
 
@@ -69,6 +74,14 @@ def predicted_freeze_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
     if not rounds:
         return float("inf")
     return limits.fixed_freeze_ms + _crossing_ms(rounds, rounds[-1].next_bytes)
+
+
+def worth_waiting_ms(freeze_ms: float) -> float:
+    """How long the freeze, predicted so long, may wait for a moment in which nobody in the service is at work. Less is
+    dirty then, as a program gives back what it took for its work: that is worth at most what the pages would take."""
+    least_ms, most_ms = WORTH_MS
+    pages_ms = freeze_ms - FIXED_FREEZE_MS
+    return min(pages_ms, most_ms) if pages_ms >= least_ms else 0.0
 
 
 def crossing_bytes_per_s(rounds: Sequence[RoundFacts]) -> float:

@@ -31,6 +31,7 @@ class Pages:
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # a node's cores are for all its services
+        options.enable_cpu_mem_arena = False  # which would keep what a picture took for the next one
         self.session = onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
         self.input = self.session.get_inputs()[0].name
         self.labels = self.session.get_modelmeta().custom_metadata_map["character"].split("\n")

@@ -12,6 +12,7 @@ what was seen in them, and the latest pictures themselves, decoded, up to ``KEEP
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -28,6 +29,15 @@ from PIL import Image  # type: ignore[import-not-found,unused-ignore]
 MAX_LINE_BYTES = 4096
 MAX_PICTURE_BYTES = 1 << 22
 MAX_SESSIONS = 1000
+
+
+_libc = ctypes.CDLL(None)
+
+
+def give_back_memory() -> None:
+    """What the allocator keeps of a picture's temporaries goes back to the kernel: a node has other services, and what
+    is not there need not be moved."""
+    _libc.malloc_trim(0)
 
 
 class Worker(Protocol):
@@ -100,6 +110,7 @@ class Server:
             buffer += data
             while data and (request := self.next_request(buffer)) is not None:
                 conn.sendall(json.dumps(self.answer(*request)).encode() + b"\n")
+                give_back_memory()
             if data:
                 return
         except (OSError, ValueError):
