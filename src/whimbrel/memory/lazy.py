@@ -34,7 +34,7 @@ BURST_PAGES = 8
 HOT_PAGES = 64
 """A step of hot pages at any time: the sooner they are all there the fewer faults there will be."""
 BURST_S = 0.002
-READ_ON_PAGES = 32
+READ_ON_PAGES = 128
 """A step for a program that reads on, at any time: most likely it is the next one who waits for it."""
 ORDER_OF_FILL = (
     LazySpace.fill_read_on, LazySpace.fill_hot, LazySpace.fill_around, LazySpace.fill_warm, LazySpace.fill_rest,
