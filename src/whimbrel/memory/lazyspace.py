@@ -204,8 +204,8 @@ class LazySpace:
         return int(self._pages[low + kept[0]]) if len(kept) else reach
 
     def _place_zeros(self, page: int, count: int) -> None:
-        """The kernel's page of zeros at `page`, and from there on at up to `count` pages, as far as nothing is there and
-        the mapping goes."""
+        """The kernel's page of zeros at `page`, and from there on at up to `count` pages: as far as the mapping goes
+        and nothing is there."""
         while True:
             argument = bytearray(_ZEROS.pack(page * PAGE_BYTES, count * PAGE_BYTES, 0, 0))
             try:

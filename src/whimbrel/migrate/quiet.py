@@ -7,42 +7,44 @@ again with first touches of memory at a new place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 LOOK_EVERY_S = 0.0005
-_AT_WORK = b"RD"  # running, or waiting for a disk or a page
+_AT_WORK = "RD"  # running, or waiting for a disk or a page
 
 
 def until_quiet(pids: Callable[[], Iterable[int]], limit_s: float) -> bool:
     """Return as soon as every thread of these processes sleeps, or after `limit_s`: then False."""
     deadline = time.monotonic() + limit_s
-    while any(map(_at_work, pids())):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(LOOK_EVERY_S)
-    return True
+    with contextlib.ExitStack() as stack:
+        known: dict[tuple[int, str], int] = {}
+        while True:
+            if not any(map(_at_work, known.values())):  # only now is it asked whether there are others
+                for pid, thread in set(_threads(pids())) - known.keys():
+                    with contextlib.suppress(OSError):
+                        fd = os.open(f"/proc/{pid}/task/{thread}/stat", os.O_RDONLY | os.O_CLOEXEC)
+                        stack.callback(os.close, fd)
+                        known[pid, thread] = fd
+                if not any(map(_at_work, known.values())):
+                    return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOOK_EVERY_S)
 
 
-def _at_work(pid: int) -> bool:
-    """Whether a thread of the process runs or would like to. One that is gone does not."""
+def _threads(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            yield from ((pid, thread) for thread in os.listdir(f"/proc/{pid}/task"))
+
+
+def _at_work(stat_fd: int) -> bool:
+    """Whether the thread runs or would like to. One that is gone does not."""
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        text = os.pread(stat_fd, 512, 0).decode(errors="replace")
     except OSError:
         return False
-    return any(_state(pid, thread) in _AT_WORK for thread in threads)
-
-
-def _state(pid: int, thread: str) -> bytes:
-    try:
-        fd = os.open(f"/proc/{pid}/task/{thread}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b"X"
-    try:
-        text = os.read(fd, 512)
-    except OSError:
-        return b"X"
-    finally:
-        os.close(fd)
-    return text[text.rfind(b")") + 2 :][:1]  # the name before it may hold anything, brackets too
+    return text[text.rfind(")") + 2 :][:1] in _AT_WORK  # the name before it may hold anything, brackets too

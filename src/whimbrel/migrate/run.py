@@ -15,29 +15,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-import time
 from typing import Any
 
-import msgspec
 import structlog
 
-from whimbrel.memory.processes import ns_pids_of
-from whimbrel.migrate import failpoints
-from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.carriers.choose import make_carrier
 from whimbrel.migrate.choosing import first_choice, possible_choice, second_choice, storage_needed
 from whimbrel.migrate.commit import commit, follow_through
-from whimbrel.migrate.dump import DUMP_PREFIX, Dump, stdio_pipes
+from whimbrel.migrate.dump import DUMP_PREFIX, Dump
 from whimbrel.migrate.files import files_of, room_for_files
-from whimbrel.migrate.gateways import Gateways, drain
+from whimbrel.migrate.freeze import freeze_and_restore
+from whimbrel.migrate.gateways import Gateways
 from whimbrel.migrate.job import Hands, Migration
-from whimbrel.migrate.pagechannel import Kind, PageChannel, RestoreOrder
+from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.preflight import check_offer
 from whimbrel.migrate.pushimage import bring_image
-from whimbrel.migrate.quiet import until_quiet
-from whimbrel.migrate.rounds import longest_freeze_s, round_of, run_rounds, until_handover
+from whimbrel.migrate.rounds import longest_freeze_s, run_rounds, until_handover
 from whimbrel.migrate.staging.shared import close_stage, open_stage, stage_below
 from whimbrel.model.errors import Cancelled, Refused, StepFailed, WhimbrelError
 from whimbrel.model.migration import MigrationRecord, Outcome
@@ -47,10 +41,6 @@ from whimbrel.wire.calls import AbortIncoming, IncomingReady, OfferMigration, Of
 from whimbrel.wire.rpc import Peer
 
 log = structlog.get_logger()
-RESUME_S = 0.03
-"""From GO until the source hears that the service runs, beside the way there and back: about so long."""
-FAR_S = 0.02
-"""Who is so far away is waited for with something else to do."""
 
 
 async def migrate(job: Migration) -> MigrationRecord:
@@ -149,12 +139,13 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             await parts.hands.do(parts.files.ahead)
             job.add_phase("rounds.files", begun_ms, job.now_ms() - begun_ms)
             predicted_ms = await run_rounds(job, parts) if parts.strategy.rounds.limit else 0.0
-            limit_s = await longest_freeze_s(job, parts)
+            quiet_s = worth_waiting_ms(predicted_ms, job.request.max_downtime_ms) / 1e3
+            limit_s = await longest_freeze_s(job, parts) + 2 * quiet_s
             await until_handover(job, predicted_ms if parts.strategy.rounds.converge else 0.0)
         async with job.phase("freeze"), parts.gateways.kept():
             try:
                 async with asyncio.timeout(limit_s):
-                    await _freeze_and_restore(job, parts, worth_waiting_ms(predicted_ms) / 1e3)
+                    await freeze_and_restore(job, parts, quiet_s)
             except TimeoutError:
                 raise StepFailed(f"the freeze was not over within {limit_s:.0f} s: CRIU or a process hangs") from None
             resume_here = await commit(job, parts, undo)
@@ -221,128 +212,6 @@ async def _prepare(
         channel.replace(PageChannel.connect(job.destination.host, ready.page_port, ready.token))
 
     return Parts(strategy, hands, peer, gateways, channel, dump, carrier, files, reconnect)
-
-
-async def _freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> None:
-    """Stop the service here and bring it to the moment before its first instruction there. `quiet_s`: so long it may
-    take until nobody in it is at work."""
-    hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
-    stdio = stdio_pipes(job.source.pid)
-    await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
-    if quiet_s:
-        async with job.step("freeze.moment"):
-            await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
-    held_s = time.monotonic()
-    async with job.step("freeze.hold"):
-        held = await _hold(job, parts)
-        if quiet_s:  # who sends the next request at once leaves no moment for it until that is held
-            await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
-        await hands.do(drain, job.node.port, job.request.service)
-    job.frozen_s = time.monotonic()
-    async with job.step("freeze.stop"):
-        job.journal("frozen")
-        await hands.do(dump.freeze)
-        job.node.port.close(job.request.service)
-    if not job.request.bandwidth_bps:  # else pages and files together would take more than is allowed
-        parts.files.begin_last()
-    async with job.step("freeze.dump"):
-        # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
-        dumped = threading.Event()
-        early, _ = await asyncio.gather(hands.do(carrier.while_dumping, dumped.is_set), hands.do(_dump, dump, dumped))
-    late, file_bytes = await _last_pages_and_files(job, parts)
-    channel.limit(0)
-    async with job.step("freeze.copy"):
-        delivered = await hands.do(carrier.deliver, dump.images)
-    async with job.step("freeze.restore"):
-        order = RestoreOrder(
-            lazy=parts.strategy.lazy,
-            stdio=stdio,
-            staged=parts.strategy.carry is not Carry.STREAM,
-            behind=carrier.ranges_behind(),
-            beside=carrier.ranges_beside(),
-            file_passes=parts.files.passes,
-            written=parts.files.written,
-        )
-        await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
-        restored = threading.Event()
-        beside, _ = await asyncio.gather(
-            _beside(job, parts, held_s, restored), hands.do(_expect_ready, parts, restored)
-        )
-    channel.limit(0)
-    took_ms = (time.monotonic() - held_s) * 1e3
-    job.rounds.append(round_of(len(job.rounds) + 1, held + early + late + delivered + beside, took_ms, file_bytes))
-
-
-async def _hold(job: Migration, parts: Parts) -> Carried:
-    """Packets for the service wait. Where that takes a while, because a gateway is far, what was written since the last
-    round crosses meanwhile: the link has nothing else to do, and nobody reaches the service who would let it write."""
-    if parts.gateways.round_trip_s < FAR_S and not failpoints.armed("freeze.holding"):
-        await parts.gateways.hold()
-        return Carried()
-    held = threading.Event()
-    crossing = asyncio.ensure_future(parts.hands.do(parts.carrier.while_holding, held.is_set))
-    crossing.add_done_callback(lambda task: task.cancelled() or task.exception())  # should the hold fail first
-    try:
-        await job.pause_at("freeze.holding")
-        await parts.gateways.hold()
-    finally:
-        held.set()
-    return await crossing
-
-
-async def _last_pages_and_files(job: Migration, parts: Parts) -> tuple[Carried, int]:
-    """What of the two is still to cross when the dump is written, side by side where no limit forbids it. As the time
-    of the files counts what the pages did not hide of it."""
-    files = None if job.request.bandwidth_bps else asyncio.ensure_future(_last_files(job, parts))
-    try:
-        async with job.step("freeze.pages"):
-            late = await parts.hands.do(parts.carrier.last, parts.dump.images)
-        start_ms = job.now_ms()
-        file_bytes = await (files or _last_files(job, parts))
-        job.add_phase("freeze.files", start_ms, job.now_ms() - start_ms)
-        return late, file_bytes
-    finally:
-        if files is not None and not files.cancel() and not files.cancelled():
-            files.exception()  # it was the pages that failed: this one is nobody's to raise
-
-
-async def _last_files(job: Migration, parts: Parts) -> int:
-    await job.pause_at("freeze.files")
-    return await parts.hands.do(parts.files.last)
-
-
-async def _beside(job: Migration, parts: Parts, held_s: float, restored: threading.Event) -> Carried:
-    """While the destination restores, what is left of the last dirty set crosses, if that is much: all of it, or as
-    much as the freeze has time for."""
-    if not parts.carrier.ranges_beside() and not job.long_freeze_ms:
-        return Carried()
-    go_s = parts.gateways.round_trip_s + RESUME_S
-    until_s = held_s + job.long_freeze_ms / 1e3 - go_s
-    parts.channel.limit(job.request.bandwidth_bps)
-    async with job.step("freeze.beside"):
-        return await parts.hands.do(
-            parts.carrier.beside_restore, lambda: restored.is_set() and time.monotonic() >= until_s
-        )
-
-
-def _dump(dump: Dump, dumped: threading.Event) -> None:
-    try:
-        dump.finish()
-    finally:
-        dumped.set()
-
-
-def _expect_ready(parts: Parts, restored: threading.Event) -> None:
-    """The destination has restored; until then it may ask for pages."""
-    while True:
-        kind, number, _, size = parts.channel.receive_header()
-        payload = parts.channel.receive_payload(size)
-        if kind is Kind.READY:
-            restored.set()
-            return
-        if kind is Kind.ABORT:
-            raise StepFailed(f"the destination could not restore: {payload.decode(errors='replace')}")
-        parts.carrier.answer(kind, number, payload)
 
 
 async def _run_on_here(job: Migration, here: contextlib.AsyncExitStack) -> None:

@@ -14,7 +14,7 @@ LONG_FREEZE_MS = 100.0
 """What a migration is to stay below."""
 FIXED_FREEZE_MS = 60.0
 """What a freeze costs without a single page."""
-WORTH_MS = 10.0, 100.0
+WORTH_MS, MOMENT_MS = 10.0, 100.0
 """From so much on that pages take in a freeze it is worth waiting for a moment in which the program does nothing, and
 so long at most."""
 
@@ -76,12 +76,16 @@ def predicted_freeze_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
     return limits.fixed_freeze_ms + _crossing_ms(rounds, rounds[-1].next_bytes)
 
 
-def worth_waiting_ms(freeze_ms: float) -> float:
+def worth_waiting_ms(freeze_ms: float, max_downtime_ms: float = 0.0) -> float:
     """How long the freeze, predicted so long, may wait for a moment in which nobody in the service is at work. Less is
-    dirty then, as a program gives back what it took for its work: that is worth at most what the pages would take."""
-    least_ms, most_ms = WORTH_MS
+    dirty then, as a program gives back what it took for its work, and the work need not go on at a place where its
+    memory is still to be touched for the first time: worth about twice what the pages would take. Not where it could
+    cost the budget, if there is one, as who is held waits too."""
     pages_ms = freeze_ms - FIXED_FREEZE_MS
-    return min(pages_ms, most_ms) if pages_ms >= least_ms else 0.0
+    if pages_ms < WORTH_MS:
+        return 0.0
+    budget_ms = max_downtime_ms - freeze_ms if max_downtime_ms else MOMENT_MS
+    return max(0.0, min(2 * pages_ms, MOMENT_MS, budget_ms))
 
 
 def crossing_bytes_per_s(rounds: Sequence[RoundFacts]) -> float:
