@@ -23,6 +23,8 @@ from whimbrel.plan.strategies import Carry
 
 RESUME_S = 0.03
 """From GO until the source hears that the service runs, beside the way there and back: about so long."""
+NOTHING_S = 0.005
+"""When nothing was written, so long passes until the next look."""
 FAR_S = 0.02
 """Who is so far away is waited for with something else to do."""
 
@@ -33,15 +35,19 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
-    if quiet_s:
-        async with job.step("freeze.moment"):
-            await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
-    held_s = time.monotonic()
-    async with job.step("freeze.hold"):
-        held = await _hold(job, parts)
-        if quiet_s:  # who sends the next request at once leaves no moment until that is held
-            await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
-        await hands.do(drain, job.node.port, job.request.service)
+    far = parts.gateways.round_trip_s >= FAR_S or failpoints.armed("freeze.holding")
+    with _Meanwhile(parts, begin=far or quiet_s > 0) as meanwhile:
+        if quiet_s:
+            async with job.step("freeze.moment"):
+                await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
+        held_s = time.monotonic()
+        async with job.step("freeze.hold"):
+            await job.pause_at("freeze.holding")
+            await parts.gateways.hold()
+            if quiet_s:  # who sends the next request at once leaves no moment until that is held
+                await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
+            meanwhile.enough.set()
+            await hands.do(drain, job.node.port, job.request.service)
     job.frozen_s = time.monotonic()
     async with job.step("freeze.stop"):
         job.journal("frozen")
@@ -52,7 +58,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     async with job.step("freeze.dump"):
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
         dumped = threading.Event()
-        early, _ = await asyncio.gather(hands.do(carrier.while_dumping, dumped.is_set), hands.do(_dump, dump, dumped))
+        (held, early), _ = await asyncio.gather(_early(parts, meanwhile, dumped), hands.do(_dump, dump, dumped))
     late, file_bytes = await _last_pages_and_files(job, parts)
     channel.limit(0)
     async with job.step("freeze.copy"):
@@ -77,21 +83,40 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     job.rounds.append(round_of(len(job.rounds) + 1, held + early + late + delivered + beside, took_ms, file_bytes))
 
 
-async def _hold(job: Migration, parts: Parts) -> Carried:
-    """Packets for the service wait. Where that takes a while, because a gateway is far, what was written since the last
-    round crosses meanwhile: the link has nothing else to do, and nobody reaches the service who would let it write."""
-    if parts.gateways.round_trip_s < FAR_S and not failpoints.armed("freeze.holding"):
-        await parts.gateways.hold()
-        return Carried()
-    held = threading.Event()
-    crossing = asyncio.ensure_future(parts.hands.do(parts.carrier.while_holding, held.is_set))
-    crossing.add_done_callback(lambda task: task.cancelled() or task.exception())  # should the hold fail first
-    try:
-        await job.pause_at("freeze.holding")
-        await parts.gateways.hold()
-    finally:
-        held.set()
-    return await crossing
+class _Meanwhile:
+    """What was written since the last round crosses, again and again, while the freeze waits: for a moment in which
+    nobody works, or for gateways that are far. The link has nothing else to do, and less is left for later."""
+
+    def __init__(self, parts: Parts, *, begin: bool) -> None:
+        self.enough = threading.Event()
+        self._parts = parts
+        self._crossing = asyncio.ensure_future(parts.hands.do(self._cross)) if begin else None
+
+    def __enter__(self) -> _Meanwhile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.enough.set()
+        if self._crossing is not None:
+            self._crossing.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def crossed(self) -> Carried:
+        """Once it was `enough`, and the page that was on its way is on the link."""
+        return await self._crossing if self._crossing is not None else Carried()
+
+    def _cross(self) -> Carried:
+        carried = Carried()
+        while not self.enough.is_set():
+            turn = self._parts.carrier.while_holding(self.enough.is_set)
+            carried += turn
+            if not turn.pages:
+                self.enough.wait(NOTHING_S)
+        return carried
+
+
+async def _early(parts: Parts, meanwhile: _Meanwhile, dumped: threading.Event) -> tuple[Carried, Carried]:
+    """Returns what crossed before and what did beside the dump."""
+    return await meanwhile.crossed(), await parts.hands.do(parts.carrier.while_dumping, dumped.is_set)
 
 
 async def _last_pages_and_files(job: Migration, parts: Parts) -> tuple[Carried, int]:

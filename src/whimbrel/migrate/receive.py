@@ -70,6 +70,7 @@ HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
 HOT_WAIT_S = 0.002
 RESTORE_BYTES = 4 << 20
+SCATTERED_BYTES = 16 << 20
 LAST_BYTES = 64 << 20
 """So much at most the last pages take when they come, and as much the restore to place them."""
 
@@ -231,7 +232,7 @@ class Receiver:
         coming = sum(total_bytes(ranges) for ranges in later_than_restore(order).values())
         last_bytes = (self.store.used_pages - self._used_before_last) * PAGE_BYTES + coming
         whole = order.staged or not order.lazy
-        release = partial(self.reserve.release, None if whole else last_bytes + RESTORE_BYTES)
+        release = partial(self.reserve.release, None if whole else last_bytes + RESTORE_BYTES + SCATTERED_BYTES)
         threading.Thread(target=release, name="reserve", daemon=True).start()
 
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
@@ -378,7 +379,6 @@ class Receiver:
     # --- after the commit: the rest -----------------------------------------------------------------------
     def fill(self, channel: PageChannel) -> FillReport:
         failpoints.wait_at("receive.fill")
-        self.reserve.release()
         self.lazy.begin_fill()
         self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()

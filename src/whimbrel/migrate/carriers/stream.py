@@ -23,6 +23,8 @@ BESIDE_BYTES, BESIDE_S = 2 << 20, 0.02
 destination restores."""
 AHEAD_S = 0.02
 """So much of the link's time may wait in the connection when the order to restore is sent."""
+HOLDING_AHEAD_S = 0.004
+"""And so much when the last pages come: what is sent before them may be written again, or given back."""
 BEHIND_S, BEHIND_BYTES = 0.02, 1 << 18
 """So much of the link's time, and so much at once, may a page that the program waits for wait behind others."""
 
@@ -71,7 +73,7 @@ class StreamCarrier:
         if not self._early or self._behind:
             return Carried()
         dirty = self._in_order(merged(self._unsent, self._tracker.scan(attach=False)))
-        carried, self._unsent = self._sender.send_until(dirty, held, ahead_s=AHEAD_S)
+        carried, self._unsent = self._sender.send_until(dirty, held, ahead_s=HOLDING_AHEAD_S)
         return carried
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
