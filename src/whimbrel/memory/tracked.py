@@ -141,6 +141,10 @@ class TrackedProcess:
             os.close(pagemap)
         return intersect(union(*parts), keep)
 
+    def there_still(self, ranges: Ranges, scanner: uffd.Scanner) -> Ranges:
+        """Those of these pages that exist, of a process that stands still."""
+        return intersect(ranges, populated(self._directory, self._private(), scanner))
+
     def close(self) -> None:
         """Ends the tracking; the process runs on, its mappings are as before. Safe to repeat."""
         self._detach()

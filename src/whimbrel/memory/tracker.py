@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from whimbrel.memory.guardian import Guardian
@@ -90,6 +90,16 @@ class TreeTracker:
             for process in self._processes.values():
                 process.forget_last_scan()
             raise
+        return results
+
+    def there_still(self, pages: list[ProcessPages]) -> list[ProcessPages]:
+        """Those of these pages that exist, of a tree that stands still."""
+        results = []
+        for part in pages:
+            process = self._processes.get(part.pid)
+            with suppress(ProcessLookupError):
+                if process is not None:
+                    results.append(replace(part, ranges=process.there_still(part.ranges, self._scanner)))
         return results
 
     def written_bytes(self) -> int:

@@ -82,7 +82,8 @@ class StreamCarrier:
         self._vdso = vdso_of(self._root_pid)  # the tree stands still: what is found now need not be looked for later
         if not self._early or self._behind:
             return Carried()
-        dirty = self._in_order(merged(self._unsent, self._tracker.scan(final=True, rearm=True)))
+        unsent = self._tracker.there_still(self._unsent)  # a program gives back what it took for its work
+        dirty = self._in_order(merged(unsent, self._tracker.scan(final=True, rearm=True)))
         if not self._lazy:
             self._unsent = []
             return self._send(dirty)
