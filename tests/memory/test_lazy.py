@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from whimbrel.memory.lazy import LazyServer
+from whimbrel.memory.lazy import BURST_PAGES, LazyServer
 from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, GIVEN_BACK_PAGES, ZERO_PAGES, LazySpace
 from whimbrel.memory.reserve import address_of
 from whimbrel.memory.store import ZERO_SLOT, PageStore
@@ -119,6 +120,25 @@ def test_what_is_placed_many_at_once_is_not_kept_twice() -> None:
         assert kept >= set(range(1, GIVEN_BACK_PAGES // 2 + 1))
         assert len(kept) < GIVEN_BACK_PAGES // 2 + GIVEN_BACK_PAGES, "but for a few at the end, all others went"
         server.stop()
+
+
+def test_what_small_steps_have_placed_is_given_back_once_it_is_many() -> None:
+    """A program that faults all the time is filled in small steps; the store must not keep what they have placed."""
+    count, store = 5 * GIVEN_BACK_PAGES, PageStore(0)
+    stored(store, count)
+    given: list[tuple[int, int]] = []
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        at = address_of(memoryview(store.map))
+        space = LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), at, lambda slot, n: given.append((slot, n)))
+        space.laid_out = True
+        space.serve_fault(address + 2 * GIVEN_BACK_PAGES * P)  # in the midst: the fill comes to it later
+        while space.fill_rest(BURST_PAGES) > 0:
+            assert not given or given[-1][1] >= GIVEN_BACK_PAGES
+        assert right(memory, count)
+        assert sum(n for _, n in given) > count - 3 * GIVEN_BACK_PAGES
+        assert all(one[0] + one[1] <= other[0] for one, other in pairwise(given)), "none twice"
+    os.close(uffd)
 
 
 def test_what_is_on_its_way_is_asked_for_once_and_waited_for() -> None:

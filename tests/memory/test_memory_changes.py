@@ -159,6 +159,20 @@ def test_a_look_at_how_much_is_written_changes_nothing(name: str) -> None:
         assert shadow.verify(child.pid) > 100
 
 
+def test_what_was_given_back_is_not_there_any_more() -> None:
+    with (
+        program(as_steps(["check(libc.madvise(a + 100 * P, 200 * P, 4))"])) as child,
+        TreeTracker(child.pid) as tracker,
+    ):
+        before = tracker.scan()
+        after = tracker.there_still(before)
+        assert sum(part.size_bytes for part in after) == sum(part.size_bytes for part in before)
+        child.step(0)
+        lost = sum(part.size_bytes for part in before) - sum(part.size_bytes for part in tracker.there_still(before))
+        assert lost // 4096 in range(200, 200 + NOISE_PAGES)
+    assert tracker.there_still(before) == []
+
+
 RESTLESS = """
 import mmap, os, random, threading, time
 rng, areas, lock = random.Random(1), {}, threading.Lock()

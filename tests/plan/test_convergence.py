@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms
+from whimbrel.plan.convergence import Limits, RoundFacts, Stop, decide, predicted_freeze_ms, worth_waiting_ms
 
 MB = 1 << 20
 
@@ -68,3 +68,21 @@ def test_the_prediction_is_the_fixed_part_and_the_next_dirty_set_at_the_rate_see
 
 def test_rounds_that_took_no_time_predict_the_fixed_part_alone() -> None:
     assert predicted_freeze_ms(rounds((MB, 0.0)), Limits(fixed_freeze_ms=50)) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("freeze_ms", "max_downtime_ms", "worth_ms"),
+    [
+        (60, 0, 0),
+        (69, 0, 0),  # few pages: nothing to be gained
+        (85, 0, 50),
+        (500, 0, 100),
+        (85, 200, 50),
+        (85, 115, 30),  # who is held waits, too
+        (85, 80, 0),
+    ],
+)
+def test_a_moment_without_work_is_waited_for_where_that_can_spare_pages(
+    freeze_ms: float, max_downtime_ms: float, worth_ms: float
+) -> None:
+    assert worth_waiting_ms(freeze_ms, max_downtime_ms) == pytest.approx(worth_ms)

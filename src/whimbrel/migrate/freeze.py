@@ -36,7 +36,8 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     stdio = stdio_pipes(job.source.pid)
     await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
     far = parts.gateways.round_trip_s >= FAR_S or failpoints.armed("freeze.holding")
-    with _Meanwhile(parts, begin=far or quiet_s > 0) as meanwhile:
+    # A strategy that says how often memory crosses keeps to it.
+    with _Meanwhile(parts, begin=far or (quiet_s > 0 and parts.strategy.rounds.converge)) as meanwhile:
         if quiet_s:
             async with job.step("freeze.moment"):
                 await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
@@ -58,7 +59,9 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     async with job.step("freeze.dump"):
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
         dumped = threading.Event()
-        (held, early), _ = await asyncio.gather(_early(parts, meanwhile, dumped), hands.do(_dump, dump, dumped))
+        (before, early), _ = await asyncio.gather(_early(parts, meanwhile, dumped), hands.do(_dump, dump, dumped))
+        if before.pages:
+            job.rounds.append(round_of(len(job.rounds) + 1, before, meanwhile.took_s * 1e3, 0))
     late, file_bytes = await _last_pages_and_files(job, parts)
     channel.limit(0)
     async with job.step("freeze.copy"):
@@ -80,7 +83,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
         )
     channel.limit(0)
     took_ms = (time.monotonic() - held_s) * 1e3
-    job.rounds.append(round_of(len(job.rounds) + 1, held + early + late + delivered + beside, took_ms, file_bytes))
+    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered + beside, took_ms, file_bytes))
 
 
 class _Meanwhile:
@@ -89,6 +92,7 @@ class _Meanwhile:
 
     def __init__(self, parts: Parts, *, begin: bool) -> None:
         self.enough = threading.Event()
+        self.took_s = 0.0
         self._parts = parts
         self._crossing = asyncio.ensure_future(parts.hands.do(self._cross)) if begin else None
 
@@ -105,12 +109,13 @@ class _Meanwhile:
         return await self._crossing if self._crossing is not None else Carried()
 
     def _cross(self) -> Carried:
-        carried = Carried()
+        carried, began_s = Carried(), time.monotonic()
         while not self.enough.is_set():
             turn = self._parts.carrier.while_holding(self.enough.is_set)
             carried += turn
             if not turn.pages:
                 self.enough.wait(NOTHING_S)
+        self.took_s = time.monotonic() - began_s
         return carried
 
 

@@ -139,7 +139,8 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             await parts.hands.do(parts.files.ahead)
             job.add_phase("rounds.files", begun_ms, job.now_ms() - begun_ms)
             predicted_ms = await run_rounds(job, parts) if parts.strategy.rounds.limit else 0.0
-            quiet_s = worth_waiting_ms(predicted_ms, job.request.max_downtime_ms) / 1e3
+            streams = parts.strategy.carry is Carry.STREAM  # the papers' own ways take no steps that are not theirs
+            quiet_s = worth_waiting_ms(predicted_ms, job.request.max_downtime_ms) / 1e3 if streams else 0.0
             limit_s = await longest_freeze_s(job, parts) + 2 * quiet_s
             await until_handover(job, predicted_ms if parts.strategy.rounds.converge else 0.0)
         async with job.phase("freeze"), parts.gateways.kept():
