@@ -71,18 +71,21 @@ def test_rounds_that_took_no_time_predict_the_fixed_part_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("freeze_ms", "max_downtime_ms", "worth_ms"),
+    ("freeze_ms", "max_downtime_ms", "left_ms", "worth_ms"),
     [
-        (60, 0, 0),
-        (69, 0, 0),  # few pages: nothing to be gained
-        (85, 0, 50),
-        (500, 0, 100),
-        (85, 200, 50),
-        (85, 115, 30),  # who is held waits, too
-        (85, 80, 0),
+        (60, 0, 0, 0),
+        (69, 0, 0, 0),  # few pages: nothing to be gained
+        (85, 0, 0, 50),
+        (500, 0, 0, 100),
+        (85, 200, 0, 50),
+        (85, 115, 0, 30),  # who is held waits, too
+        (85, 80, 0, 0),
+        (85, 0, 1000, 50),
+        (85, 0, 125, 20),  # twice
+        (85, 0, 1, 0),
     ],
 )
 def test_a_moment_without_work_is_waited_for_where_that_can_spare_pages(
-    freeze_ms: float, max_downtime_ms: float, worth_ms: float
+    freeze_ms: float, max_downtime_ms: float, left_ms: float, worth_ms: float
 ) -> None:
-    assert worth_waiting_ms(freeze_ms, max_downtime_ms) == pytest.approx(worth_ms)
+    assert worth_waiting_ms(freeze_ms, max_downtime_ms, left_ms) == pytest.approx(worth_ms)

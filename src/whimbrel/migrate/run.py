@@ -139,8 +139,7 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             await parts.hands.do(parts.files.ahead)
             job.add_phase("rounds.files", begun_ms, job.now_ms() - begun_ms)
             predicted_ms = await run_rounds(job, parts) if parts.strategy.rounds.limit else 0.0
-            streams = parts.strategy.carry is Carry.STREAM  # the papers' own ways take no steps that are not theirs
-            quiet_s = worth_waiting_ms(predicted_ms, job.request.max_downtime_ms) / 1e3 if streams else 0.0
+            quiet_s = _quiet_s(job, parts.strategy, predicted_ms)
             limit_s = await longest_freeze_s(job, parts) + 2 * quiet_s
             await until_handover(job, predicted_ms if parts.strategy.rounds.converge else 0.0)
         async with job.phase("freeze"), parts.gateways.kept():
@@ -152,6 +151,17 @@ async def _move(job: Migration, strategy: Strategy, peer: Peer, outer: contextli
             resume_here = await commit(job, parts, undo)
         job.count_bytes(parts.carrier.sent_bytes, parts.files.sent_bytes)
     await follow_through(job, parts, resume_here)
+
+
+def _quiet_s(job: Migration, strategy: Strategy, freeze_ms: float) -> float:
+    """How long the freeze, predicted so long, may wait for a moment in which nobody in the service works. Not where it
+    is to begin at a time, nor where its pages do not lengthen it; and the papers' own ways take no steps but theirs."""
+    timed = job.request.handover_in_ms > 0 or job.freeze_left_ms is not None
+    if timed or job.long_freeze_ms or strategy.carry is not Carry.STREAM:
+        return 0.0
+    deadline_ms = job.request.deadline_ms
+    left_ms = max(1.0, deadline_ms - job.now_ms()) if deadline_ms else 0.0
+    return worth_waiting_ms(freeze_ms, job.request.max_downtime_ms, left_ms) / 1e3
 
 
 async def _prepare(

@@ -76,16 +76,17 @@ def predicted_freeze_ms(rounds: Sequence[RoundFacts], limits: Limits) -> float:
     return limits.fixed_freeze_ms + _crossing_ms(rounds, rounds[-1].next_bytes)
 
 
-def worth_waiting_ms(freeze_ms: float, max_downtime_ms: float = 0.0) -> float:
-    """How long the freeze, predicted so long, may wait for a moment in which nobody in the service is at work. Less is
-    dirty then, as a program gives back what it took for its work, and the work need not go on at a place where its
-    memory is still to be touched for the first time: worth about twice what the pages would take. Not where it could
-    cost the budget, if there is one, as who is held waits too."""
+def worth_waiting_ms(freeze_ms: float, max_downtime_ms: float = 0.0, left_ms: float = 0.0) -> float:
+    """How long the freeze, predicted so long, may wait for a moment in which nobody in the service is at work, before
+    the hold and again under it. Less is dirty then, as a program gives back what it took for its work, and the work
+    need not go on at a place where its memory is still to be touched for the first time: worth about twice what the
+    pages would take. Not where it could cost the budget, as who is held waits too, or the time that is left (0: any)."""
     pages_ms = freeze_ms - FIXED_FREEZE_MS
     if pages_ms < WORTH_MS:
         return 0.0
     budget_ms = max_downtime_ms - freeze_ms if max_downtime_ms else MOMENT_MS
-    return max(0.0, min(2 * pages_ms, MOMENT_MS, budget_ms))
+    spare_ms = (left_ms - freeze_ms) / 2 if left_ms else MOMENT_MS
+    return max(0.0, min(2 * pages_ms, MOMENT_MS, budget_ms, spare_ms))
 
 
 def crossing_bytes_per_s(rounds: Sequence[RoundFacts]) -> float:
