@@ -80,7 +80,7 @@ def worth_waiting_ms(freeze_ms: float, max_downtime_ms: float = 0.0, left_ms: fl
     """How long the freeze, predicted so long, may wait for a moment in which nobody in the service is at work, before
     the hold and again under it. Less is dirty then, as a program gives back what it took for its work, and the work
     need not go on at a place where its memory is still to be touched for the first time: worth about twice what the
-    pages would take. Not where it could cost the budget, as who is held waits too, or the time that is left (0: any)."""
+    pages would take. Not where it could cost the budget, as who is held waits too, or the time left (0: any)."""
     pages_ms = freeze_ms - FIXED_FREEZE_MS
     if pages_ms < WORTH_MS:
         return 0.0
