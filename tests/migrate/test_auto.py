@@ -75,6 +75,16 @@ def test_a_deadline_with_room_for_two_rounds_gets_them(writer: Running) -> None:
     assert re.search(r"[0-9.]+ MB/s are written and [0-9.]+ MB/s cross: ", record.reason)
 
 
+def test_who_has_much_to_bring_over_is_frozen_when_nobody_works(writer: Running) -> None:
+    """It writes, sleeps and writes again. What it writes while that is waited for crosses, and all of it is right."""
+    record = moved(writer, contents="random", bandwidth_bps=80e6)
+    waits = {phase.name: phase for phase in record.phases if phase.name in ("freeze.moment", "freeze.quiet")}
+    assert len(waits) == 2, record.reason
+    hold = next(phase for phase in record.phases if phase.name == "freeze.hold")
+    assert waits["freeze.moment"].start_ms < hold.start_ms <= waits["freeze.quiet"].start_ms
+    assert hold.duration_ms >= waits["freeze.quiet"].duration_ms, "who is held waits as long"
+
+
 @pytest.mark.parametrize("writer", [3000], indirect=True)
 def test_a_deadline_that_rounds_turn_out_to_miss_leaves_the_rest_behind(writer: Running) -> None:
     """The first round tells how fast it writes: others would take too long, and what is dirty would lengthen the

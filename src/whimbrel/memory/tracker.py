@@ -98,7 +98,7 @@ class TreeTracker:
         for part in pages:
             process = self._processes.get(part.pid)
             with suppress(ProcessLookupError):
-                if process is not None:
+                if process is not None and len(part.ranges):
                     results.append(replace(part, ranges=process.there_still(part.ranges, self._scanner)))
         return results
 

@@ -34,19 +34,19 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     take until nobody in it is at work."""
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
-    await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
     far = parts.gateways.round_trip_s >= FAR_S or failpoints.armed("freeze.holding")
-    # A strategy that says how often memory crosses keeps to it.
-    with _Meanwhile(parts, begin=far or (quiet_s > 0 and parts.strategy.rounds.converge)) as meanwhile:
+    with _Meanwhile(parts, begin=far or quiet_s > 0, again=quiet_s > 0) as meanwhile:
         if quiet_s:
             async with job.step("freeze.moment"):
                 await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
+        await hands.do(dump.begin, ns_pids_of(job.source.pid), carrier.parent_image)
         held_s = time.monotonic()
         async with job.step("freeze.hold"):
             await job.pause_at("freeze.holding")
             await parts.gateways.hold()
             if quiet_s:  # who sends the next request at once leaves no moment until that is held
-                await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
+                async with job.step("freeze.quiet"):
+                    await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
             meanwhile.enough.set()
             await hands.do(drain, job.node.port, job.request.service)
     job.frozen_s = time.monotonic()
@@ -60,8 +60,9 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
         # The last pages cross while CRIU writes its images; what its own work touched crosses right after.
         dumped = threading.Event()
         (before, early), _ = await asyncio.gather(_early(parts, meanwhile, dumped), hands.do(_dump, dump, dumped))
-        if before.pages:
-            job.rounds.append(round_of(len(job.rounds) + 1, before, meanwhile.took_s * 1e3, 0))
+        if quiet_s and before.pages:  # not of the last round, and no round that says how fast pages cross
+            job.say(f"{before.pages} pages crossed while a moment without work was waited for")
+            before = Carried()
     late, file_bytes = await _last_pages_and_files(job, parts)
     channel.limit(0)
     async with job.step("freeze.copy"):
@@ -83,16 +84,16 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
         )
     channel.limit(0)
     took_ms = (time.monotonic() - held_s) * 1e3
-    job.rounds.append(round_of(len(job.rounds) + 1, early + late + delivered + beside, took_ms, file_bytes))
+    job.rounds.append(round_of(len(job.rounds) + 1, before + early + late + delivered + beside, took_ms, file_bytes))
 
 
 class _Meanwhile:
-    """What was written since the last round crosses, again and again, while the freeze waits: for a moment in which
-    nobody works, or for gateways that are far. The link has nothing else to do, and less is left for later."""
+    """What was written since the last round crosses while the freeze waits: for gateways that are far, or, `again` and
+    again, for a moment in which nobody works. The link has nothing else to do, and less is left for later."""
 
-    def __init__(self, parts: Parts, *, begin: bool) -> None:
+    def __init__(self, parts: Parts, *, begin: bool, again: bool) -> None:
         self.enough = threading.Event()
-        self.took_s = 0.0
+        self._again = again
         self._parts = parts
         self._crossing = asyncio.ensure_future(parts.hands.do(self._cross)) if begin else None
 
@@ -109,13 +110,12 @@ class _Meanwhile:
         return await self._crossing if self._crossing is not None else Carried()
 
     def _cross(self) -> Carried:
-        carried, began_s = Carried(), time.monotonic()
-        while not self.enough.is_set():
+        carried = self._parts.carrier.while_holding(self.enough.is_set)
+        while self._again and not self.enough.is_set():
             turn = self._parts.carrier.while_holding(self.enough.is_set)
             carried += turn
             if not turn.pages:
                 self.enough.wait(NOTHING_S)
-        self.took_s = time.monotonic() - began_s
         return carried
 
 

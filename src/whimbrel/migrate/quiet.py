@@ -13,26 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 LOOK_EVERY_S = 0.0005
-_AT_WORK = "RD"  # running, or waiting for a disk or a page
+_AT_WORK = b"RD"  # running, or waiting for a disk or a page
 
 
 def until_quiet(pids: Callable[[], Iterable[int]], limit_s: float) -> bool:
     """Return as soon as every thread of these processes sleeps, or after `limit_s`: then False."""
     deadline = time.monotonic() + limit_s
-    with contextlib.ExitStack() as stack:
-        known: dict[tuple[int, str], int] = {}
-        while True:
-            if not any(map(_at_work, known.values())):  # only now is it asked whether there are others
-                for pid, thread in set(_threads(pids())) - known.keys():
-                    with contextlib.suppress(OSError):
-                        fd = os.open(f"/proc/{pid}/task/{thread}/stat", os.O_RDONLY | os.O_CLOEXEC)
-                        stack.callback(os.close, fd)
-                        known[pid, thread] = fd
-                if not any(map(_at_work, known.values())):
-                    return True
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(LOOK_EVERY_S)
+    busy: tuple[int, str] | None = None
+    while True:
+        if busy is None or not _at_work(*busy):  # the others are asked only when who worked last sleeps
+            busy = next((thread for thread in _threads(pids()) if _at_work(*thread)), None)
+            if busy is None:
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOOK_EVERY_S)
 
 
 def _threads(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
@@ -41,10 +36,16 @@ def _threads(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
             yield from ((pid, thread) for thread in os.listdir(f"/proc/{pid}/task"))
 
 
-def _at_work(stat_fd: int) -> bool:
+def _at_work(pid: int, thread: str) -> bool:
     """Whether the thread runs or would like to. One that is gone does not."""
     try:
-        text = os.pread(stat_fd, 512, 0).decode(errors="replace")
+        fd = os.open(f"/proc/{pid}/task/{thread}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
-    return text[text.rfind(")") + 2 :][:1] in _AT_WORK  # the name before it may hold anything, brackets too
+    try:
+        text = os.read(fd, 512)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return text[text.rfind(b")") + 2 :][:1] in _AT_WORK  # the name before it may hold anything, brackets too

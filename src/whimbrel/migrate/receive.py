@@ -69,8 +69,8 @@ SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
 HOT_WAIT_S = 0.002
-RESTORE_BYTES = 4 << 20
-SCATTERED_BYTES = 16 << 20
+RESTORE_BYTES, SCATTERED_BYTES = 4 << 20, 16 << 20
+"""What CRIU takes for itself, and pages that are placed one here and one there, for which nothing is given back."""
 LAST_BYTES = 64 << 20
 """So much at most the last pages take when they come, and as much the restore to place them."""
 
@@ -382,6 +382,7 @@ class Receiver:
         self.lazy.begin_fill()
         self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()
+        self.reserve.release()  # not before: it costs a processor
         report = FillReport(
             faults=self.lazy.faults,
             fault_ms=self.lazy.fault_s * 1e3,

@@ -252,7 +252,8 @@ def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_
     bandwidth_bps = bandwidth_bps or max(rates, default=0.0)
     delta_bytes = float(record.rounds[-1].bytes_sent if record.rounds else record.rss_bytes)
     transfer_ms = min(away_ms, delta_bytes * 8e3 / bandwidth_bps) if bandwidth_bps > 0 else 0.0
-    steps_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump"))
+    waited_ms = took_ms.get("freeze.quiet", 0.0)  # for a moment without work: no matter how much memory there is
+    steps_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump")) - waited_ms
     checkpoint_ms = min(away_ms - transfer_ms, steps_ms)
     return Measured(
         service=record.service,

@@ -36,16 +36,6 @@ def hierarchies() -> tuple[Path, ...]:
 _FREEZER = {"freezer.state": ("THAWED", "FROZEN"), "cgroup.freeze": ("0", "1")}
 
 
-LEAST_PRIORITY = 19
-
-
-def _threads(pid: int) -> list[int]:
-    try:
-        return [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
-    except OSError:
-        return []
-
-
 class Cgroup:
     """The control groups at `path` (absolute, below each hierarchy's mount point)."""
 
@@ -115,12 +105,7 @@ class Cgroup:
             pause_s = min(pause_s * 2, 0.05)
 
     def kill_frozen(self) -> None:
-        """The same, said where the processes are frozen: none of them runs again. What their end takes of the
-        processors, for the memory that they leave, others on this node may need more."""
-        for pid in self.pids():
-            for thread in _threads(pid):
-                with contextlib.suppress(OSError):
-                    os.setpriority(os.PRIO_PROCESS, thread, LEAST_PRIORITY)
+        """The same, said where the processes are frozen: none of them runs again."""
         self.kill_all()
 
     def _signal_all(self) -> list[int]:

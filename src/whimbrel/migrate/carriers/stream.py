@@ -59,8 +59,7 @@ class StreamCarrier:
     def round(self, number: int) -> Carried:
         self._last_round = self._tracker.scan()
         carried = self._send(self._last_round)
-        self._channel.send(Kind.ROUND, number)
-        self._channel.expect(Kind.ACK, number=number)
+        self._end_round(number)
         return carried
 
     def dirty_bytes(self) -> int:
@@ -74,6 +73,8 @@ class StreamCarrier:
             return Carried()
         dirty = self._in_order(merged(self._unsent, self._tracker.scan(attach=False)))
         carried, self._unsent = self._sender.send_until(dirty, held, ahead_s=HOLDING_AHEAD_S)
+        if carried.pages and not self._unsent and not held():
+            self._end_round(0)  # or the destination would have to put all turns in order when the service stands still
         return carried
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
@@ -148,6 +149,10 @@ class StreamCarrier:
     def close(self) -> None:
         self._tracker.close()
         self._sender.close()
+
+    def _end_round(self, number: int) -> None:
+        self._channel.send(Kind.ROUND, number)
+        self._channel.expect(Kind.ACK, number=number)
 
     def _send(self, dirty: list[ProcessPages]) -> Carried:
         return self._sender.send(dirty)
