@@ -382,7 +382,7 @@ class Receiver:
         self.lazy.begin_fill()
         self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()
-        self.reserve.release()  # not before: it costs a processor
+        self.reserve.release()  # not before: that takes a processor
         report = FillReport(
             faults=self.lazy.faults,
             fault_ms=self.lazy.fault_s * 1e3,

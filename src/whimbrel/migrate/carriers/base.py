@@ -71,8 +71,8 @@ class Carrier(Protocol):
         ...
 
     def while_holding(self, held: Callable[[], bool]) -> Carried:
-        """The freeze waits, for far gateways or for a moment without work, and the service runs: what may cross already,
-        until they are `held`. May be called again and again."""
+        """The freeze waits, for far gateways or for a moment without work, and the service runs: what may cross
+        already, until they are `held`. May be called again and again."""
         ...
 
     def while_dumping(self, dumped: Callable[[], bool]) -> Carried:
