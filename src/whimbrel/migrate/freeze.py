@@ -106,7 +106,7 @@ class _Meanwhile:
             self._crossing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def crossed(self) -> Carried:
-        """Once it was `enough`, and the page that was on its way is on the link."""
+        """Once it was `enough`, and the batch that was on its way is on the link."""
         return await self._crossing if self._crossing is not None else Carried()
 
     def _cross(self) -> Carried:
