@@ -14,6 +14,7 @@ from provision.shell import SEARCH_PATH, CommandError, SetupError, Step, run
 # installing Debian's beside it would even remove that engine (their packages conflict). `ping` is for people in a lab,
 # and for the tests.
 PACKAGE_OF_COMMAND = {
+    "cc": "gcc",
     "dpkg-deb": "dpkg",
     "ip": "iproute2",
     "iptables": "iptables",
@@ -42,6 +43,7 @@ ENGINE_PACKAGE_OF_COMMAND = {
 }
 # No PATH leads to this one; the lab's storage server runs it. (openssh-server, and with it a daemon, is not needed.)
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
+C_HEADERS = "/usr/include/linux/userfaultfd.h"  # Debian's gcc only recommends them
 BROWSER_FONTS = "/usr/share/fonts/**/Inter*"  # the same on every machine, so that pictures of pages look the same
 POSTGRESQL_PROGRAMS = "/usr/lib/postgresql/*/bin/initdb"  # not on PATH either; the tests of the controller start one
 NO_CLUSTER = Path("/etc/postgresql-common/createcluster.conf")
@@ -61,6 +63,8 @@ def missing_packages(*, engines: bool = False) -> list[str]:
     )
     if not any(os.access(path, os.X_OK) for path in SFTP_SERVERS):
         missing.append("openssh-sftp-server")
+    if not os.path.exists(C_HEADERS):
+        missing.append("libc6-dev")
     if engines and not glob.glob(POSTGRESQL_PROGRAMS):
         missing.append("postgresql")
     if engines and not glob.glob(BROWSER_FONTS, recursive=True):
@@ -76,7 +80,7 @@ def ensure(step: Step, *, engines: bool) -> None:
     lists when nothing is."""
     packages = missing_packages(engines=engines)
     if not packages:
-        step.outcome = f"all {len(_wanted(engines)) + 1} tools are here"
+        step.outcome = f"all {len(_wanted(engines)) + 2} tools are here"
         return
     if shutil.which("apt-get", path=SEARCH_PATH) is None:
         raise SetupError(f"missing: {', '.join(packages)}, and no apt-get to install them", "install them by hand")

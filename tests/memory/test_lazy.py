@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from whimbrel.memory.lazy import BURST_PAGES, LazyServer
-from whimbrel.memory.lazyspace import AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES, GIVEN_BACK_PAGES, ZERO_PAGES, LazySpace
+from whimbrel.memory.lazy import LazyServer
+from whimbrel.memory.lazyspace import LazySpace
+from whimbrel.memory.placing import Order, constant
 from whimbrel.memory.reserve import address_of
 from whimbrel.memory.store import ZERO_SLOT, PageStore
 from whimbrel.memory.supply import MISSING, Supply
@@ -35,6 +35,8 @@ _EVENT_REMOVE = 1 << 3
 _MADVISE = {"x86_64": 28, "aarch64": 233}[platform.machine()]
 P = 4096
 libc = ctypes.CDLL(None, use_errno=True)
+AROUND_PAGES, BEFORE_PAGES, FOLLOW_PAGES = map(constant, ("AROUND_PAGES", "BEFORE_PAGES", "FOLLOW_PAGES"))
+GIVEN_BACK_PAGES, ZERO_PAGES, STEP_PAGES = map(constant, ("GIVEN_BACK_PAGES", "ZERO_PAGES", "STEP_PAGES"))
 
 
 @contextmanager
@@ -110,7 +112,7 @@ def test_what_is_placed_many_at_once_is_not_kept_twice() -> None:
         slots = np.arange(1, count + 1)
         slots[: GIVEN_BACK_PAGES // 2] = slots[: GIVEN_BACK_PAGES // 2][::-1].copy()  # apart from each other
         server = LazyServer()
-        server.add(LazySpace(uffd, Supply(pages, slots), address_of(memoryview(store.map)), store.give_back))
+        server.add(LazySpace(uffd, Supply(pages, slots), address_of(memoryview(store.map)), gives_back=True))
         server.begin_fill()
         server.laid_out()
         assert server.filled()[0] == count * P
@@ -126,18 +128,19 @@ def test_what_small_steps_have_placed_is_given_back_once_it_is_many() -> None:
     """A program that faults all the time is filled in small steps; the store must not keep what they have placed."""
     count, store = 5 * GIVEN_BACK_PAGES, PageStore(0)
     stored(store, count)
-    given: list[tuple[int, int]] = []
+    kept = count
     with lacking(count) as (uffd, address, memory):
         pages = np.arange(address // P, address // P + count, dtype=np.uint64)
         at = address_of(memoryview(store.map))
-        space = LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), at, lambda slot, n: given.append((slot, n)))
-        space.laid_out = True
+        space = LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), at, gives_back=True)
+        space.placing.laid_out = True
         space.serve_fault(address + 2 * GIVEN_BACK_PAGES * P)  # in the midst: the fill comes to it later
-        while space.fill_rest(BURST_PAGES) > 0:
-            assert not given or given[-1][1] >= GIVEN_BACK_PAGES
+        assert STEP_PAGES < GIVEN_BACK_PAGES
+        while space.fill(Order.REST, STEP_PAGES) > 0:
+            before, kept = kept, len(there(store.map, count + 1) - {ZERO_SLOT})
+            assert before == kept or before - kept >= GIVEN_BACK_PAGES, "to give back is a call"
         assert right(memory, count)
-        assert sum(n for _, n in given) > count - 3 * GIVEN_BACK_PAGES
-        assert all(one[0] + one[1] <= other[0] for one, other in pairwise(given)), "none twice"
+        assert kept < 3 * GIVEN_BACK_PAGES
     os.close(uffd)
 
 
@@ -238,12 +241,12 @@ def test_what_was_written_is_placed_first_and_what_was_written_often_before_that
         supply = Supply(pages, np.arange(1, count + 1), written=written)
         space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
         order, sets = [], [there(memory, count)]
-        while space.fill_hot(16) > 0 or space.fill_warm(16) > 0:
+        while space.fill(Order.HOT, 16) > 0 or space.fill(Order.WARM, 16) > 0:
             sets.append(there(memory, count))
             order.append(sorted(sets[-1] - sets[-2]))
         once = [*range(90, 95), 700, 701, *range(710, 720)]
         assert order == [[*range(702, 710)], once[:16], once[16:]]
-        while space.fill_rest(16) > 0:
+        while space.fill(Order.REST, 16) > 0:
             sets.append(there(memory, count))
             assert len(sets[-1] - sets[-2]) <= 16
         assert right(memory, count)
@@ -259,11 +262,11 @@ def test_a_fault_brings_what_lies_around_it_before_the_rest() -> None:
         space.serve_fault(address + 700 * P + 17)
         at_once = there(memory, count)
         assert {700} <= at_once <= {*range(700 - AROUND_PAGES + 1, 700 + AROUND_PAGES)}
-        assert space.fill_read_on(50) < 0, "one fault shows nothing"
-        while space.fill_around(50) > 0:
+        assert space.fill(Order.READ_ON, 50) < 0, "one fault shows nothing"
+        while space.fill(Order.AROUND, 50) > 0:
             pass
         assert there(memory, count) == {*range(700 - BEFORE_PAGES, 700 + FOLLOW_PAGES)}
-        while space.fill_rest(50) > 0:
+        while space.fill(Order.REST, 50) > 0:
             pass
         assert right(memory, count)
         os.close(uffd)
@@ -279,14 +282,14 @@ def test_who_reads_on_gets_what_lies_ahead_before_hot_pages() -> None:
         space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
         for page in (700, 1200):
             space.serve_fault(address + page * P)
-            assert space.fill_read_on(8) < 0
-        assert space.fill_around(40) > 0
+            assert space.fill(Order.READ_ON, 8) < 0
+        assert space.fill(Order.AROUND, 40) > 0
         ahead = min(set(range(1200, count)) - there(memory, count))
         space.serve_fault(address + ahead * P)
         before = there(memory, count)
-        assert space.fill_read_on(8) > 0
+        assert space.fill(Order.READ_ON, 8) > 0
         assert there(memory, count) - before <= {*range(1200, 1300)}
-        assert space.fill_hot(50) == 10
+        assert space.fill(Order.HOT, 50) == 10
         assert {*range(100, 110)} <= there(memory, count)
         os.close(uffd)
 
@@ -315,20 +318,35 @@ def test_hot_pages_are_waited_for_also_those_that_come_late() -> None:
         server.stop()
 
 
-def test_who_waits_is_woken_when_only_pages_before_its_own_were_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_is_woken_when_only_pages_before_its_own_were_placed() -> None:
     """The first page is there already, then an event is to be read first: the fault must come again."""
     count, store = 8, PageStore(0)
     stored(store, count)
-    first = 64
-    supply = Supply(np.arange(first, first + count, dtype=np.uint64), np.arange(1, count + 1))
-    space = LazySpace(-1, supply, address_of(memoryview(store.map)))
-    space.laid_out = True
-    woken: list[int] = []
-    monkeypatch.setattr(space, "_wake", woken.append)
-    monkeypatch.setattr(space, "_copy", lambda page, slot, count: False)
-    monkeypatch.setattr(space, "_copy_in_parts", lambda page, slot, count: 1)
-    space.serve_fault((first + 2) * P)
-    assert woken == [first + 2]
+    with lacking(2 * count, _EVENT_REMOVE) as (uffd, address, memory):
+        first = address // P + (-(address // P) % AROUND_PAGES)
+        supply = Supply(np.arange(first, first + count, dtype=np.uint64), np.arange(1, count + 1))
+        space = LazySpace(uffd, supply, address_of(memoryview(store.map)))
+        space.placing.laid_out = True
+        zeros = struct.pack("<QQQq", first * P, P, 0, 0)
+        fcntl.ioctl(uffd, 0xC020AA04, zeros)
+        seen = ctypes.create_string_buffer(b"x", 1)
+        reader = threading.Thread(target=lambda: libc.memcpy(seen, ctypes.c_void_p((first + 2) * P), 1), daemon=True)
+        reader.start()
+        wait_until(lambda: "pending:\t1" in Path(f"/proc/self/fdinfo/{uffd}").read_text())
+        assert len(os.read(uffd, 32)) == 32  # the fault
+        dropped = ctypes.c_void_p(address + (2 * count - 1) * P)
+        giver = threading.Thread(target=lambda: libc.madvise(dropped, P, mmap.MADV_DONTNEED), daemon=True)
+        giver.start()
+        wait_until(lambda: call_of(giver) == _MADVISE)
+        space.serve_fault((first + 2) * P)
+        assert there(memory, 2 * count) == {first - address // P}
+        wait_until(lambda: "pending:\t1" in Path(f"/proc/self/fdinfo/{uffd}").read_text())
+        kinds = [message[0] for message in (os.read(uffd, 32), os.read(uffd, 32))]
+        assert sorted(kinds) == [0x12, 0x15], "the same fault again, and the event"
+        giver.join(timeout=20)
+        wait_until(lambda: (space.serve_fault((first + 2) * P), reader.join(0.01), not reader.is_alive())[-1])
+        assert seen.raw == bytes([3])
+        os.close(uffd)
 
 
 def test_what_is_kept_for_processes_that_are_gone_is_dropped() -> None:

@@ -124,7 +124,7 @@ def _server(talk: socket.socket, pages: int) -> tuple[LazyServer, PageStore]:
     store.take(pages)
     supply = Supply(np.arange(first, first + pages, dtype=np.uint64), np.arange(1, pages + 1))
     server = LazyServer()
-    server.add(LazySpace(fds[0], supply, address_of(memoryview(store.map)), store.give_back))
+    server.add(LazySpace(fds[0], supply, address_of(memoryview(store.map)), gives_back=True))
     server.start()
     return server, store
 

@@ -11,16 +11,17 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+from collections.abc import Callable
 
 from whimbrel.model.units import PAGE_BYTES
 
 _POPULATE_WRITE = 23  # Linux 5.14
-_STEP_BYTES = 16 << 20
+_STEP_BYTES = 1 << 20
+"""Up to 3 ms. Who maps memory meanwhile waits that long, and to start a thread is to map memory: with steps of 16 MiB
+the restore was seen to begin 80 ms late."""
 
-# Populating takes long: others may run meanwhile. Giving a little back does not, and to get Python's lock again would.
-_libc, _short = ctypes.CDLL(None, use_errno=True), ctypes.PyDLL(None)
-for _library in (_libc, _short):
-    _library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def address_of(buffer: memoryview) -> int:
@@ -28,14 +29,12 @@ def address_of(buffer: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
-def populate(address: int, size_bytes: int) -> None:
-    """Have the kernel put memory there; where it cannot, the first touch will find out."""
-    _libc.madvise(address, size_bytes, _POPULATE_WRITE)
-
-
-def give_back(address: int, size_bytes: int) -> None:
-    """The kernel may use this memory for something else: it reads as zeros from now on."""
-    _short.madvise(address, size_bytes, mmap.MADV_DONTNEED)
+def populate(address: int, size_bytes: int, wanted: Callable[[], bool]) -> None:
+    """Have the kernel put memory there, for as long as it is wanted; where it cannot, the first touch will find out."""
+    for at in range(0, size_bytes, _STEP_BYTES):
+        if not wanted():
+            return
+        _libc.madvise(address + at, min(_STEP_BYTES, size_bytes - at), _POPULATE_WRITE)
 
 
 class Reserve:
@@ -49,12 +48,9 @@ class Reserve:
         self._holding = threading.Lock()
 
     def hold(self) -> None:
-        """Take the memory, step by step."""
-        for at in range(0, self.size_bytes, _STEP_BYTES):
-            with self._holding:
-                if self._released:
-                    return
-                populate(self._address + at, min(_STEP_BYTES, self.size_bytes - at))
+        """Take the memory."""
+        with self._holding:
+            populate(self._address, self.size_bytes, lambda: not self._released)
 
     def release(self, size_bytes: int | None = None) -> None:
         """From now on the kernel has it at hand: so much of it, or all. Safe to repeat."""

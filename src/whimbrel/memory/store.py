@@ -12,11 +12,12 @@ import mmap
 import os
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel.memory.reserve import address_of, give_back, populate
+from whimbrel.memory.reserve import address_of, populate
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
 
@@ -171,7 +172,7 @@ class PageStore:
             wanted = max(self._expected_pages, self.used_pages + self._ahead_pages if self._ahead_pages else 0)
             spare = at < self._expected_pages or not short_of_memory(SPARE_BYTES)
             if at < min(wanted, self._capacity_pages) and spare:
-                populate(self._address + at * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES)
+                populate(self._address + at * PAGE_BYTES, TOUCH_PAGES * PAGE_BYTES, partial(self._still_wanted, at))
                 at = self._touched_pages = at + TOUCH_PAGES
                 continue
             self._expected_touched.set()
@@ -180,6 +181,9 @@ class PageStore:
             self._more_came.wait()
             self._more_came.clear()
         self._expected_touched.set()
+
+    def _still_wanted(self, at: int) -> bool:
+        return not self._closing and (at < self._expected_pages or self._ahead_pages > 0)
 
     def touch_no_more(self) -> None:
         """What comes now is the last: memory ahead of it would be for nothing."""
@@ -240,10 +244,6 @@ class PageStore:
         """Make everything that has arrived findable."""
         for index in self.index.values():
             index.merge()
-
-    def give_back(self, slot: int, count: int) -> None:
-        """The contents of these slots are not needed any more; their memory may serve for what is placed next."""
-        give_back(self._address + slot * PAGE_BYTES, count * PAGE_BYTES)
 
     def close(self) -> None:
         self._closing = True

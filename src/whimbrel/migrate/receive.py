@@ -312,18 +312,17 @@ class Receiver:
             self._check_beside(unpack(order.beside))
             self.lazy.wait_for_hot(HOT_WAIT_S)
         # ------------------------------- the point of no return: the source has committed -----------------
-        with self.lazy.fill_held():
-            self.commit()
-            failpoints.wait_at("receive.committed")
-            laps.lap("agreement")
-            # Whatever fails from here on must not end this process: it holds the pages of a running service.
-            self._forward(lambda: self.port.open(self.order.service))
-            self.early_pages = self.lazy.filled_pages
-            self._let_run()
-            self._forward(lambda: self.port.announce(self.order.service))
-            laps.lap("resume and announce")
-            # Only now: the source answers with Release, and a gateway must not send to a closed port.
-            self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
+        self.commit()
+        failpoints.wait_at("receive.committed")
+        laps.lap("agreement")
+        # Whatever fails from here on must not end this process: it holds the pages of a running service.
+        self._forward(lambda: self.port.open(self.order.service))
+        self.early_pages = self.lazy.filled_pages
+        self._let_run()
+        self._forward(lambda: self.port.announce(self.order.service))
+        laps.lap("resume and announce")
+        # Only now: the source answers with Release, and a gateway must not send to a closed port.
+        self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
         pid, landing = self.criu.restored_pid, self.landing
         if landing.runc_id:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
@@ -331,8 +330,7 @@ class Receiver:
         return pid
 
     def _widen(self) -> Callable[[], None]:
-        with self.lazy.fill_held():
-            return widen(self.cgroup.pids())
+        return widen(self.cgroup.pids())
 
     def _check_beside(self, beside: Mapping[int, Ranges]) -> None:
         """What was to cross beside the restore did so before GO, on the same connection."""
@@ -357,7 +355,7 @@ class Receiver:
         self.lazy.start()
 
         def take(ns_pid: int, uffd: int) -> None:
-            self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base, self.store.give_back))
+            self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base, gives_back=True))
 
         return LazyHandover(self.images_fd, len(self.supplies), take)
 

@@ -1,0 +1,47 @@
+"""The compiled part of the project, made where its source lies; see `hatch_build.py` for packages."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from provision.shell import CommandError, SetupError, Step, run
+
+SOURCES = ("src/whimbrel/memory/place.c",)
+FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra")
+
+
+def library_of(source: Path) -> Path:
+    return source.with_suffix(".so")
+
+
+def build(source: Path) -> None:
+    """Raises CommandError when it does not compile. What is loaded already stays as it is: the new one takes its
+    name, not its place."""
+    library = library_of(source)
+    descriptor, unfinished = tempfile.mkstemp(dir=library.parent, prefix=f".{library.name}.")
+    os.close(descriptor)
+    try:
+        run([os.environ.get("CC") or "cc", *FLAGS, "-o", unfinished, str(source)])
+        os.chmod(unfinished, 0o755)
+        os.replace(unfinished, library)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def ensure(step: Step, repo: Path) -> None:
+    """Compile what has changed since the last time."""
+    sources = [repo / name for name in SOURCES]
+    stale = [
+        source
+        for source in sources
+        if not library_of(source).exists() or library_of(source).stat().st_mtime_ns <= source.stat().st_mtime_ns
+    ]
+    for source in stale:
+        step.doing(f"compiling {source.name}")
+        try:
+            build(source)
+        except CommandError as error:
+            raise SetupError(str(error), "install a C compiler (`apt-get install gcc libc6-dev`)") from error
+    step.outcome = f"compiled {' '.join(source.name for source in stale)}" if stale else "nothing has changed"
