@@ -448,3 +448,39 @@ def test_memory_that_is_handed_over_after_the_fill_is_filled_too() -> None:
         assert server.filled()[0] == count * P
         assert right(memory, count)
         server.stop()
+
+
+def test_what_was_waited_for_last_time_comes_before_the_rest() -> None:
+    """Where the program had to wait, and where it read on, is known once it has arrived: next time that comes first."""
+    count, store = 1500, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        first = address // P
+        pages = np.arange(first, first + count, dtype=np.uint64)
+        space = LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map)))
+        space.serve_fault(address + 900 * P)
+        waited = there(memory, count)
+        assert space.fill(Order.REST, 50) > 0
+        assert space.fill(Order.AROUND, 40) > 0
+        ahead = min(set(range(900, count)) - there(memory, count))
+        by_itself = there(memory, count) - waited
+        space.serve_fault(address + ahead * P)
+        while space.fill(Order.READ_ON, STEP_PAGES) > 0:
+            pass
+        missed = [page - first for start, n in space.missed().tolist() for page in range(start, start + n)]
+        assert set(missed[: len(waited)]) == waited
+        assert set(missed) == there(memory, count) - by_itself, "nobody waited for what the fill brought by itself"
+        assert {*range(ahead, ahead + FOLLOW_PAGES)} <= set(missed)
+        os.close(uffd)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        needed = np.array([[address // P + 700, 30], [address // P + 100, 10], [5, 5]])
+        space = LazySpace(
+            uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map)), needed=needed
+        )
+        assert space.fill(Order.NEEDED, 30) == 30
+        assert there(memory, count) == {*range(700, 730)}
+        assert space.fill(Order.NEEDED, 30) == 10
+        assert space.fill(Order.NEEDED, 30) < 0
+        assert there(memory, count) == {*range(700, 730), *range(100, 110)}
+        os.close(uffd)

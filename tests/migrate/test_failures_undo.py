@@ -176,7 +176,7 @@ def test_an_error_that_nobody_expected_becomes_a_record(tmp_path: Path) -> None:
         capabilities = Capabilities(whimbrel="", machine="", kernel="", criu="", runc="")
         job = Migration(
             request=MigrationRequest(id="1", service="moves", destination="there", strategy="hybrid"),
-            source=Source(status, departure, tmp_path, holes=False, image=None),
+            source=Source(status, departure, tmp_path, holes=False, image=None, needed_file=tmp_path / "needed"),
             node=Node(node, capabilities, ServicePort(tmp_path), Journal(tmp_path / "journal"), Nursery()),
             destination=there,
             gateways=(),

@@ -5,12 +5,18 @@ Nothing here comes as far as the Python environment: these tests run in it.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from provision import compiled
+from provision.shell import SetupError, Step
 
 REPO = Path(__file__).parents[2]
 
@@ -41,3 +47,37 @@ def test_a_criu_that_will_not_do_is_refused_in_one_line(tmp_path: Path, says: st
     assert line.startswith("setup: ")
     assert words in line
     assert "WHIMBREL_CRIU" in line, "the way out"
+
+
+def test_the_compiled_part_is_made_anew_when_its_source_has_changed_and_a_mistake_is_shown(tmp_path: Path) -> None:
+    source = tmp_path / compiled.SOURCES[0]
+    source.parent.mkdir(parents=True)
+    shutil.copy(REPO / compiled.SOURCES[0], source)
+    with Step("compiled") as step:
+        compiled.ensure(step, tmp_path)
+    assert step.outcome == "compiled place.c"
+    first = compiled.library_of(source).stat().st_ino
+    with Step("compiled") as step:
+        compiled.ensure(step, tmp_path)
+    assert compiled.library_of(source).stat().st_ino == first
+    source.write_text(source.read_text() + "mistake\n")
+    with pytest.raises(SetupError, match=r"mistake[\s\S]*install a C compiler"), Step("compiled") as step:
+        compiled.ensure(step, tmp_path)
+    assert [file.name for file in source.parent.iterdir() if file.suffix == ".so"] == ["place.so"]
+    assert ctypes.CDLL(str(compiled.library_of(source))).sizes(0) > 0, "what was there stays"
+
+
+def test_a_package_carries_the_compiled_part_and_says_for_which_machine_it_is(tmp_path: Path) -> None:
+    for name in ("src", "scripts", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        here = REPO / name
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(here, tmp_path / name, ignore=ignored) if here.is_dir() else shutil.copy(here, tmp_path / name)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"], cwd=tmp_path, check=True, capture_output=True
+    )
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert f"py3-none-linux_{platform.machine()}" in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract("whimbrel/memory/place.so", tmp_path)
+        assert "whimbrel/memory/placing.py" in archive.namelist()
+    assert ctypes.CDLL(str(tmp_path / "whimbrel/memory/place.so")).sizes(0) > 0

@@ -22,6 +22,7 @@ import structlog
 from whimbrel.agent.arrival import Arrival, Ticket, start_ticks, ticket_path
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities, collect_resources
+from whimbrel.agent.place import needed_file_of
 from whimbrel.agent.receiver import start_receiver
 from whimbrel.agent.services import ServiceHost
 from whimbrel.memory.keeper import Keeper
@@ -144,6 +145,7 @@ class Incoming:
                 landing=landing,
                 expected_pages=call.service.rss_bytes // PAGE_BYTES,
                 stage_dir=str(stage),
+                needed_file=str(needed_file_of(self._config.directory, name)),
                 staged=strategy_of(call.strategy).carry is not Carry.STREAM,
             )
             log_file = self._config.directory / "receive.log"

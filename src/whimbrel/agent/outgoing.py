@@ -14,6 +14,7 @@ import structlog
 
 from whimbrel.agent.config import AgentConfig
 from whimbrel.agent.inventory import collect_capabilities
+from whimbrel.agent.place import needed_file_of
 from whimbrel.agent.records import RecordStore
 from whimbrel.agent.services import ServiceHost
 from whimbrel.agent.threads import in_thread
@@ -139,7 +140,8 @@ class Outgoing:
         image = None
         if status.spec.engine is EngineKind.RUNC and not status.shared:
             image = await in_thread(self._host.images.stored, status.image_digest)
-        return Source(status, departure, self._run_dir, holes=ensure_cache(self._run_dir), image=image)
+        needed_file = needed_file_of(self._config.directory, status.spec.name)
+        return Source(status, departure, self._run_dir, ensure_cache(self._run_dir), image, needed_file)
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)

@@ -4,6 +4,7 @@
                            /config.json    runc's bundle
                            /layer /rootfs /shm /logs
                            /shared.json if its root is on shared storage
+                           /needed     what it needed first when it came here
 <state dir>/volumes/<name>/                its volumes (see `whimbrel.storage.volumes`)
 <state dir>/netns/<name>                   its network namespace
 <state dir>/run/runc                       runc's own records (tmpfs)
@@ -51,6 +52,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 log = structlog.get_logger()
 _WAIT = "wait"
+
+
+def needed_file_of(state_dir: Path, name: str) -> Path:
+    """Where is kept what a service needed first when it came here (see `whimbrel.memory.needed`)."""
+    return state_dir / "services" / name / "needed"
 
 
 class Place:

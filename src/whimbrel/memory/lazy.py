@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 
 from whimbrel.memory.lazyspace import LazySpace
-from whimbrel.memory.placing import Answer, Server, Space, library
+from whimbrel.memory.placing import Answer, Filling, Server, Space, library
 from whimbrel.memory.store import Pages
 from whimbrel.memory.supply import Indices, Supply
 from whimbrel.model.errors import StepFailed
@@ -47,7 +47,7 @@ class LazyServer:
         self._whole = threading.Event()
         self._hot_placed = threading.Event()
         self._error: Exception | None = None
-        self._filling = self._laid_out = False
+        self._filling, self._laid_out = Filling.NO_PAGES, False
         self._began_s = self._fill_s = 0.0
         self._past_faults = self._past_pages = 0  # of processes that are gone
         self._stop = threading.Event()
@@ -87,13 +87,14 @@ class LazyServer:
         """Time from reading faults to having answered them, all together."""
         return float(self._turns.fault_ns) / 1e9
 
-    def begin_fill(self) -> None:
-        """Begin to fill, unless that has begun: as much as there are mappings for. The fill does not end before
+    def begin_fill(self, which: Filling = Filling.ALL_PAGES) -> None:
+        """Begin to fill, or go on to all pages: as much as there are mappings for. The fill does not end before
         `laid_out`."""
         with self._gate:
-            if self._filling:
+            if self._filling >= which:
                 return
-            self._filling, self._began_s = True, time.monotonic()
+            self._began_s = self._began_s if self._filling else time.monotonic()
+            self._filling = which
         self.start()
         self._ring()
 

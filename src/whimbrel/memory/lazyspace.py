@@ -2,8 +2,8 @@
 changes it: pages that come, and what the program does with its memory meanwhile.
 
 Pages are placed in this order: what the program waits for; *hot* pages, which came last or were written again and again
-while it was watched; what lies around the place it waited at; *warm* pages, written once; and then the rest. Programs
-that read on where they are get what lies around first. For one thread.
+while it was watched; what lies around the place it waited at; what it *needed* first when it last arrived; *warm*
+pages, written once; and then the rest. Programs that read on where they are get what lies around first. For one thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 
+from whimbrel.memory.needed import MOST_STRETCHES, NOTHING, Stretches, found_in
 from whimbrel.memory.placing import Order, Queue, Space, library
 from whimbrel.memory.store import Pages
 from whimbrel.memory.supply import MISSING, Indices, Supply
@@ -28,17 +29,28 @@ class LazySpace:
     `_slots[i]` of the store unless that is `MISSING` or `GONE`. `_settled[i]` is 0 while the page is to be placed out
     of the store. `_cut[i]` is 1 where page i does not lie next to page i - 1, in the program or in the store.
 
-    `gives_back`: what is placed is not kept in the store. Until the memory is `laid_out`, a copy may be refused because
-    the mapping is still to come; later it has gone.
+    `needed`: where it had to wait when it last arrived. `gives_back`: what is placed is not kept in the store. Until
+    the memory is `laid_out`, a copy may be refused because the mapping is still to come; later it has gone.
     """
 
-    def __init__(self, uffd: int, supply: Supply, store_address: int, *, gives_back: bool = False) -> None:
+    def __init__(
+        self,
+        uffd: int,
+        supply: Supply,
+        store_address: int,
+        *,
+        gives_back: bool = False,
+        needed: Stretches = NOTHING,
+    ) -> None:
         self.supply = supply
         self._library = library()
         self.placing = Space(uffd=uffd, store=store_address, gives_back=gives_back)
         self._waiting: set[int] = set()
+        self._missed = np.empty((MOST_STRETCHES, 2), np.int64)
+        self.placing.missed = Queue(self._missed.ctypes.data, 0, len(self._missed))
         self._lay_out(supply.pages, np.arange(len(supply.pages)), supply.slots.copy())
         self._queue_written()
+        self._queue_runs("needed", found_in(self._pages, needed))
 
     @property
     def uffd(self) -> int:
@@ -57,20 +69,24 @@ class LazySpace:
     def filled_pages(self) -> int:
         return int(self.placing.filled_pages)
 
+    def missed(self) -> Stretches:
+        """Where the program had to wait for its pages, or would have had to next, in that order."""
+        return self._missed[: self.placing.missed.first]
+
     def _lay_out(self, pages: Pages, of: Indices, slots: Indices, settled: npt.NDArray[np.uint8] | None = None) -> None:
-        """What was hot or warm comes with the rest from now on."""
+        """What was hot, needed or warm comes with the rest from now on."""
         self._pages = np.ascontiguousarray(pages, np.uint64)
         self._of = of
         self._slots = np.ascontiguousarray(slots, np.int64)
         self._settled = (slots < 0).astype(np.uint8) if settled is None else settled
         self._cut = np.ones(len(pages), np.uint8)
         self._cut[1:] = (np.diff(pages) != 1) | (np.diff(slots) != 1)
-        self._runs = {"hot": np.empty((0, 2), np.int64), "warm": np.empty((0, 2), np.int64)}
+        self._runs = dict.fromkeys(("hot", "needed", "warm"), NOTHING)
         placing = self.placing
         placing.pages, placing.slots = self._pages.ctypes.data, self._slots.ctypes.data
         placing.settled, placing.cut = self._settled.ctypes.data, self._cut.ctypes.data
         placing.count = len(pages)
-        placing.hot, placing.warm = Queue(), Queue()
+        placing.hot, placing.needed, placing.warm = Queue(), Queue(), Queue()
         placing.next = placing.spent_at = placing.spent_slot = placing.spent = 0
         placing.follow = placing.follow_end = placing.reads_on = 0
 
@@ -81,12 +97,14 @@ class LazySpace:
 
     def _queue(self, name: str, indices: Indices) -> None:
         """These ascending indices come next after those that wait in the queue already."""
-        queue = getattr(self.placing, name)
         cut = np.flatnonzero(np.diff(indices) != 1) + 1
         starts = np.concatenate(([0], cut))[: len(indices)]
         counts = np.diff(np.concatenate((starts, [len(indices)])))
-        waiting = self._runs[name][queue.first : queue.end]
-        runs = np.concatenate((waiting, np.stack((indices[starts], counts), axis=1)))
+        self._queue_runs(name, np.stack((indices[starts], counts), axis=1))
+
+    def _queue_runs(self, name: str, runs: npt.NDArray[np.int64]) -> None:
+        queue = getattr(self.placing, name)
+        runs = np.concatenate((self._runs[name][queue.first : queue.end], runs))
         self._runs[name] = runs
         queue.runs, queue.first, queue.end = runs.ctypes.data, 0, len(runs)
 

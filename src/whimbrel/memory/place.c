@@ -52,7 +52,8 @@ struct space {
     const uint8_t *cut;    /* 1: does not lie next to the one before, in the program or in the store */
     int64_t count;
     char *store;
-    struct queue hot, warm;
+    struct queue hot, needed, warm;
+    struct queue missed; /* stretches of pages, in order: first page, how many; full at its `end` */
     int64_t next, follow, follow_end;
     int64_t spent_at, spent_slot, spent;
     int64_t faults, filled_pages;
@@ -64,7 +65,7 @@ struct server {
     struct space **spaces;
     int64_t count;
     int32_t epoll, bell;
-    uint8_t filling, laid_out, hot_told, end_told;
+    uint8_t filling, laid_out, hot_told, end_told; /* filling: no pages, hot ones, or all */
     int64_t last_fault_ns, fault_ns;
     /* What an answer is about: number `of` of the spaces; and either `size` bytes of messages of its userfaultfd, or
      * `size` indices of pages that somebody waits for and that have not come. */
@@ -76,7 +77,8 @@ struct server {
 };
 
 enum answer { NOTHING, BELL, MESSAGES, ASKED, ENDED, HOT_PLACED, ALL_PLACED, GO_ON = -1 };
-enum order { READ_ON, HOT, AROUND, WARM, REST, ORDERS };
+enum filling { NO_PAGES, HOT_PAGES, ALL_PAGES };
+enum order { READ_ON, HOT, AROUND, NEEDED, WARM, REST, ORDERS };
 
 int64_t sizes(int which)
 {
@@ -227,6 +229,19 @@ static void place_zeros(struct space *space, uint64_t page, int64_t count)
     wake(space, page);
 }
 
+/* The program waited for these pages, or soon would have. */
+static void miss(struct space *space, uint64_t page, int64_t count)
+{
+    struct queue *missed = &space->missed;
+    struct run *last = missed->first ? &missed->runs[missed->first - 1] : NULL;
+    if (count <= 0)
+        return;
+    if (last && (uint64_t)(last->at + last->count) == page)
+        last->count += count;
+    else if (missed->first < missed->end)
+        missed->runs[missed->first++] = (struct run){page, count};
+}
+
 /* Place the page at index `at` and what lies closely around. */
 static void place_around(struct space *space, uint64_t page, int64_t at)
 {
@@ -237,6 +252,8 @@ static void place_around(struct space *space, uint64_t page, int64_t at)
     int64_t count = run(space, first, at + AROUND_PAGES - before);
     if (place(space, first, count ? count : 1) <= at - first)
         wake(space, page); /* after EAGAIN it faults anew, when the event has been read */
+    else
+        miss(space, space->pages[first], count);
     space->reads_on = space->follow <= at && at < space->follow + NEAR_PAGES;
     space->follow = at > BEFORE_PAGES ? at - BEFORE_PAGES : 0;
     space->follow_end = at + FOLLOW_PAGES;
@@ -286,7 +303,7 @@ static int64_t fill_run(struct space *space, int64_t at, int64_t end)
     return done;
 }
 
-static int64_t fill_around(struct space *space, int64_t limit)
+static int64_t fill_around(struct space *space, int64_t limit, bool read_on)
 {
     int64_t end = least(space->follow_end, space->count), at = find(space->settled, 0, space->follow, end);
     if (at >= end) {
@@ -296,6 +313,8 @@ static int64_t fill_around(struct space *space, int64_t limit)
     }
     int64_t done = fill_run(space, at, least(at + limit, end));
     space->follow = at + done;
+    if (read_on)
+        miss(space, space->pages[at], done);
     return done;
 }
 
@@ -337,11 +356,13 @@ int64_t fill(struct space *space, int order, int64_t limit)
 {
     switch (order) {
     case READ_ON:
-        return space->reads_on ? fill_around(space, limit) : -1;
+        return space->reads_on ? fill_around(space, limit, true) : -1;
     case HOT:
         return fill_queue(space, &space->hot, limit);
     case AROUND:
-        return fill_around(space, limit);
+        return fill_around(space, limit, false);
+    case NEEDED:
+        return fill_queue(space, &space->needed, limit);
     case WARM:
         return fill_queue(space, &space->warm, limit);
     default:
@@ -388,6 +409,8 @@ static int step(struct server *server, int64_t *wait_ns)
             return ENDED;
         }
     for (int order = 0; order < ORDERS; order++) {
+        if (server->filling == HOT_PAGES && order != HOT)
+            continue;
         for (int64_t i = 0; i < server->count; i++) {
             int64_t done = fill(server->spaces[i], order, STEP_PAGES);
             if (done > 0)
@@ -404,7 +427,7 @@ static int step(struct server *server, int64_t *wait_ns)
             return HOT_PLACED;
         }
     }
-    if (*wait_ns > UNMAPPED_NS && server->laid_out && !server->end_told) {
+    if (server->filling == ALL_PAGES && *wait_ns > UNMAPPED_NS && server->laid_out && !server->end_told) {
         server->end_told = true;
         return ALL_PLACED;
     }

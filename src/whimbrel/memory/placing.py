@@ -30,14 +30,23 @@ class Answer(enum.IntEnum):
 
 
 class Order(enum.IntEnum):
-    """In which the fill places pages: around a program that reads on, hot ones, around the last fault, warm ones, the
-    rest."""
+    """In which the fill places pages: around a program that reads on, hot ones, around the last fault, those needed
+    first last time, warm ones, the rest."""
 
     READ_ON = 0
     HOT = 1
     AROUND = 2
-    WARM = 3
-    REST = 4
+    NEEDED = 3
+    WARM = 4
+    REST = 5
+
+
+class Filling(enum.IntEnum):
+    """Which pages are placed before anybody waits for them."""
+
+    NO_PAGES = 0
+    HOT_PAGES = 1
+    ALL_PAGES = 2
 
 
 class Queue(ctypes.Structure):
@@ -57,7 +66,9 @@ class Space(ctypes.Structure):
         ("count", ctypes.c_int64),
         ("store", ctypes.c_void_p),
         ("hot", Queue),
+        ("needed", Queue),
         ("warm", Queue),
+        ("missed", Queue),
         ("next", ctypes.c_int64),
         ("follow", ctypes.c_int64),
         ("follow_end", ctypes.c_int64),

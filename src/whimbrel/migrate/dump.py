@@ -38,13 +38,15 @@ _STDIO = re.compile(r"pipe:\[[0-9]+\]")
 class Source:
     """One running service as its node sees it; `run_dir` is on the node's tmpfs;
     `holes`: whether a dump here can leave pages out (see `checkpoint.kerndat`); `image`: what it was started from,
-    None for another engine's container, and where no image crosses."""
+    None for another engine's container, and where no image crosses; `needed_file`: what its processes needed first when
+    they came here, if they did (`memory.needed`)."""
 
     status: ServiceStatus
     departure: Departure
     run_dir: Path
     holes: bool
     image: StoredImage | None
+    needed_file: Path
 
     @property
     def pid(self) -> int:

@@ -8,6 +8,7 @@ import time
 
 import msgspec
 
+from whimbrel.memory.needed import load
 from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.carriers.base import Carried
@@ -34,6 +35,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     take until nobody in it is at work."""
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
+    needed = load(job.source.needed_file)
     far = parts.gateways.round_trip_s >= FAR_S or failpoints.armed("freeze.holding")
     with _Meanwhile(parts, begin=far or quiet_s > 0, again=quiet_s > 0) as meanwhile:
         if quiet_s:
@@ -76,6 +78,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
             beside=carrier.ranges_beside(),
             file_passes=parts.files.passes,
             written=parts.files.written,
+            needed=needed,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         restored = threading.Event()

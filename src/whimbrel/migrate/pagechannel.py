@@ -91,7 +91,8 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
     after the resume, by the pid in the container; `beside`: those that come during the restore, before GO;
     `file_passes` of files must have arrived, whole and checked; `written`: files of a root on shared storage as the
-    source sees them (path, size, time of change in ns)."""
+    source sees them (path, size, time of change in ns); `needed`: where the processes waited for their pages when they
+    last arrived (`memory.needed`)."""
 
     lazy: bool
     stdio: dict[str, int]
@@ -100,6 +101,7 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     beside: dict[int, bytes] = {}
     file_passes: int = 0
     written: tuple[tuple[str, int, int], ...] = ()
+    needed: dict[int, bytes] = {}
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):

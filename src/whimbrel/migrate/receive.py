@@ -34,6 +34,8 @@ from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
+from whimbrel.memory.needed import Needs
+from whimbrel.memory.placing import Filling
 from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
 from whimbrel.memory.reserve import Reserve, address_of
 from whimbrel.memory.store import SPARE_BYTES, PageStore, ProcessIndex, pages_of, short_of_memory
@@ -83,6 +85,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     listen_host: str
     work_dir: str
     stage_dir: str
+    needed_file: str
     criu_run_dir: str
     netns_dir: str
     landing: Landing
@@ -128,6 +131,7 @@ class Receiver:
         self.kept = Kept(keeper_fd)
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
+        self.spaces: dict[int, LazySpace] = {}
         self.late: LatePages | None = None
         self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
@@ -239,6 +243,7 @@ class Receiver:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
         assert self.criu is not None
         self._release_reserve(order)
+        self.needs = Needs(Path(self.order.needed_file), order.needed)
         laps = Laps()
         self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
         laps.lap("files")
@@ -288,9 +293,11 @@ class Receiver:
                         if not failpoints.armed("receive.fill"):
                             # Each page placed now is one less to wait for after the resume. Not before, while CRIU lays
                             # out the mappings: the two would wait for each other at each of them.
-                            self.lazy.begin_fill()
+                            self.lazy.begin_fill(Filling.HOT_PAGES)
             if handover is not None:
                 handover.wait()
+                if not failpoints.armed("receive.fill"):
+                    self.lazy.begin_fill()  # and not before: CRIU was seen to take twice as long to the last point
             threading.Timer(WIDE_BUFFERS_S, widening.result()).start()
         laps.lap("buffers")
         # Where many are hot: to place one takes 1 us now, and 40 us of the program when it waits for it.
@@ -355,7 +362,9 @@ class Receiver:
         self.lazy.start()
 
         def take(ns_pid: int, uffd: int) -> None:
-            self.lazy.add(LazySpace(uffd, self.supplies[ns_pid], base, gives_back=True))
+            needed = self.needs.of(ns_pid)
+            space = self.spaces[ns_pid] = LazySpace(uffd, self.supplies[ns_pid], base, gives_back=True, needed=needed)
+            self.lazy.add(space)
 
         return LazyHandover(self.images_fd, len(self.supplies), take)
 
@@ -390,6 +399,7 @@ class Receiver:
             eager_pages=self.eager_pages,
         )
         write_word(self.work, WHOLE)
+        self._forward(lambda: self.needs.keep({ns_pid: space.missed() for ns_pid, space in self.spaces.items()}))
         if self.late is not None:
             self.late.stop()
         self._forward(self.files.settle)  # before the source removes its own
