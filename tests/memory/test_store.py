@@ -14,6 +14,7 @@ from whimbrel.memory.copies import Copies
 from whimbrel.memory.ranges import as_ranges
 from whimbrel.memory.reserve import Reserve, address_of
 from whimbrel.memory.store import TOUCH_PAGES, UNKNOWN, PageStore, ProcessIndex, pages_of
+from whimbrel.memory.supply import Supply
 from whimbrel.model.errors import StepFailed
 from whimbrel.model.units import PAGE_BYTES
 
@@ -124,3 +125,16 @@ def test_a_reserve_is_there_until_it_is_released() -> None:
     nothing = Reserve(0)
     nothing.hold()
     nothing.release()
+
+
+def test_a_round_makes_short_what_was_written_and_forgets_nothing_of_it() -> None:
+    store = PageStore(0)
+    rounds = [np.array(pages, np.uint64) for pages in ([3, 5, 9], [5, 7], [5, 9], [11], [3])]
+    for pages in rounds:
+        store.written(1, pages)
+        store.merge()
+    assert len(store.recent[1]) == 2
+    supply = Supply(np.arange(20, dtype=np.uint64), np.arange(20), written=store.recent[1])
+    again, once = supply.first
+    assert (again.tolist(), once.tolist()) == ([3, 5, 9], [7, 11])
+    store.close()

@@ -12,6 +12,8 @@ import pytest
 
 from marks import MANY
 from tests.migrate.conftest import EDGES, Running
+from whimbrel.agent.place import needed_file_of
+from whimbrel.memory.needed import load, unpack
 from whimbrel.model.migration import Outcome
 from whimbrel.plan.strategies import known
 from whimbrel.workloads.memory.service import expected_digest
@@ -45,6 +47,25 @@ def test_the_service_moves_with_state_and_connections(running: Running, strategy
     if known()[strategy].rounds.limit > 1:
         assert len(record.rounds) >= 3, "at least the first round, another, and the final one"
         assert record.rounds[0].dirty_pages > running.memory_mb * 200
+
+
+def test_what_it_waited_for_when_it_arrived_goes_along(running: Running) -> None:
+    """Also through a journey on which it waits for nothing."""
+
+    def needed(node: str) -> dict[int, int]:
+        file = needed_file_of(running.lab.state_dir(node), running.name)
+        return {ns_pid: int(stretches[:, 1].sum()) for ns_pid, stretches in unpack(load(file)).items()}
+
+    assert needed(EDGES[0]) == {}
+    assert running.migrate(EDGES[1], "hybrid").faults > 0
+    first = needed(EDGES[1]).values()
+    assert sum(first) > 0
+    assert running.migrate(EDGES[0], "stop-and-copy").outcome is Outcome.DONE
+    assert sorted(needed(EDGES[0]).values()) == sorted(first)
+    assert needed(EDGES[1]) == {}, "nothing stays behind"
+    assert running.migrate(EDGES[1], "hybrid").outcome is Outcome.DONE
+    assert sum(needed(EDGES[1]).values()) >= sum(first)
+    assert state_is_right(running)
 
 
 def test_a_moved_container_is_a_full_citizen_of_its_runtime(running: Running) -> None:

@@ -241,9 +241,14 @@ class PageStore:
         )
 
     def merge(self) -> None:
-        """Make everything that has arrived findable."""
+        """Make everything that has arrived findable, and short what is known of who was written how often: once, or
+        again and again."""
         for index in self.index.values():
             index.merge()
+        for ns_pid, written in self.recent.items():
+            if len(written) > 2:
+                pages, times = np.unique(np.concatenate(written), return_counts=True)
+                self.recent[ns_pid] = [pages, pages[times > 1]]
 
     def close(self) -> None:
         self._closing = True

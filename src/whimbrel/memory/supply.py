@@ -39,9 +39,8 @@ class Supply:
     @cached_property
     def first(self) -> tuple[Indices, Indices]:
         """Which ones are wanted before the others: what was written again and again, and what was written once."""
-        times = np.zeros(len(self.pages), np.uint32)
-        for pages in self._written:
-            np.add.at(times, self._known(pages)[0], 1)
+        written = np.concatenate((self.pages[:0], *self._written))
+        times = np.bincount(self._known(written)[0], minlength=len(self.pages))
         return np.flatnonzero(times > 1), np.flatnonzero(times == 1)
 
     def _known(self, pages: Pages) -> tuple[Indices, npt.NDArray[np.bool_]]:
