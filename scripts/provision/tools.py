@@ -43,7 +43,7 @@ ENGINE_PACKAGE_OF_COMMAND = {
 }
 # No PATH leads to this one; the lab's storage server runs it. (openssh-server, and with it a daemon, is not needed.)
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
-C_HEADERS = "/usr/include/linux/userfaultfd.h"  # Debian's gcc only recommends them
+C_HEADERS = ("/usr/include/stdio.h", "/usr/include/linux/userfaultfd.h")  # Debian's gcc only recommends them
 BROWSER_FONTS = "/usr/share/fonts/**/Inter*"  # the same on every machine, so that pictures of pages look the same
 POSTGRESQL_PROGRAMS = "/usr/lib/postgresql/*/bin/initdb"  # not on PATH either; the tests of the controller start one
 NO_CLUSTER = Path("/etc/postgresql-common/createcluster.conf")
@@ -63,7 +63,7 @@ def missing_packages(*, engines: bool = False) -> list[str]:
     )
     if not any(os.access(path, os.X_OK) for path in SFTP_SERVERS):
         missing.append("openssh-sftp-server")
-    if not os.path.exists(C_HEADERS):
+    if not all(map(os.path.exists, C_HEADERS)):
         missing.append("libc6-dev")
     if engines and not glob.glob(POSTGRESQL_PROGRAMS):
         missing.append("postgresql")

@@ -20,7 +20,7 @@ import pytest
 
 from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
-from whimbrel.memory.placing import Order, constant
+from whimbrel.memory.placing import Answer, Filling, Order, constant, library
 from whimbrel.memory.reserve import address_of
 from whimbrel.memory.store import ZERO_SLOT, PageStore
 from whimbrel.memory.supply import MISSING, Supply
@@ -484,3 +484,39 @@ def test_what_was_waited_for_last_time_comes_before_the_rest() -> None:
         assert space.fill(Order.NEEDED, 30) < 0
         assert there(memory, count) == {*range(700, 730), *range(100, 110)}
         os.close(uffd)
+
+
+def test_who_always_has_something_to_say_keeps_neither_faults_nor_the_fill_waiting() -> None:
+    count, store = 64, PageStore(0)
+    stored(store, count)
+    with lacking(count) as (uffd, address, memory):
+        pages = np.arange(address // P, address // P + count, dtype=np.uint64)
+        server = LazyServer()  # its thread is not started: the turns are taken here
+        server._take_in(LazySpace(uffd, Supply(pages, np.arange(1, count + 1)), address_of(memoryview(store.map))))
+        seen = ctypes.create_string_buffer(b"x", 1)
+        reader = threading.Thread(target=lambda: libc.memcpy(seen, ctypes.c_void_p(address + 40 * P), 1), daemon=True)
+        reader.start()
+        wait_until(lambda: "pending:\t1" in Path(f"/proc/self/fdinfo/{uffd}").read_text())
+        server._ring()  # and nobody hears it
+        turns = [library().serve(ctypes.byref(server._turns), 0) for _ in range(3)]
+        assert turns == [Answer.BELL] * 3
+        reader.join(timeout=20)
+        assert seen.raw == bytes([41])
+        server._turns.filling = Filling.ALL_PAGES
+        before = len(there(memory, count))
+        for _ in range(3):
+            library().serve(ctypes.byref(server._turns), 0)
+        assert len(there(memory, count)) > before
+        server.stop()
+
+
+def test_a_kernel_that_cannot_say_what_happened_is_an_error() -> None:
+    """For want of descriptors, say, when a child was forked: without it nobody knows whose pages are whose."""
+    with socket.create_server(("127.0.0.1", 0)) as unreadable, socket.create_connection(unreadable.getsockname()):
+        server = LazyServer()
+        server.add(LazySpace(os.dup(unreadable.fileno()), Supply(np.array([5], np.uint64), np.array([MISSING])), 0))
+        server.begin_fill()
+        server.laid_out()
+        with pytest.raises(OSError, match="Transport endpoint is not connected"):
+            server.filled()
+        server.stop()

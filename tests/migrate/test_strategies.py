@@ -54,7 +54,7 @@ def test_what_it_waited_for_when_it_arrived_goes_along(running: Running) -> None
 
     def needed(node: str) -> dict[int, int]:
         file = needed_file_of(running.lab.state_dir(node), running.name)
-        return {ns_pid: int(stretches[:, 1].sum()) for ns_pid, stretches in unpack(load(file)).items()}
+        return {ns_pid: int(stretches[:, 1].sum()) for ns_pid, stretches in unpack(load(file, range(1, 1000))).items()}
 
     assert needed(EDGES[0]) == {}
     assert running.migrate(EDGES[1], "hybrid").faults > 0

@@ -29,7 +29,7 @@ from whimbrel.memory.keeper import Keeper
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.nursery import Nursery
 from whimbrel.migrate.pulse import BEAT_S, Listener
-from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.migrate.receiveorder import ReceiveOrder
 from whimbrel.migrate.staging.shared import find_stage, stage_below
 from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of, said, write_word
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from whimbrel.migrate.nursery import Child, Nursery
-from whimbrel.migrate.receive import ReceiveOrder
+from whimbrel.migrate.receiveorder import ReceiveOrder
 from whimbrel.model.errors import StepFailed
 
 

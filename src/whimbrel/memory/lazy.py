@@ -27,6 +27,8 @@ from whimbrel.model.units import PAGE_BYTES
 _ADDRESS = struct.Struct("<Q")
 _PAGEFAULT, _FORK, _REMAP, _REMOVE, _UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 IDLE_NS = 50_000_000
+FAILED_S = 0.01
+"""What the kernel cannot say now, for want of memory or descriptors, it will say later."""
 
 
 class LazyServer:
@@ -68,6 +70,10 @@ class LazyServer:
         with self._gate:
             self._hot_placed.clear()
             self._arrived.append((supply, indices))
+        self._ring()
+
+    def given_up(self) -> None:
+        """Pages that were on their way will never come."""
         self._ring()
 
     def start(self) -> None:
@@ -151,7 +157,9 @@ class LazyServer:
                 self._meant().ask(index)
         elif answer is Answer.ENDED:
             self._retire(self._meant())
-            self._line_up()
+        elif answer is Answer.FAILED:
+            time.sleep(FAILED_S)
+            raise OSError(self._turns.size, os.strerror(self._turns.size))
         elif answer is Answer.HOT_PLACED:
             with self._gate:
                 if not (self._added or self._arrived):
@@ -175,9 +183,10 @@ class LazyServer:
             added, self._added = self._added, []
         for space in added:
             self._take_in(space)
+        laid_out = self._laid_out
         for space in self._spaces.values():
-            space.placing.laid_out = self._laid_out
-        self._turns.filling, self._turns.laid_out = self._filling, self._laid_out
+            space.placing.laid_out = laid_out
+        self._turns.filling, self._turns.laid_out = self._filling, laid_out
         self._turns.hot_told = self._turns.end_told = False
         while self._arrived:
             supply, indices = self._arrived.popleft()
@@ -197,6 +206,7 @@ class LazyServer:
         """A service may fork all the time while it is filled: what is kept for each child would add up."""
         self._poll.unregister(space.uffd)
         del self._spaces[space.uffd]
+        self._line_up()
         os.close(space.uffd)
         self._past_faults += space.faults
         self._past_pages += space.filled_pages

@@ -29,7 +29,8 @@ class LazySpace:
     `_slots[i]` of the store unless that is `MISSING` or `GONE`. `_settled[i]` is 0 while the page is to be placed out
     of the store. `_cut[i]` is 1 where page i does not lie next to page i - 1, in the program or in the store.
 
-    `needed`: where it had to wait when it last arrived. `gives_back`: what is placed is not kept in the store. Until
+    `needed`: where it had to wait when it last arrived. `layout`: pages, numbers and slots, if not all of the supply's
+    at its own places. `gives_back`: what is placed is not kept in the store. Until
     the memory is `laid_out`, a copy may be refused because the mapping is still to come; later it has gone.
     """
 
@@ -41,6 +42,7 @@ class LazySpace:
         *,
         gives_back: bool = False,
         needed: Stretches = NOTHING,
+        layout: tuple[Pages, Indices, Indices] | None = None,
     ) -> None:
         self.supply = supply
         self._library = library()
@@ -48,7 +50,7 @@ class LazySpace:
         self._waiting: set[int] = set()
         self._missed = np.empty((MOST_STRETCHES, 2), np.int64)
         self.placing.missed = Queue(self._missed.ctypes.data, 0, len(self._missed))
-        self._lay_out(supply.pages, np.arange(len(supply.pages)), supply.slots.copy())
+        self._lay_out(*(layout or (supply.pages, np.arange(len(supply.pages)), supply.slots.copy())))
         self._queue_written()
         self._queue_runs("needed", found_in(self._pages, needed))
 
@@ -75,20 +77,20 @@ class LazySpace:
 
     def _lay_out(self, pages: Pages, of: Indices, slots: Indices, settled: npt.NDArray[np.uint8] | None = None) -> None:
         """What was hot, needed or warm comes with the rest from now on."""
-        self._pages = np.ascontiguousarray(pages, np.uint64)
-        self._of = of
-        self._slots = np.ascontiguousarray(slots, np.int64)
-        self._settled = (slots < 0).astype(np.uint8) if settled is None else settled
-        self._cut = np.ones(len(pages), np.uint8)
-        self._cut[1:] = (np.diff(pages) != 1) | (np.diff(slots) != 1)
-        self._runs = dict.fromkeys(("hot", "needed", "warm"), NOTHING)
+        pages = np.ascontiguousarray(pages, np.uint64)
+        slots = np.ascontiguousarray(slots, np.int64)
+        settled = (slots < 0).astype(np.uint8) if settled is None else settled
+        cut = np.ones(len(pages), np.uint8)
+        cut[1:] = (np.diff(pages) != 1) | (np.diff(slots) != 1)
         placing = self.placing
-        placing.pages, placing.slots = self._pages.ctypes.data, self._slots.ctypes.data
-        placing.settled, placing.cut = self._settled.ctypes.data, self._cut.ctypes.data
-        placing.count = len(pages)
+        placing.pages, placing.slots, placing.count = pages.ctypes.data, slots.ctypes.data, len(pages)
+        placing.settled, placing.cut = settled.ctypes.data, cut.ctypes.data
         placing.hot, placing.needed, placing.warm = Queue(), Queue(), Queue()
         placing.next = placing.spent_at = placing.spent_slot = placing.spent = 0
         placing.follow = placing.follow_end = placing.reads_on = 0
+        # Only now, when nothing can fail any more, may what was there so far go.
+        self._pages, self._of, self._slots, self._settled, self._cut = pages, of, slots, settled, cut
+        self._runs = dict.fromkeys(("hot", "needed", "warm"), NOTHING)
 
     def _queue_written(self) -> None:
         again, once = self.supply.first
@@ -197,8 +199,7 @@ class LazySpace:
         is tried again if it was kept: better twice than never. (What was not the child has: from a fork on until its
         event is read the kernel refuses all copies.)"""
         self.placing.gives_back = False
-        child = LazySpace(uffd, self.supply, self.placing.store)
+        layout = (self._pages, self._of, self._slots.copy())
+        child = LazySpace(uffd, self.supply, self.placing.store, layout=layout)
         child.placing.laid_out = self.placing.laid_out
-        child._lay_out(self._pages, self._of, self._slots.copy())
-        child._queue_written()
         return child

@@ -7,6 +7,7 @@ the next restore, is known from serverless functions: REAP, Ustiugov et al., ASP
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -18,8 +19,9 @@ from whimbrel.memory.store import Pages
 Stretches = npt.NDArray[np.int64]
 """Shape (n, 2): first page number, how many; in the order in which they were needed."""
 NOTHING: Stretches = np.empty((0, 2), np.int64)
-MOST_PAGES, MOST_STRETCHES = 1 << 18, 1 << 13
-"""So much is kept at most."""
+MOST_PAGES, MOST_STRETCHES, MOST_PROCESSES = 1 << 18, 1 << 13, 1 << 12
+"""So much is kept at most, the first two of each process."""
+HIGHEST_PAGE = 1 << 52
 
 
 def both(first: Stretches, then: Stretches) -> Stretches:
@@ -55,9 +57,12 @@ def pack(needed: dict[int, Stretches]) -> dict[int, bytes]:
 
 def unpack(packed: dict[int, bytes]) -> dict[int, Stretches]:
     """Raises ValueError for nonsense."""
+    if len(packed) > MOST_PROCESSES:
+        raise ValueError(f"stretches of more than {MOST_PROCESSES} processes")
     needed = {ns_pid: np.frombuffer(raw, np.int64).reshape(-1, 2) for ns_pid, raw in packed.items()}
     for stretches in needed.values():
-        if len(stretches) > MOST_STRETCHES or (stretches < 0).any() or stretches[:, 1].sum() > MOST_PAGES:
+        bad = len(stretches) > MOST_STRETCHES or (stretches < 0).any() or (stretches[:, 0] > HIGHEST_PAGE).any()
+        if bad or (stretches[:, 1] > MOST_PAGES).any() or stretches[:, 1].sum() > MOST_PAGES:  # a sum alone may wrap
             raise ValueError("these are no stretches of pages")
     return needed
 
@@ -69,14 +74,14 @@ def save(file: Path, needed: dict[int, Stretches]) -> None:
     new.rename(file)
 
 
-def load(file: Path) -> dict[int, bytes]:
-    """Packed; nothing where nothing can be read: it only tells what to begin with."""
+def load(file: Path, ns_pids: Iterable[int]) -> dict[int, bytes]:
+    """Of these processes, packed; nothing where nothing can be read: it only tells what to begin with."""
     try:
         packed = msgspec.msgpack.decode(file.read_bytes(), type=dict[int, bytes])
         unpack(packed)
     except (OSError, ValueError, msgspec.DecodeError):
         return {}
-    return packed
+    return {ns_pid: packed[ns_pid] for ns_pid in ns_pids if ns_pid in packed}
 
 
 class Needs:

@@ -68,7 +68,7 @@ struct server {
     uint8_t filling, laid_out, hot_told, end_told; /* filling: no pages, hot ones, or all */
     int64_t last_fault_ns, fault_ns;
     /* What an answer is about: number `of` of the spaces; and either `size` bytes of messages of its userfaultfd, or
-     * `size` indices of pages that somebody waits for and that have not come. */
+     * `size` indices of pages that somebody waits for and that have not come; or what is wrong, an errno. */
     int64_t of, size;
     union {
         struct uffd_msg messages[MOST];
@@ -76,9 +76,11 @@ struct server {
     };
 };
 
-enum answer { NOTHING, BELL, MESSAGES, ASKED, ENDED, HOT_PLACED, ALL_PLACED, GO_ON = -1 };
+enum answer { NOTHING, BELL, MESSAGES, ASKED, ENDED, HOT_PLACED, ALL_PLACED, FAILED, GO_ON = -1 };
 enum filling { NO_PAGES, HOT_PAGES, ALL_PAGES };
 enum order { READ_ON, HOT, AROUND, NEEDED, WARM, REST, ORDERS };
+
+const char SOURCE[] = SOURCE_DIGEST; /* of this file */
 
 int64_t sizes(int which)
 {
@@ -137,8 +139,11 @@ static int64_t copy(struct space *space, uint64_t page, int64_t slot, int64_t co
         } else if (error == ESRCH) {
             space->gone = true;
             return count;
-        } else /* EAGAIN: an event waits to be read before the layout is certain again */
+        } else { /* EAGAIN: an event waits to be read before the layout is certain again */
+            if (error != EAGAIN) /* memory is short: not at once again */
+                usleep(UNMAPPED_NS / 1000);
             return done;
+        }
     }
     return done;
 }
@@ -379,6 +384,11 @@ static int look(struct server *server, int64_t of)
     struct uffd_msg messages[MOST];
     int64_t began_ns = now_ns();
     ssize_t size = read(space->uffd, messages, sizeof messages);
+    if (size < 0 && errno != EAGAIN && errno != EINTR) {
+        server->of = of;
+        server->size = errno;
+        return FAILED;
+    }
     if (size <= 0)
         return GO_ON;
     int64_t count = size / sizeof *messages, asked = 0;
@@ -435,42 +445,37 @@ static int step(struct server *server, int64_t *wait_ns)
 }
 
 /* Answer faults, and fill if that has begun, until there is something that the caller has to see to, or nothing for
- * `idle_ns`. */
+ * `idle_ns`. A step of the fill is taken each time, and one descriptor at a time is heard, which the kernel gives by
+ * turns: a process that changes its memory all the time keeps neither the fill nor the faults of others waiting. */
 int serve(struct server *server, int64_t idle_ns)
 {
-    int64_t wait_ns = 0;
-    bool idle = false;
     for (;;) {
-        if (wait_ns > 0) {
-            struct pollfd ready = {.fd = server->epoll, .events = POLLIN};
-            struct timespec most = {wait_ns / 1000000000, wait_ns % 1000000000};
-            idle = ppoll(&ready, 1, &most, NULL) == 0 && wait_ns >= idle_ns;
-        }
-        struct epoll_event events[MOST];
-        int heard = epoll_wait(server->epoll, events, MOST, 0);
-        for (int i = 0; i < heard; i++) {
-            if (events[i].data.fd == server->bell)
-                return BELL;
-            int64_t of = 0;
-            while (of < server->count && server->spaces[of]->uffd != events[i].data.fd)
-                of++;
-            if (of == server->count)
-                continue;
-            if (events[i].events & ~EPOLLIN || server->spaces[of]->gone) {
-                server->of = of;
-                return ENDED;
-            }
-            int answer = look(server, of);
-            if (answer != GO_ON)
-                return answer;
-        }
-        if (idle)
-            return NOTHING;
-        wait_ns = idle_ns;
+        int64_t wait_ns = idle_ns;
         if (server->filling) {
             int answer = step(server, &wait_ns);
             if (answer != GO_ON)
                 return answer;
         }
+        struct pollfd ready = {.fd = server->epoll, .events = POLLIN};
+        struct timespec most = {wait_ns / 1000000000, wait_ns % 1000000000};
+        if (wait_ns > 0 && ppoll(&ready, 1, &most, NULL) == 0 && wait_ns >= idle_ns)
+            return NOTHING;
+        struct epoll_event event;
+        if (epoll_wait(server->epoll, &event, 1, 0) < 1)
+            continue;
+        if (event.data.fd == server->bell)
+            return BELL;
+        int64_t of = 0;
+        while (of < server->count && server->spaces[of]->uffd != event.data.fd)
+            of++;
+        if (of == server->count)
+            continue;
+        if (event.events & ~EPOLLIN || server->spaces[of]->gone) {
+            server->of = of;
+            return ENDED;
+        }
+        int answer = look(server, of);
+        if (answer != GO_ON)
+            return answer;
     }
 }

@@ -8,10 +8,12 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import hashlib
 from pathlib import Path
 
 from whimbrel.model.errors import StepFailed
 
+SOURCE = Path(__file__).with_name("place.c")
 LIBRARY = Path(__file__).with_name("place.so")
 _MOST = 64
 _MESSAGE_BYTES = 32
@@ -27,6 +29,7 @@ class Answer(enum.IntEnum):
     ENDED = 4
     HOT_PLACED = 5
     ALL_PLACED = 6
+    FAILED = 7
 
 
 class Order(enum.IntEnum):
@@ -125,6 +128,9 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         raise StepFailed(f"the compiled part of Whimbrel is not there ({error}): run `make setup`") from error
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+    if ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(lib, "SOURCE"))) != digest.encode():
+        raise StepFailed("the compiled part of Whimbrel is of another version: run `make setup`")
     space, server = ctypes.POINTER(Space), ctypes.POINTER(Server)
     for name, result, arguments in (
         ("sizes", ctypes.c_int64, (ctypes.c_int,)),
@@ -137,7 +143,7 @@ def library() -> ctypes.CDLL:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     if (lib.sizes(0), lib.sizes(1)) != (ctypes.sizeof(Space), ctypes.sizeof(Server)):
-        raise StepFailed("the compiled part of Whimbrel is of another version: run `make setup`")
+        raise StepFailed("the compiled part of Whimbrel does not fit its Python part: that is a mistake of ours")
     return lib
 
 

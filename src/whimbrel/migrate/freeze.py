@@ -35,7 +35,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     take until nobody in it is at work."""
     hands, dump, carrier, channel = parts.hands, parts.dump, parts.carrier, parts.channel
     stdio = stdio_pipes(job.source.pid)
-    needed = load(job.source.needed_file)
+    needed = await hands.do(load, job.source.needed_file, ns_pids_of(job.source.pid))
     far = parts.gateways.round_trip_s >= FAR_S or failpoints.armed("freeze.holding")
     with _Meanwhile(parts, begin=far or quiet_s > 0, again=quiet_s > 0) as meanwhile:
         if quiet_s:

@@ -109,6 +109,7 @@ class LatePages:
         except (OSError, WhimbrelError):
             for supply in self._receiver.supplies.values():
                 supply.give_up()
+            self._receiver.lazy.given_up()
             return False
         for supply in self._receiver.supplies.values():
             supply.ask_again()

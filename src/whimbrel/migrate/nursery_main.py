@@ -26,7 +26,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from whimbrel.memory.placing import library
 from whimbrel.migrate import receive, sendfiles
+from whimbrel.model.errors import WhimbrelError
 
 PROGRAMS: dict[str, Callable[[], int]] = {"receive": receive.main, "sendfiles": sendfiles.main}
 ANSWER = struct.Struct("<i")
@@ -108,6 +110,8 @@ def serve(channel: socket.socket) -> Callable[[], int] | None:
 
 def run(channel: socket.socket) -> int:
     """What this process is for. Returns in the nursery and in each child; the process is to end then."""
+    with suppress(WhimbrelError):  # whoever needs it says what is wrong
+        library()  # the one that fits what is imported here, whatever is installed while the agent runs
     gc.collect()
     gc.freeze()  # what is imported stays shared with the children: a collection would write to all of it
     gc.disable()

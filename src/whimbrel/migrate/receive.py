@@ -35,7 +35,7 @@ from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.needed import Needs
-from whimbrel.memory.placing import Filling
+from whimbrel.memory.placing import Filling, library
 from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
 from whimbrel.memory.reserve import Reserve, address_of
 from whimbrel.memory.store import SPARE_BYTES, PageStore, ProcessIndex, pages_of, short_of_memory
@@ -48,6 +48,7 @@ from whimbrel.migrate.laps import Laps
 from whimbrel.migrate.late import LatePages, later_than_restore
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pulse import Beat
+from whimbrel.migrate.receiveorder import MAX_ORDER_BYTES, ReceiveOrder
 from whimbrel.migrate.restoreplan import LazyPages, rehearse, settle
 from whimbrel.migrate.settling import Appearing
 from whimbrel.migrate.staging.host import StageHost
@@ -60,9 +61,7 @@ from whimbrel.network.udp_buffers import widen
 from whimbrel.runtime.adopt import adopt
 from whimbrel.runtime.cgroups import Cgroup
 from whimbrel.runtime.engines.handover import STDIO_BASE, Handover
-from whimbrel.runtime.moving import Landing
 
-MAX_ORDER_BYTES = 1 << 16
 AT_WORK = "receiving"  # the process's short name from its order on
 SOURCE_SILENCE_S = 60.0
 WIDE_BUFFERS_S = 2.0
@@ -75,22 +74,6 @@ RESTORE_BYTES, SCATTERED_BYTES = 4 << 20, 16 << 20
 """What CRIU takes for itself, and pages that are placed one here and one there, for which nothing is given back."""
 LAST_BYTES = 64 << 20
 """So much at most the last pages take when they come, and as much the restore to place them."""
-
-
-class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the worker needs; paths are the destination's own."""
-
-    service: str
-    token: str
-    listen_host: str
-    work_dir: str
-    stage_dir: str
-    needed_file: str
-    criu_run_dir: str
-    netns_dir: str
-    landing: Landing
-    expected_pages: int
-    staged: bool
 
 
 def say(event: str, **fields: object) -> None:
@@ -399,7 +382,6 @@ class Receiver:
             eager_pages=self.eager_pages,
         )
         write_word(self.work, WHOLE)
-        self._forward(lambda: self.needs.keep({ns_pid: space.missed() for ns_pid, space in self.spaces.items()}))
         if self.late is not None:
             self.late.stop()
         self._forward(self.files.settle)  # before the source removes its own
@@ -409,6 +391,7 @@ class Receiver:
         self.lazy.stop()
         if self.host is not None:
             self.host.close()
+        self._forward(lambda: self.needs.keep({ns_pid: space.missed() for ns_pid, space in self.spaces.items()}))
         say("filled", **msgspec.structs.asdict(report))
         return report
 
@@ -479,7 +462,12 @@ def main() -> int:
     sys.setswitchinterval(SWITCH_S)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each process that the service forks brings a descriptor
-    receiver = Receiver(order, *fds)
+    try:
+        library()  # not when the first page is to be placed
+        receiver = Receiver(order, *fds)
+    except WhimbrelError as error:
+        say("failed", error=str(error), committed=False)
+        return 1
 
     def watch_agent() -> None:
         os.read(0, 1)
