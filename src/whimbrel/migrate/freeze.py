@@ -50,7 +50,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
                 async with job.step("freeze.quiet"):
                     await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
             meanwhile.enough.set()
-            await hands.do(drain, job.node.port, job.request.service)
+            await hands.do(drain, job.node.port, job.request.service, job.source.cgroup.pids)
     job.frozen_s = time.monotonic()
     async with job.step("freeze.stop"):
         job.journal("frozen")

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from whimbrel.migrate.job import Migration
+from whimbrel.migrate.quiet import at_work
 from whimbrel.model.node import Endpoint
 from whimbrel.network.port import ServicePort
 from whimbrel.network.softnet import frames_waiting
@@ -96,13 +97,14 @@ class Gateways:
             await self.release()
 
 
-def drain(port: ServicePort, service: str) -> None:
+def drain(port: ServicePort, service: str, pids: Callable[[], Iterable[int]]) -> None:
     """Let the program take what had arrived: CRIU does not carry datagrams. The hold is on already, so that no more
-    come. A program that has other things to do is not waited for; one that reads is, for a while."""
+    come. A program that sleeps beside them is not waited for; one that reads is, for a while, and so is one that would
+    like to run: on a machine that is busy it may get no processor for longer than that."""
     now = time.monotonic()
     deadline, patience = now + DRAIN_LIMIT_S, now + UNREAD_LIMIT_S
     least = math.inf
-    while now < min(deadline, patience):
+    while now < deadline:
         time.sleep(0.0005)
         # a frame that is on its way through this host will be there in a moment
         waiting = port.receive_queue_bytes(service) + frames_waiting()
@@ -111,3 +113,7 @@ def drain(port: ServicePort, service: str) -> None:
         now = time.monotonic()
         if waiting < least:
             least, patience = waiting, now + UNREAD_LIMIT_S
+        elif now >= patience:
+            if not at_work(pids()):
+                return
+            patience = now + UNREAD_LIMIT_S
