@@ -12,7 +12,7 @@ import pytest
 from whimbrel.memory.codecs import Encoder, as_words
 from whimbrel.memory.copies import Copies
 from whimbrel.memory.ranges import as_ranges
-from whimbrel.memory.reserve import Reserve, address_of
+from whimbrel.memory.reserve import Reserve, address_of, populate
 from whimbrel.memory.store import TOUCH_PAGES, UNKNOWN, PageStore, ProcessIndex, pages_of
 from whimbrel.memory.supply import Supply
 from whimbrel.model.errors import StepFailed
@@ -125,6 +125,15 @@ def test_a_reserve_is_there_until_it_is_released() -> None:
     nothing = Reserve(0)
     nothing.hold()
     nothing.release()
+
+
+def test_no_more_is_taken_than_is_wanted_when_a_step_ends() -> None:
+    """Who maps memory meanwhile waits for a step: each is short, and the last one ends it."""
+    step_pages, steps = 256, 16
+    memory = mmap.mmap(-1, steps * step_pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    wanted = iter([True] * 3 + [False])
+    populate(address_of(memoryview(memory)), len(memory), lambda: next(wanted))
+    assert in_memory(memory, steps * step_pages) == 3 * step_pages
 
 
 def test_a_round_makes_short_what_was_written_and_forgets_nothing_of_it() -> None:

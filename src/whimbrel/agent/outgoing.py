@@ -140,8 +140,14 @@ class Outgoing:
         image = None
         if status.spec.engine is EngineKind.RUNC and not status.shared:
             image = await in_thread(self._host.images.stored, status.image_digest)
-        needed_file = needed_file_of(self._config.directory, status.spec.name)
-        return Source(status, departure, self._run_dir, ensure_cache(self._run_dir), image, needed_file)
+        return Source(
+            status,
+            departure,
+            self._run_dir,
+            holes=ensure_cache(self._run_dir),
+            image=image,
+            needed_file=needed_file_of(self._config.directory, status.spec.name),
+        )
 
     async def cancel(self, call: CancelMigration, _: EmitEvent) -> bool:
         job = self._running.get(call.id)

@@ -66,7 +66,7 @@ struct server {
     int64_t count;
     int32_t epoll, bell;
     uint8_t filling, laid_out, hot_told, end_told; /* filling: no pages, hot ones, or all */
-    int64_t last_fault_ns, fault_ns;
+    int64_t fault_ns;
     /* What an answer is about: number `of` of the spaces; and either `size` bytes of messages of its userfaultfd, or
      * `size` indices of pages that somebody waits for and that have not come; or what is wrong, an errno. */
     int64_t of, size;
@@ -404,8 +404,7 @@ static int look(struct server *server, int64_t of)
         if (at >= 0)
             server->asked[asked++] = at;
     }
-    server->last_fault_ns = now_ns();
-    server->fault_ns += server->last_fault_ns - began_ns;
+    server->fault_ns += now_ns() - began_ns;
     server->size = asked;
     return asked ? ASKED : GO_ON;
 }

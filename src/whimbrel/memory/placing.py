@@ -104,7 +104,6 @@ class Server(ctypes.Structure):
         ("laid_out", ctypes.c_uint8),
         ("hot_told", ctypes.c_uint8),
         ("end_told", ctypes.c_uint8),
-        ("last_fault_ns", ctypes.c_int64),
         ("fault_ns", ctypes.c_int64),
         ("of", ctypes.c_int64),
         ("size", ctypes.c_int64),
@@ -118,7 +117,7 @@ class Server(ctypes.Structure):
 
     def asked(self) -> list[int]:
         """After `ASKED`: indices of the pages that somebody waits for."""
-        return self.said.asked[: self.size]  # type: ignore[no-any-return]
+        return list(map(int, self.said.asked[: self.size]))
 
 
 @functools.cache
