@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from whimbrel.memory.needed import MOST_STRETCHES, NOTHING, Stretches, found_in
 from whimbrel.memory.placing import Order, Queue, Space, library
-from whimbrel.memory.store import Pages
+from whimbrel.memory.store import Pages, runs_of
 from whimbrel.memory.supply import MISSING, Indices, Supply
 from whimbrel.model.units import PAGE_BYTES
 
@@ -99,10 +99,7 @@ class LazySpace:
 
     def _queue(self, name: str, indices: Indices) -> None:
         """These ascending indices come next after those that wait in the queue already."""
-        cut = np.flatnonzero(np.diff(indices) != 1) + 1
-        starts = np.concatenate(([0], cut))[: len(indices)]
-        counts = np.diff(np.concatenate((starts, [len(indices)])))
-        self._queue_runs(name, np.stack((indices[starts], counts), axis=1))
+        self._queue_runs(name, runs_of(indices))
 
     def _queue_runs(self, name: str, runs: npt.NDArray[np.int64]) -> None:
         queue = getattr(self.placing, name)

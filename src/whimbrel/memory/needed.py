@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel.memory.store import Pages
+from whimbrel.memory.store import Pages, runs_of
 
 Stretches = npt.NDArray[np.int64]
 """Shape (n, 2): first page number, how many; in the order in which they were needed."""
@@ -28,12 +28,7 @@ def both(first: Stretches, then: Stretches) -> Stretches:
     """One after the other, each page where it comes first; no more than is kept."""
     pages = np.concatenate((_expanded(first), _expanded(then)))[:MOST_PAGES]
     _, at = np.unique(pages, return_index=True)
-    pages = pages[np.sort(at)]
-    cut = np.flatnonzero(np.diff(pages) != 1) + 1
-    starts = np.concatenate(([0], cut))[: len(pages)]
-    counts = np.diff(np.concatenate((starts, [len(pages)])))
-    stretches: Stretches = np.stack((pages[starts], counts), axis=1)[:MOST_STRETCHES]
-    return stretches
+    return runs_of(pages[np.sort(at)])[:MOST_STRETCHES]
 
 
 def found_in(pages: Pages, stretches: Stretches) -> Stretches:

@@ -47,6 +47,15 @@ def pages_of(ranges: npt.NDArray[np.uint64]) -> Pages:
     return np.cumsum(steps, dtype=np.uint64)
 
 
+def runs_of(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Numbers that follow each other by one, put together: shape (n, 2), first and how many, in the order given."""
+    cut = np.flatnonzero(np.diff(numbers) != 1) + 1
+    starts = np.concatenate(([0], cut))[: len(numbers)]
+    counts = np.diff(np.concatenate((starts, [len(numbers)])))
+    runs: npt.NDArray[np.int64] = np.stack((numbers[starts], counts), axis=1)
+    return runs
+
+
 @dataclass
 class ProcessIndex:
     """Where the newest copy of each page of one process lies: `slots[i]` holds page number `pages[i]`.
@@ -120,12 +129,7 @@ class ProcessIndex:
     def stretches(self, ranges: npt.NDArray[np.uint64]) -> list[tuple[int, int]]:
         """The pages of the byte ranges, in order, as (first slot, count) of what is contiguous in the store."""
         _, slots = self.select(ranges)
-        if len(slots) == 0:
-            return []
-        cut = np.flatnonzero(np.diff(slots) != 1) + 1
-        starts = np.concatenate(([0], cut))
-        counts = np.diff(np.concatenate((starts, [len(slots)])))
-        return list(zip(slots[starts].tolist(), counts.tolist(), strict=True))
+        return [(first, count) for first, count in runs_of(slots).tolist()]
 
     def select(self, ranges: npt.NDArray[np.uint64]) -> tuple[Pages, npt.NDArray[np.int64]]:
         """Copies of the pages and slots that lie in the ascending byte ranges."""
