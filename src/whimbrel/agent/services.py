@@ -20,7 +20,7 @@ from whimbrel.agent.guest_images import GuestImages
 from whimbrel.agent.guests import Guests
 from whimbrel.agent.place import Place, Record
 from whimbrel.agent.shared import SharedWatch
-from whimbrel.agent.threads import in_thread
+from whimbrel.agent.threads import both, in_thread
 from whimbrel.migrate.probe import probed
 from whimbrel.model.errors import BadInput, Conflict, Refused, WhimbrelError
 from whimbrel.model.service import (
@@ -354,12 +354,13 @@ class ServiceHost:
                 await in_thread(place.create)
                 record = Record(status=msgspec.structs.replace(status, node=self.node), incoming=True)
                 await in_thread(place.save, record)
-                image = await in_thread(place.set_up_incoming, spec, image, status.node)
-                await in_thread(self._make_port, spec)
-                await in_thread(place.write_bundle, spec, image, waiting=True)
+                placed, _ = await both(
+                    in_thread(place.set_up_incoming, spec, image, status.node), in_thread(self._make_port, spec)
+                )
+                await in_thread(place.write_bundle, spec, placed, waiting=True)
                 await self.runc.create(spec.name, place.folder)
                 await in_thread(point_to_rootfs, self.runc.root, spec.name, place.layer.rootfs)
-                await in_thread(place.write_bundle, spec, image)
+                await in_thread(place.write_bundle, spec, placed)
                 self._records[spec.name] = record
                 undo.pop_all()
         finally:

@@ -119,7 +119,6 @@ class Receiver:
         self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
         self.port = ServicePort(Path(order.netns_dir))
-        self.port.info(order.service)  # opens its sockets: none of that in the freeze
 
     # --- before the freeze: pages and files ---------------------------------------------------------------
     def accept(self) -> PageChannel:
@@ -204,6 +203,7 @@ class Receiver:
             pass_fds=[self.images_fd] if landing.foreign else [self.images_fd, self._output_fd],
             launch=launch,
         )
+        self.port.info(self.order.service)  # opens its sockets: none of that in the freeze; CRIU starts meanwhile
         rehearse(self.work / "rehearsal")
         self.criu.warm_up()
         threading.Thread(target=self._hold_reserve, name="reserve", daemon=True).start()

@@ -182,6 +182,14 @@ async def _prepare(
     job.journal("preparing")
     files = files_of(job)  # early: what works for it starts meanwhile
     outer.callback(files.close)
+    gateways = Gateways(job)
+    here.push_async_callback(gateways.undo)
+    dump = Dump(source, stage)
+    here.callback(job.thawed)
+    here.callback(dump.undo)
+    here.push_async_callback(hands.settle, dump.interrupt)  # whatever fails beside it: not while it is warming up
+    warm = asyncio.create_task(hands.do(dump.warm_up))  # beside the destination's own preparations
+    warm.add_done_callback(lambda task: task.cancelled() or task.exception())  # who fails first gives the reason
     ready: IncomingReady = await peer.call(
         PrepareIncoming(
             id=job.request.id,
@@ -191,15 +199,7 @@ async def _prepare(
         ),
         timeout_s=120,
     )
-    gateways = Gateways(job)
     await gateways.reach(outer)
-    here.push_async_callback(gateways.undo)
-    dump = Dump(source, stage)
-    here.callback(job.thawed)
-    here.callback(dump.undo)
-    here.push_async_callback(hands.settle, dump.interrupt)  # whatever fails beside it: not while it is warming up
-    warm = asyncio.create_task(hands.do(dump.warm_up))
-    warm.add_done_callback(lambda task: task.cancelled() or task.exception())  # who fails first gives the reason
     channel = await hands.do(PageChannel.connect, job.destination.host, ready.page_port, ready.token)
     here.callback(channel.close)
     outer.callback(channel.shutdown)  # wakes the thread that waits on it should this agent be stopped after GO
