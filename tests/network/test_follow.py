@@ -16,15 +16,17 @@ from network_talk import PORT, Echo, Talk
 
 from whimbrel.migrate import gateways
 from whimbrel.model.node import Endpoint, Role
-from whimbrel.network import netns
-from whimbrel.network.hold import HoldTable
-from whimbrel.network.names import mac_of
+from whimbrel.network import netlink, netns
+from whimbrel.network.hold import ROUTE_OWNER, HoldTable
+from whimbrel.network.names import mac_of, stand_in
 from whimbrel.network.overlay import wait_until
 from whimbrel.wire.calls import RenewHold
 from whimbrel.wire.rpc import EmitEvent, RpcServer
 
 pytestmark = pytest.mark.real
 TARGET = "10.77.1.1"
+STAND_IN = stand_in("a migration")
+NOBODY = "10.77.9.9"
 GAP_S = 0.08
 
 
@@ -75,7 +77,7 @@ def test_nothing_is_lost_when_the_service_moves(region) -> None:
 
     begin = time.monotonic()
     for hold in region.holds.values():
-        hold.hold(ADDRESS)
+        hold.hold(ADDRESS, STAND_IN)
     assert wait_until(lambda: source.receive_queue_bytes(SERVICE) == 0)
     time.sleep(0.02)  # what was read is answered
     source.close(SERVICE)
@@ -87,7 +89,7 @@ def test_nothing_is_lost_when_the_service_moves(region) -> None:
         connecting.connect((TARGET, PORT))  # a handshake begun in the gap
     time.sleep(max(0.0, begin + GAP_S - time.monotonic()))
     destination.open(SERVICE)
-    destination.announce(SERVICE)
+    destination.announce(SERVICE, STAND_IN)
     gap_ms = (time.monotonic() - begin) * 1e3
     _wait_connected(connecting)
     connecting.settimeout(0.5)
@@ -129,7 +131,7 @@ def test_a_hold_keeps_packets_though_the_old_place_would_still_answer(region) ->
     talk = Talk(region.path("ue-1"), TARGET, rate=500)
     talk.start()
     time.sleep(0.1)
-    hold.hold(ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
     time.sleep(0.05)
     answered = len(talk.order)
     time.sleep(1.5)  # longer than the kernel's retry timer
@@ -143,11 +145,93 @@ def test_a_hold_keeps_packets_though_the_old_place_would_still_answer(region) ->
     assert max(talk.delays_s.values()) > 1.4
 
 
+def _question(info) -> None:
+    """A broadcast that every gateway reads: who sends it is where it comes from."""
+    asking = lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (NOBODY, 9))  # noqa: E731
+    netns.call(info.netns_path, asking)
+
+
+@pytest.mark.parametrize("says", ["announces itself", "asks for a neighbour"])
+def test_nothing_that_the_service_says_at_its_old_place_ends_a_hold(region, says: str) -> None:
+    """Its kernel runs on until the port is shut, and announcements are repeated for two seconds after a move."""
+    info = region.create("edge-1")
+    port = region.ports["edge-1"]
+    port.open(SERVICE)
+    assert _ping(region)
+    hold = region.holds["gw-1"]
+    region.run("gw-1", hold.prepare, ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
+    for _ in range(3):
+        port.announce(SERVICE) if says == "announces itself" else _question(info)
+        time.sleep(0.1)
+        assert hold.is_held(ADDRESS)
+        assert not _ping(region, timeout_s=0.1)
+    hold.release(ADDRESS, info.mac)
+    assert _ping(region)
+
+
+def test_announced_packets_flow_on_though_the_gateway_s_agent_is_dead(region) -> None:
+    """Nobody is the stand-in: a kernel that asked for it, as it does 5 s later, would find nobody."""
+    info = region.create("edge-1")
+    port = region.ports["edge-1"]
+    port.open(SERVICE)
+    hold = region.holds["gw-1"]
+    region.run("gw-1", hold.prepare, ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
+    hold._timer.cancel()  # as good as dead: it looks no more
+    region.run("gw-1", netns.write_sysctl, "net/ipv4/neigh/wb0/retrans_time_ms", 50)
+    port.announce(SERVICE, STAND_IN)
+    until = time.monotonic() + 6.5
+    while time.monotonic() < until:
+        assert _ping(region)
+        time.sleep(0.25)
+    fresh = region.run("gw-1", HoldTable)
+    assert not region.run("gw-1", netlink.detours, fresh._route, fresh._ifindex, ROUTE_OWNER)
+    assert _ping(region)
+    assert info.mac == mac_of(ADDRESS)
+
+
+def test_what_an_announcement_ended_is_taken_away_though_nobody_releases(region) -> None:
+    region.create("edge-1")
+    port = region.ports["edge-1"]
+    port.open(SERVICE)
+    hold = region.holds["gw-1"]
+    region.run("gw-1", hold.prepare, ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
+    port.announce(SERVICE, STAND_IN)
+    assert _ping(region)
+
+    def detours() -> dict[str, str]:
+        return region.run("gw-1", netlink.detours, hold._route, hold._ifindex, ROUTE_OWNER)
+
+    assert detours() == {TARGET: STAND_IN}
+    assert wait_until(lambda: not detours(), timeout_s=5.0)
+    assert _ping(region)
+
+
+def test_the_next_migration_holds_though_the_last_one_is_announced_still(region) -> None:
+    info = region.create("edge-1")
+    port = region.ports["edge-1"]
+    port.open(SERVICE)
+    hold = region.holds["gw-1"]
+    region.run("gw-1", hold.prepare, ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
+    port.announce(SERVICE, STAND_IN)
+    hold.hold(ADDRESS, stand_in("the next migration"))  # the last one was not released either
+    port.announce(SERVICE, STAND_IN)
+    time.sleep(0.2)
+    assert hold.is_held(ADDRESS)
+    assert not _ping(region, timeout_s=0.1)
+    port.announce(SERVICE, stand_in("the next migration"))
+    assert _ping(region)
+    hold.release(ADDRESS, info.mac)
+
+
 def test_a_hold_that_nobody_ends_ends_itself(region) -> None:
     region.create("edge-1")
     region.ports["edge-1"].open(SERVICE)
     hold = region.run("gw-1", lambda: HoldTable(longest_hold_s=0.2))
-    hold.hold(ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
     assert not _ping(region, timeout_s=0.1)
     assert wait_until(lambda: not hold.is_held(ADDRESS))
     assert _ping(region)
@@ -157,7 +241,7 @@ def test_a_hold_that_is_renewed_lasts_and_one_that_has_ended_is_not_taken_up_aga
     region.create("edge-1")
     region.ports["edge-1"].open(SERVICE)
     hold = region.run("gw-1", lambda: HoldTable(longest_hold_s=1.0))
-    hold.hold(ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
     for _ in range(15):
         hold.renew(ADDRESS)
         time.sleep(0.1)
@@ -180,7 +264,7 @@ def test_a_migration_renews_its_holds_as_long_as_its_freeze_lasts(region, monkey
         server = RpcServer({RenewHold: renew})
         port = await server.start("127.0.0.1", 0)
         agent = Endpoint(name="gw-1", role=Role.GATEWAY, host="127.0.0.1", port=port, overlay_host="127.0.0.1")
-        hold.hold(ADDRESS)
+        hold.hold(ADDRESS, STAND_IN)
         async with gateways.keep_holding([agent], ADDRESS.split("/")[0]):
             await asyncio.sleep(1.5)
             held = hold.is_held(ADDRESS)
@@ -194,7 +278,7 @@ def test_a_migration_renews_its_holds_as_long_as_its_freeze_lasts(region, monkey
 def test_a_restarted_gateway_agent_releases_what_its_forerunner_held(region) -> None:
     region.create("edge-1")
     region.ports["edge-1"].open(SERVICE)
-    region.holds["gw-1"].hold(ADDRESS)
+    region.holds["gw-1"].hold(ADDRESS, STAND_IN)
     assert not _ping(region, timeout_s=0.1)
     fresh = region.run("gw-1", HoldTable)
     assert not fresh.is_held(ADDRESS)
@@ -208,7 +292,7 @@ def test_restore_releases_and_gives_the_queue_its_usual_size_back(region) -> Non
     usual = size()
     hold = region.holds["gw-1"]
     region.run("gw-1", hold.prepare, ADDRESS)
-    hold.hold(ADDRESS)
+    hold.hold(ADDRESS, STAND_IN)
     assert size() == str(16 << 20)
     region.run("gw-1", hold.restore)
     assert size() == usual

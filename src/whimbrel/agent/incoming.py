@@ -35,6 +35,7 @@ from whimbrel.migrate.words import COMMITTED, LOST, WHOLE, beside_words, fate_of
 from whimbrel.model.errors import Cancelled, Conflict, StepFailed, WhimbrelError
 from whimbrel.model.service import ServiceStatus
 from whimbrel.model.units import PAGE_BYTES
+from whimbrel.network.names import stand_in
 from whimbrel.plan.strategies import Carry, strategy_of
 from whimbrel.runtime.logger import open_log
 from whimbrel.runtime.moving import Landing
@@ -137,6 +138,7 @@ class Incoming:
         try:
             order = ReceiveOrder(
                 service=name,
+                stand_in=stand_in(call.id),
                 token=token,
                 listen_host=self._config.host,
                 work_dir=str(work_dir),

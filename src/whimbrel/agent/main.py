@@ -119,7 +119,7 @@ class Agent:
 
     async def _hold(self, call: calls.Hold, _: EmitEvent) -> None:
         assert self.holds is not None
-        self.holds.hold(call.address)  # well under 1 ms: a thread would cost more than it saves
+        self.holds.hold(call.address, call.stand_in)  # well under 1 ms: a thread would cost more than it saves
 
     async def _renew_hold(self, call: calls.RenewHold, _: EmitEvent) -> None:
         assert self.holds is not None

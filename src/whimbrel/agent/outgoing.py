@@ -33,6 +33,7 @@ from whimbrel.model.errors import BadInput, Conflict, Refused, StepFailed, Whimb
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.node import Endpoint
 from whimbrel.model.service import EngineKind, ServiceState, ServiceStatus
+from whimbrel.network.names import stand_in
 from whimbrel.network.port import ServicePort
 from whimbrel.network.tcp_repair import leave_repair_mode
 from whimbrel.plan.costs import learnt
@@ -250,7 +251,7 @@ class Outgoing:
             cgroup.thaw()
             status = await self._host.inspect(entry.service)
             await asyncio.to_thread(self._port.open, entry.service)
-            await asyncio.to_thread(self._port.announce, entry.service)
+            await asyncio.to_thread(self._port.announce, entry.service, stand_in(entry.migration))
             await asyncio.gather(*(_release(gateway, status) for gateway in entry.gateways))
         await in_thread(self._forget, entry)
         log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, fate=fate.value)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.quiet import at_work
 from whimbrel.model.node import Endpoint
+from whimbrel.network.names import stand_in
 from whimbrel.network.port import ServicePort
 from whimbrel.network.softnet import frames_waiting
 from whimbrel.network.udp_buffers import widen
@@ -51,6 +52,7 @@ class Gateways:
     def __init__(self, job: Migration) -> None:
         self._job = job
         self._address = job.source.status.spec.address.split("/")[0]
+        self._stand_in = stand_in(job.request.id)
         self._peers: list[Peer] = []
         self._holding = False
         self.round_trip_s = 0.0
@@ -72,7 +74,8 @@ class Gateways:
     async def hold(self) -> None:
         """From the return on, packets for the service wait at the gateways."""
         self._holding = True
-        await asyncio.gather(*(peer.call(Hold(address=self._address), timeout_s=1) for peer in self._peers))
+        order = Hold(address=self._address, stand_in=self._stand_in)
+        await asyncio.gather(*(peer.call(order, timeout_s=1) for peer in self._peers))
 
     def kept(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Inside, a hold lasts as long as it takes."""
@@ -92,7 +95,7 @@ class Gateways:
             with contextlib.suppress(OSError):
                 asyncio.get_running_loop().call_later(WIDE_BUFFERS_S, widen(self._job.source.cgroup.pids()))
             port.open(service)
-            port.announce(service)
+            port.announce(service, self._stand_in)
         finally:
             await self.release()
 

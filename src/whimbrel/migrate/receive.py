@@ -309,7 +309,7 @@ class Receiver:
         self._forward(lambda: self.port.open(self.order.service))
         self.early_pages = self.lazy.filled_pages
         self._let_run()
-        self._forward(lambda: self.port.announce(self.order.service))
+        self._forward(lambda: self.port.announce(self.order.service, self.order.stand_in))
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))

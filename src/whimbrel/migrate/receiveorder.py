@@ -13,6 +13,7 @@ class ReceiveOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the worker needs; paths are the destination's own."""
 
     service: str
+    stand_in: str
     token: str
     listen_host: str
     work_dir: str

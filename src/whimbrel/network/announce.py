@@ -37,9 +37,11 @@ class Announcer:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         self._socket.bind((ifname, 0))
 
-    def send(self, copies: int = 2) -> None:
+    def send(self, copies: int = 2, *, also: str = "") -> None:
+        """`also`: another address that stands here now, said first."""
+        frames = (*(arp_frames(also, self.mac) if also else ()), *self._frames)
         for _ in range(copies):
-            for frame in self._frames:
+            for frame in frames:
                 self._socket.send(frame)
 
     def close(self) -> None:

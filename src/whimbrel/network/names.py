@@ -13,6 +13,7 @@ CONTAINER_INTERFACE = "eth0"
 SECOND_INTERFACE = "whimbrel0"  # in a container that has an eth0 from its own engine
 VNI = 77
 VXLAN_PORT = 4789
+NOBODYS, LAST_OF_NOBODYS = 0xF0000000, 0xFFFFFFFE
 OVERLAY_MTU_BYTES = 1450  # an underlay of 1500 less the 50 of the tunnel header
 
 
@@ -27,6 +28,16 @@ def interface(text: str) -> ipaddress.IPv4Interface:
 def mac_of(address: str) -> str:
     """The Ethernet address that belongs to an overlay address, on whatever node it stands."""
     return "02:77:" + ":".join(f"{byte:02x}" for byte in interface(address).ip.packed)
+
+
+def stand_in(migration: str) -> str:
+    """Under which address the gateways keep what they hold in a migration: one that nobody has (240.0.0.0/4 is
+    reserved, RFC 1112 §4), and another one for each migration."""
+    return str(ipaddress.IPv4Address(min(NOBODYS | zlib.crc32(migration.encode()) >> 4, LAST_OF_NOBODYS)))
+
+
+def is_stand_in(address: str) -> bool:
+    return int(ipaddress.IPv4Address(address)) >= NOBODYS
 
 
 def mac_bytes(mac: str) -> bytes:

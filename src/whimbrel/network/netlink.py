@@ -16,7 +16,11 @@ from collections.abc import Iterator
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_CREATE = 0x1, 0x4, 0x300, 0x100, 0x400
 NLMSG_ERROR, NLMSG_DONE, NLMSG_MIN_TYPE = 2, 3, 0x10
-RTM_SETLINK, RTM_NEWNEIGH, RTM_GETNEIGH, SOCK_DIAG_BY_FAMILY = 19, 28, 30, 20
+RTM_SETLINK, RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH, SOCK_DIAG_BY_FAMILY = 19, 28, 29, 30, 20
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
+RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RTN_UNICAST, RTNH_F_ONLINK = 254, 0, 1, 4
+HOST_BITS = 32
 NLA_F_NESTED = 0x8000
 IFLA_PROTINFO, IFLA_BRPORT_STATE = 12, 1
 NDA_DST, NDA_LLADDR = 1, 2
@@ -103,6 +107,41 @@ def set_neighbour(route: NetlinkSocket, ifindex: int, address: str, state: int, 
     if mac is not None:
         body += attribute(NDA_LLADDR, mac)
     route.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def remove_neighbour(route: NetlinkSocket, ifindex: int, address: str) -> None:
+    body = struct.pack("=BxxxiHBB", socket.AF_INET, ifindex, 0, 0, 0)
+    route.request(RTM_DELNEIGH, 0, body + attribute(NDA_DST, socket.inet_aton(address)))
+
+
+def set_detour(route: NetlinkSocket, ifindex: int, address: str, hop: str, owner: int) -> None:
+    """Packets for one IPv4 address go by the neighbour `hop` from now on. `owner`: who says so (rtm_protocol)."""
+    body = _detour(address, owner) + attribute(RTA_GATEWAY, socket.inet_aton(hop))
+    body += attribute(RTA_OIF, struct.pack("=i", ifindex))
+    route.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def remove_detour(route: NetlinkSocket, address: str, owner: int) -> None:
+    """Raises OSError (ESRCH) when there is none."""
+    route.request(RTM_DELROUTE, 0, _detour(address, owner))
+
+
+def _detour(address: str, owner: int) -> bytes:
+    header = struct.pack(
+        "=BBBBBBBBI", socket.AF_INET, HOST_BITS, 0, 0, RT_TABLE_MAIN, owner, RT_SCOPE_UNIVERSE, RTN_UNICAST,
+        RTNH_F_ONLINK,
+    )  # fmt: skip
+    return header + attribute(RTA_DST, socket.inet_aton(address))
+
+
+def detours(route: NetlinkSocket, ifindex: int, owner: int) -> dict[str, str]:
+    """Address -> neighbour by which its packets go, of all that `owner` set for an interface."""
+    found: dict[str, str] = {}
+    for answer in route.dump(RTM_GETROUTE, struct.pack("=B11x", socket.AF_INET)):
+        bits, said_by, values = answer[1], answer[5], attributes(answer[12:])
+        if bits == HOST_BITS and said_by == owner and values.get(RTA_OIF) == struct.pack("=i", ifindex):
+            found[socket.inet_ntoa(values[RTA_DST])] = socket.inet_ntoa(values[RTA_GATEWAY])
+    return found
 
 
 def neighbours(route: NetlinkSocket, ifindex: int) -> dict[str, int]:

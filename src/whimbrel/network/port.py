@@ -156,13 +156,13 @@ class ServicePort:
         """From now on nothing enters or leaves; the service's kernel sockets acknowledge nothing more."""
         self._set_state(service, netlink.BR_STATE_DISABLED)
 
-    def announce(self, service: str) -> None:
-        """Say at once, four frames, where the address is; then again for 2 s, in case the underlay loses one
-        (a repeat after the port closed goes nowhere)."""
+    def announce(self, service: str, stand_in: str = "") -> None:
+        """Say at once where the address is, and the `stand_in` of a migration: what gateways hold leaves. Then again
+        for 2 s, in case the underlay loses a frame (a repeat after the port closed goes nowhere)."""
         handles = self._ready(service)
         with explained(f"announcing the address of {service}", "is the service still on this node?"):
-            handles.announcer.send()
-        threading.Thread(target=_repeat, args=(handles,), name="announce", daemon=True).start()
+            handles.announcer.send(also=stand_in)
+        threading.Thread(target=_repeat, args=(handles, stand_in), name="announce", daemon=True).start()
 
     def receive_queue_bytes(self, service: str) -> int:
         """What waits in the UDP sockets' receive queues (buffer size, as the kernel counts it)."""
@@ -182,12 +182,12 @@ class ServicePort:
         netns.remove(self.path(service))
 
 
-def _repeat(handles: _Handles) -> None:
+def _repeat(handles: _Handles, stand_in: str) -> None:
     for delay_s in REPEAT_AFTER_S:
         if handles.closed.wait(delay_s):
             return
         with contextlib.suppress(OSError):
-            handles.announcer.send(1)
+            handles.announcer.send(1, also=stand_in)
 
 
 def _no_ipv6() -> None:

@@ -282,15 +282,16 @@ class GuestImagePiece(Call, tag="guest-image.piece", frozen=True):
 
 # --- holding packets at a gateway -------------------------------------------------------------------------
 class PrepareHold(Call, tag="hold.prepare", frozen=True):
-    """Make room for the packets of one address: queue size and retry times; changes no traffic."""
+    """Make room for the packets of one address; changes no traffic."""
 
     address: str
 
 
 class Hold(Call, tag="hold.on", frozen=True):
-    """From the answer on, packets for `address` wait here until the address is announced or released."""
+    """From the answer on, packets for `address` wait here until its `stand_in` is announced or it is released."""
 
     address: str
+    stand_in: str
 
 
 class RenewHold(Call, tag="hold.renew", frozen=True):
