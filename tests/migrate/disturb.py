@@ -79,8 +79,10 @@ def held_at(running: Target, point: str, strategy: str = "hybrid", bandwidth_bps
         attempt.join()
 
 
-def disturb(running: Target, point: str, strike: Callable[[], object], strategy: str = "hybrid") -> MigrationRecord:
-    with held_at(running, point, strategy) as attempt:
+def disturb(
+    running: Target, point: str, strike: Callable[[], object], strategy: str = "hybrid", bandwidth_bps: float = 0.0
+) -> MigrationRecord:
+    with held_at(running, point, strategy, bandwidth_bps) as attempt:
         strike()
     return attempt.wait()
 

@@ -12,6 +12,7 @@ from tests.migrate.disturb import cancel_it, destination_is_clean, disturb, live
 from whimbrel.model.errors import Conflict, WhimbrelError
 from whimbrel.model.migration import Outcome
 
+SLOW_BPS = 2e6
 POINTS = [
     *("preflight", "prepare", "rounds", "freeze.hold", "freeze.dump", "receive.ready"),
     *thorough("incoming.prepare", "receive.start", "freeze.holding", "freeze.stop", "freeze.pages", "freeze.files"),
@@ -23,6 +24,16 @@ POINTS = [
 def test_cancel(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: cancel_it(running))
+    assert record.outcome is Outcome.CANCELLED
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+@pytest.mark.parametrize("point", ["freeze.quiet", *thorough("freeze.moment")])
+def test_cancel_while_a_moment_without_work_is_waited_for(running: Running, point: str) -> None:
+    """Over a link on which the last pages would take long."""
+    count, _ = running.user.ask("count")
+    record = disturb(running, point, lambda: cancel_it(running), bandwidth_bps=SLOW_BPS)
     assert record.outcome is Outcome.CANCELLED
     source_is_whole(running, count)
     destination_is_clean(running)

@@ -25,11 +25,22 @@ from tests.migrate.disturb import (
 )
 from whimbrel.model.migration import Outcome
 
+SLOW_BPS = 2e6  # pages would take long in the freeze: a moment without work is waited for
+
 
 @pytest.mark.parametrize("point", ["prepare.ready", "rounds", "freeze.dump", *thorough("freeze.hold", "freeze.stop")])
 def test_criu_killed_at_the_source(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, SOURCE)))
+    assert record.outcome is Outcome.ROLLED_BACK
+    source_is_whole(running, count)
+    destination_is_clean(running)
+
+
+@pytest.mark.parametrize("point", ["freeze.moment", *thorough("freeze.quiet")])
+def test_criu_killed_while_a_moment_without_work_is_waited_for(running: Running, point: str) -> None:
+    count, _ = running.user.ask("count")
+    record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, SOURCE)), bandwidth_bps=SLOW_BPS)
     assert record.outcome is Outcome.ROLLED_BACK
     source_is_whole(running, count)
     destination_is_clean(running)

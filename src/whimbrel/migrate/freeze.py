@@ -13,7 +13,7 @@ from whimbrel.memory.processes import ns_pids_of
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.dump import Dump, stdio_pipes
-from whimbrel.migrate.gateways import drain
+from whimbrel.migrate.gateways import drain, left_unread
 from whimbrel.migrate.job import Migration
 from whimbrel.migrate.pagechannel import Kind, RestoreOrder
 from whimbrel.migrate.parts import Parts
@@ -50,12 +50,13 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
                 async with job.step("freeze.quiet"):
                     await hands.do(until_quiet, job.source.cgroup.pids, quiet_s)
             meanwhile.enough.set()
-            await hands.do(drain, job.node.port, job.request.service, job.source.cgroup.pids)
+            await hands.do(drain, job.node.port, job.request.service)
     job.frozen_s = time.monotonic()
     async with job.step("freeze.stop"):
         job.journal("frozen")
         await hands.do(dump.freeze)
         job.node.port.close(job.request.service)
+        datagrams = await hands.do(left_unread, job.node.port, job.request.service, job.source.cgroup.pids())
     if not job.request.bandwidth_bps:  # else pages and files together would take more than is allowed
         parts.files.begin_last()
     async with job.step("freeze.dump"):
@@ -79,6 +80,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
             file_passes=parts.files.passes,
             written=parts.files.written,
             needed=needed,
+            datagrams=datagrams,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         restored = threading.Event()

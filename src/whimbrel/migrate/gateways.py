@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from whimbrel.migrate.job import Migration
-from whimbrel.migrate.quiet import at_work
 from whimbrel.model.node import Endpoint
 from whimbrel.network.names import stand_in
 from whimbrel.network.port import ServicePort
 from whimbrel.network.softnet import frames_waiting
 from whimbrel.network.udp_buffers import widen
+from whimbrel.network.unread import Datagram, unread
 from whimbrel.wire.calls import Hold, PrepareHold, Release, RenewHold
 from whimbrel.wire.rpc import Peer
 
@@ -100,14 +100,13 @@ class Gateways:
             await self.release()
 
 
-def drain(port: ServicePort, service: str, pids: Callable[[], Iterable[int]]) -> None:
-    """Let the program take what had arrived: CRIU does not carry datagrams. The hold is on already, so that no more
-    come. A program that sleeps beside them is not waited for; one that reads is, for a while, and so is one that would
-    like to run: on a machine that is busy it may get no processor for longer than that."""
+def drain(port: ServicePort, service: str) -> None:
+    """Let the program take what had arrived, as long as it takes any: what it leaves has to cross. The hold is on
+    already, so that no more comes."""
     now = time.monotonic()
     deadline, patience = now + DRAIN_LIMIT_S, now + UNREAD_LIMIT_S
     least = math.inf
-    while now < deadline:
+    while now < min(deadline, patience):
         time.sleep(0.0005)
         # a frame that is on its way through this host will be there in a moment
         waiting = port.receive_queue_bytes(service) + frames_waiting()
@@ -116,7 +115,8 @@ def drain(port: ServicePort, service: str, pids: Callable[[], Iterable[int]]) ->
         now = time.monotonic()
         if waiting < least:
             least, patience = waiting, now + UNREAD_LIMIT_S
-        elif now >= patience:
-            if not at_work(pids()):
-                return
-            patience = now + UNREAD_LIMIT_S
+
+
+def left_unread(port: ServicePort, service: str, pids: Iterable[int]) -> list[Datagram]:
+    """What it left. For when it stands still and its port is shut."""
+    return unread(pids) if port.receive_queue_bytes(service) else []

@@ -44,6 +44,7 @@ import msgspec
 from whimbrel.memory.codecs import Coded
 from whimbrel.migrate.pace import Pace
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, Unreachable
+from whimbrel.network.unread import Datagram
 
 HEADER = struct.Struct("<B3xIQQ")
 MAX_PAYLOAD_BYTES = 1 << 34
@@ -92,7 +93,7 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     after the resume, by the pid in the container; `beside`: those that come during the restore, before GO;
     `file_passes` of files must have arrived, whole and checked; `written`: files of a root on shared storage as the
     source sees them (path, size, time of change in ns); `needed`: where the processes waited for their pages when they
-    last arrived (`memory.needed`)."""
+    last arrived (`memory.needed`); `datagrams`: what its UDP sockets held that it had not read."""
 
     lazy: bool
     stdio: dict[str, int]
@@ -102,6 +103,7 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     file_passes: int = 0
     written: tuple[tuple[str, int, int], ...] = ()
     needed: dict[int, bytes] = {}
+    datagrams: list[Datagram] = []
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,11 +30,6 @@ def until_quiet(pids: Callable[[], Iterable[int]], limit_s: float) -> bool:
         time.sleep(LOOK_EVERY_S)
 
 
-def at_work(pids: Iterable[int]) -> bool:
-    """Does any thread of these processes run, or would like to?"""
-    return any(_at_work(*thread) for thread in _threads(pids))
-
-
 def _threads(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
     for pid in pids:
         with contextlib.suppress(OSError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,29 @@ def _borrowed(found: Found, pidfd: int, protocol: int) -> Iterator[socket.socket
     with socket.socket(fileno=fd) as sock:
         inet = sock.family in (socket.AF_INET, socket.AF_INET6)
         yield sock if inet and sock.proto == protocol else None
+
+
+def visit_udp_ports(pids: Iterable[int], action: Callable[[Found, socket.socket], None]) -> None:
+    """Do something, once each, with every UDP socket with a port that these processes have. Vanished processes and
+    sockets are passed over. Needs ptrace rights; raises PermissionError."""
+    seen: set[str] = set()
+    for pid in pids:
+        # most services have none, and a look at each of their connections takes milliseconds of the freeze
+        receiving = _udp_ports(pid)
+        for found in sockets_of(pid) if receiving else ():
+            if found.inode in receiving and found.inode not in seen:
+                seen.add(found.inode)
+                visit(found, socket.IPPROTO_UDP, functools.partial(action, found))
+
+
+def _udp_ports(pid: int) -> set[str]:
+    """The UDP sockets that have a port, in the network namespace of `pid`, as `Found.inode` names them."""
+    found: set[str] = set()
+    for table in ("udp", "udp6"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()
+            found.update(f"socket:[{line.split()[9]}]" for line in lines[1:])
+    return found
 
 
 def visit(found: Found, protocol: int, action: Callable[[socket.socket], None]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-from whimbrel.network.borrowed import Found, sockets_of, visit
+from whimbrel.network.borrowed import Found, visit, visit_udp_ports
 
 SO_RCVBUFFORCE = 33
 WIDE_BYTES = 16 << 20  # the kernel doubles what is set, and counts buffer size, not payload
@@ -26,36 +24,18 @@ def widen(pids: Iterable[int], size_bytes: int = WIDE_BYTES) -> Callable[[], Non
         for found, size in former.values():
             visit(found, socket.IPPROTO_UDP, lambda sock, size=size: _set(sock, size))  # type: ignore[misc]
 
-    def enlarge(found: Found) -> Callable[[socket.socket], None]:
-        def apply(sock: socket.socket) -> None:
-            size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            if size < size_bytes:
-                former[found.inode] = (found, size)
-                _set(sock, size_bytes)
-
-        return apply
+    def enlarge(found: Found, sock: socket.socket) -> None:
+        size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        if size < size_bytes:
+            former[found.inode] = (found, size)
+            _set(sock, size_bytes)
 
     try:
-        for pid in pids:
-            # most services have none, and a look at each of their connections takes milliseconds of the freeze
-            receiving = _receiving(pid)
-            for found in sockets_of(pid) if receiving else ():
-                if found.inode in receiving and found.inode not in former:
-                    visit(found, socket.IPPROTO_UDP, enlarge(found))
+        visit_udp_ports(pids, enlarge)
     except BaseException:
         undo()
         raise
     return undo
-
-
-def _receiving(pid: int) -> set[str]:
-    """The UDP sockets that have a port, in the network namespace of `pid`, as `Found.inode` names them."""
-    found: set[str] = set()
-    for table in ("udp", "udp6"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()
-            found.update(f"socket:[{line.split()[9]}]" for line in lines[1:])
-    return found
 
 
 def _set(sock: socket.socket, size_bytes: int) -> None:
