@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.huge_pages import forbid_huge_pages
@@ -33,23 +32,22 @@ from whimbrel.checkpoint.images import forget_masters
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer
-from whimbrel.memory.lazyspace import LazySpace
 from whimbrel.memory.needed import Needs
 from whimbrel.memory.placing import Filling, library
-from whimbrel.memory.ranges import EMPTY, Ranges, intersect, subtract, total_bytes
-from whimbrel.memory.reserve import Reserve, address_of
-from whimbrel.memory.store import SPARE_BYTES, PageStore, ProcessIndex, pages_of, short_of_memory
-from whimbrel.memory.supply import MISSING, Supply
+from whimbrel.memory.ranges import Ranges, total_bytes
+from whimbrel.memory.reserve import Reserve
+from whimbrel.memory.store import SPARE_BYTES, PageStore, short_of_memory
+from whimbrel.memory.supply import Supply
 from whimbrel.migrate import failpoints
+from whimbrel.migrate.arrangement import Arrangement
 from whimbrel.migrate.backlog import unpack
-from whimbrel.migrate.handover import LazyHandover
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.laps import Laps
 from whimbrel.migrate.late import LatePages, later_than_restore
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
 from whimbrel.migrate.pulse import Beat
 from whimbrel.migrate.receiveorder import MAX_ORDER_BYTES, ReceiveOrder
-from whimbrel.migrate.restoreplan import LazyPages, rehearse, settle
+from whimbrel.migrate.restoreplan import rehearse
 from whimbrel.migrate.settling import Appearing
 from whimbrel.migrate.staging.host import StageHost
 from whimbrel.migrate.takefiles import FileArrival
@@ -106,7 +104,7 @@ class Receiver:
         self.files = FileArrival(self.landing.files, order.token)
         self.beat = Beat(self.work)
         self.committed = False
-        self.eager_pages = self.early_pages = 0
+        self.early_pages = 0
         self._aborted = False
         self._gate = threading.Lock()
         self._undo_gate = threading.Lock()
@@ -115,7 +113,7 @@ class Receiver:
         self.kept = Kept(keeper_fd)
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
-        self.spaces: dict[int, LazySpace] = {}
+        self.arrangement: Arrangement | None = None
         self.late: LatePages | None = None
         self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
@@ -231,13 +229,14 @@ class Receiver:
         laps = Laps()
         self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
         laps.lap("files")
-        later: list[LazyPages] = []
-        lacking = later_than_restore(order)
+        if order.behind or order.beside:
+            self.late = LatePages(self, channel)
         if not order.staged:
-            later, self.eager_pages = settle(self.images, self.store, lazy=order.lazy, behind=lacking)
+            lazy = self.lazy if order.lazy else None
+            lacking = later_than_restore(order)
+            self.arrangement = Arrangement(self.images, self.store, lazy, lacking, self.late, self.supplies)
         if self.landing.foreign:
             forget_masters(self.images)
-        laps.lap("settle")
         if self.appearing is not None:
             self.appearing.wait(order.written)
             laps.lap("visible")
@@ -261,15 +260,16 @@ class Receiver:
         for name, stream in order.stdio.items():
             if stream in self.stdio:
                 opts.inherit_fd.add(key=name, fd=self.stdio[stream])
-        if order.behind or order.beside:
-            self.late = LatePages(self, channel)
-        handover = self._listen_for_faults(later, lacking) if order.lazy else None
+        handover = self.arrangement.listen(self.images_fd, self.needs) if self.arrangement and order.lazy else None
         self.criu.begin_restore(opts)
         with ThreadPoolExecutor(1, "buffers") as beside_criu:
             for point in ("setup-namespaces", "post-restore", "pre-resume"):
                 self.criu.advance(point)
                 failpoints.wait_at(f"receive.{point}")
                 laps.lap(f"criu to {point}")
+                if point == "setup-namespaces" and self.arrangement is not None:
+                    self.arrangement.settled()  # the page maps are read from here on
+                    laps.lap("settle")
                 if point == "post-restore":  # all processes with their sockets are there
                     widening = beside_criu.submit(self._widen)
                     if handover is not None and handover.has_all(HANDOVER_WAIT_S):
@@ -339,36 +339,6 @@ class Receiver:
         except Exception as error:
             say("warning", error=f"{type(error).__name__}: {error}")
 
-    def _listen_for_faults(self, later: list[LazyPages], behind: Mapping[int, Ranges]) -> LazyHandover:
-        base = address_of(memoryview(self.store.map))
-        for part in later:
-            self.supplies[part.ns_pid] = self._supply(part, behind.get(part.ns_pid, EMPTY))
-        if self.late is not None:
-            self.late.start()
-        self.lazy.start()
-
-        def take(ns_pid: int, uffd: int) -> None:
-            needed = self.needs.of(ns_pid)
-            space = self.spaces[ns_pid] = LazySpace(uffd, self.supplies[ns_pid], base, gives_back=True, needed=needed)
-            self.lazy.add(space)
-
-        return LazyHandover(self.images_fd, len(self.supplies), take)
-
-    def _supply(self, part: LazyPages, behind: Ranges) -> Supply:
-        """Where the lazy pages of a process are: in the store, or behind (whatever older copy the store has)."""
-        index = self.store.index.get(part.ns_pid, ProcessIndex())
-        pages, slots = index.select(subtract(part.ranges, behind))
-        written = self.store.recent.get(part.ns_pid, [])
-        if not len(behind):
-            return Supply(pages, slots, written=written)
-        late = self.late
-        assert late is not None
-        missing = pages_of(intersect(part.ranges, behind))
-        slots = np.concatenate((slots, np.full(len(missing), MISSING)))
-        pages = np.concatenate((pages, missing))
-        order = np.argsort(pages, kind="stable")
-        return Supply(pages[order], slots[order], lambda page: late.ask(part.ns_pid, page), written=written)
-
     # --- after the commit: the rest -----------------------------------------------------------------------
     def fill(self, channel: PageChannel) -> FillReport:
         failpoints.wait_at("receive.fill")
@@ -376,13 +346,14 @@ class Receiver:
         self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()
         self.reserve.release()  # not before: that takes a processor
+        arranged = self.arrangement
         report = FillReport(
             faults=self.lazy.faults,
             fault_ms=self.lazy.fault_s * 1e3,
             fill_ms=fill_ms,
             filled_bytes=placed,
             early_pages=self.early_pages,
-            eager_pages=self.eager_pages,
+            eager_pages=arranged.eager_pages if arranged else 0,
         )
         write_word(self.work, WHOLE)
         if self.late is not None:
@@ -394,7 +365,8 @@ class Receiver:
         self.lazy.stop()
         if self.host is not None:
             self.host.close()
-        self._forward(lambda: self.needs.keep({ns_pid: space.missed() for ns_pid, space in self.spaces.items()}))
+        if arranged:
+            self._forward(lambda: self.needs.keep(arranged.missed()))
         say("filled", **msgspec.structs.asdict(report))
         return report
 
