@@ -20,6 +20,7 @@ from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.quiet import until_quiet
 from whimbrel.migrate.rounds import round_of
 from whimbrel.model.errors import StepFailed
+from whimbrel.network.unread import Datagram
 from whimbrel.plan.strategies import Carry
 
 RESUME_S = 0.03
@@ -54,9 +55,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
     job.frozen_s = time.monotonic()
     async with job.step("freeze.stop"):
         job.journal("frozen")
-        await hands.do(dump.freeze)
-        job.node.port.close(job.request.service)
-        datagrams = await hands.do(left_unread, job.node.port, job.request.service, job.source.cgroup.pids())
+        datagrams = await hands.do(_stop, job, dump)
     if not job.request.bandwidth_bps:  # else pages and files together would take more than is allowed
         parts.files.begin_last()
     async with job.step("freeze.dump"):
@@ -162,6 +161,13 @@ async def _beside(job: Migration, parts: Parts, held_s: float, restored: threadi
         return await parts.hands.do(
             parts.carrier.beside_restore, lambda: restored.is_set() and time.monotonic() >= until_s
         )
+
+
+def _stop(job: Migration, dump: Dump) -> list[Datagram]:
+    """In one go: on a busy machine each wake-up of another thread takes up to a millisecond."""
+    dump.freeze()
+    job.node.port.close(job.request.service)
+    return left_unread(job.node.port, job.request.service, job.source.cgroup.pids())
 
 
 def _dump(dump: Dump, dumped: threading.Event) -> None:

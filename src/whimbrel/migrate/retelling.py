@@ -56,6 +56,16 @@ class _Told:
     private: Private
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What follows from a process's mappings (`maps`, as the kernel tells them): `smaps` is None where it is not
+    certain."""
+
+    maps: bytes
+    smaps: bytes | None
+    private: Private
+
+
 class Retelling:
     """For one dump. `name`: unique among the dumps of this node at a time. Construct it in a thread that lives as long
     as the agent (see `launch_bound`)."""
@@ -71,6 +81,7 @@ class Retelling:
         self._plain: set[int] = set()  # without guard regions, which CRIU finds in the page map
         self._directories: dict[int, int] = {}
         self._told: dict[int, _Told] = {}
+        self._foreseen: dict[int, _Reading] = {}
 
     def foresee(self, pids: Iterable[int]) -> None:
         """Of the running service, long before the freeze and again shortly before it, when only what has come since
@@ -98,6 +109,16 @@ class Retelling:
                 before = flags_before(read_proc(directory, "smaps"))
                 if before is not None:
                     self._before[pid] = before
+        for pid, directory in self._directories.items():
+            with contextlib.suppress(OSError):  # most mappings are the same in the freeze: no need to read them there
+                self._foreseen[pid] = self._read(pid, read_proc(directory, "maps"))
+
+    def _read(self, pid: int, maps: bytes) -> _Reading:
+        seen = self._foreseen.get(pid)
+        if seen is not None and seen.maps == maps:
+            return seen
+        before = self._before.get(pid)
+        return _Reading(maps, None if before is None else smaps_now(maps, before), private_of(maps))
 
     def tell(self, worker_pid: int, *, pages: bool) -> set[int]:
         """The service stands still, CRIU has read nothing of its memory yet. `pages`: of its page maps too. Returns the
@@ -112,14 +133,12 @@ class Retelling:
                 status = read_status(directory)
                 if status.dead:
                     continue
-                maps = read_proc(directory, "maps")
-                if pid in self._before and not status.locks_memory:
-                    text = smaps_now(maps, self._before[pid])
-                    if text is not None:
-                        (self._folder / str(pid)).write_bytes(text)
-                        smaps.append(pid)
+                reading = self._read(pid, read_proc(directory, "maps"))
+                if reading.smaps is not None and not status.locks_memory:
+                    (self._folder / str(pid)).write_bytes(reading.smaps)
+                    smaps.append(pid)
                 if pages and pid in self._plain:
-                    told[pid] = _Told(directory, status.ns_pids[-1], private_of(maps))
+                    told[pid] = _Told(directory, status.ns_pids[-1], reading.private)
         try:
             flags, done = in_mounts_of(worker_pid, partial(self._put_in_place, smaps, list(told)))
         except WhimbrelError as error:
@@ -165,6 +184,7 @@ class Retelling:
         while self._directories:
             os.close(self._directories.popitem()[1])
         self._before.clear()
+        self._foreseen.clear()
         self._plain.clear()
 
     def _put_in_place(self, smaps: list[int], page_maps: list[int]) -> tuple[list[int], list[int]]:
