@@ -218,6 +218,7 @@ def test_the_next_migration_holds_though_the_last_one_is_announced_still(region)
     port.announce(SERVICE, STAND_IN)
     hold.hold(ADDRESS, stand_in("the next migration"))  # the last one was not released either
     port.announce(SERVICE, STAND_IN)
+    hold.release(ADDRESS, info.mac, STAND_IN)  # and late
     time.sleep(0.2)
     assert hold.is_held(ADDRESS)
     assert not _ping(region, timeout_s=0.1)

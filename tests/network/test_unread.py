@@ -93,6 +93,14 @@ def test_the_sockets_options_are_as_before(place: Path) -> None:
         assert ancillary == []
 
 
+def test_what_a_program_asks_to_be_told_besides_does_not_hide_the_destination(place: Path) -> None:
+    with _bound(place, "") as sock, _owner(place, sock) as pids:
+        for asked_for in (35, 40):  # SO_TIMESTAMPNS, SO_RXQ_OVFL
+            sock.setsockopt(socket.SOL_SOCKET, asked_for, 1)
+        deliver(place, _sent(b"one"))
+        assert unread(pids) == _sent(b"one")
+
+
 def test_only_who_it_came_from_is_heard_by_a_connected_socket(place: Path) -> None:
     with _bound(place, "") as sock, _owner(place, sock) as pids:
         sock.connect(("127.0.0.1", 9))  # and its own address with it

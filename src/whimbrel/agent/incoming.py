@@ -224,7 +224,7 @@ class Incoming:
         if not arrival.said(COMMITTED):
             await self._undo(arrival)
         elif arrival.said(WHOLE):
-            await self._host.take_over(arrival.ticket.service)
+            await self._host.take_over(arrival.ticket.service, arrival.ticket.migration)
             self._adopted(arrival)
         else:
             await self._lose(arrival.ticket, arrival.work_dir)
@@ -339,7 +339,7 @@ class Incoming:
             if not said(work_dir, COMMITTED):
                 await self._host.discard(ticket.name)
             elif said(work_dir, WHOLE):
-                await self._host.take_over(ticket.service)
+                await self._host.take_over(ticket.service, ticket.migration)
                 log.warning("adopted a service whose migration outlived the agent", service=ticket.name)
             else:
                 await self._lose(ticket, work_dir)

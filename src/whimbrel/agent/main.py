@@ -127,7 +127,7 @@ class Agent:
 
     async def _release(self, call: calls.Release, _: EmitEvent) -> None:
         assert self.holds is not None
-        self.holds.release(call.address, call.mac)
+        self.holds.release(call.address, call.mac, call.stand_in)
 
 
 async def serve(config: AgentConfig, nursery: Nursery | None) -> int:

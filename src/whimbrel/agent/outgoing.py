@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
@@ -243,6 +243,8 @@ class Outgoing:
         fate = await self._fate(entry)
         if fate is Fate.RUNS:
             self._journal.write(msgspec.structs.replace(entry, step="arrived"))
+            with contextlib.suppress(WhimbrelError):  # a courtesy: its announcement may not have been heard
+                await _release(entry, await self._host.inspect(entry.service))
             await self._host.end(entry.service)
             await self._hand_over(entry)
             await self._host.discard(entry.service, moved_to=entry.peer.name)
@@ -252,7 +254,7 @@ class Outgoing:
             status = await self._host.inspect(entry.service)
             await asyncio.to_thread(self._port.open, entry.service)
             await asyncio.to_thread(self._port.announce, entry.service, stand_in(entry.migration))
-            await asyncio.gather(*(_release(gateway, status) for gateway in entry.gateways))
+            await _release(entry, status)
         await in_thread(self._forget, entry)
         log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, fate=fate.value)
         if fate is Fate.RUNS:
@@ -343,9 +345,14 @@ def _settled(record: MigrationRecord, outcome: Outcome, error: Exception | None)
     )  # fmt: skip
 
 
-async def _release(gateway: Endpoint, status: Any) -> None:
+async def _release(entry: Entry, status: ServiceStatus) -> None:
+    order = Release(address=status.spec.address.split("/")[0], mac=status.mac, stand_in=stand_in(entry.migration))
+    await asyncio.gather(*(_release_at(gateway, order) for gateway in entry.gateways))
+
+
+async def _release_at(gateway: Endpoint, order: Release) -> None:
     try:
         async with Peer(gateway.name, gateway.host, gateway.port) as peer:
-            await peer.call(Release(address=status.spec.address.split("/")[0], mac=status.mac), timeout_s=2)
+            await peer.call(order, timeout_s=2)
     except WhimbrelError as error:
         log.warning("a gateway was not told to release", gateway=gateway.name, error=str(error))

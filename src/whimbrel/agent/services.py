@@ -34,7 +34,7 @@ from whimbrel.model.service import (
     ServiceStatus,
 )
 from whimbrel.model.volume import parse_volumes
-from whimbrel.network.names import interface
+from whimbrel.network.names import interface, stand_in
 from whimbrel.network.port import PortInfo, ServicePort
 from whimbrel.runtime.adopt import adopt, find_restored, is_placeholder, point_to_rootfs
 from whimbrel.runtime.cgroups import Cgroup
@@ -400,12 +400,12 @@ class ServiceHost:
         self._records[name] = Record(status=status)
         return await in_thread(self._observe, status)
 
-    async def take_over(self, status: ServiceStatus) -> ServiceStatus:
+    async def take_over(self, status: ServiceStatus, migration: str) -> ServiceStatus:
         """The same when nobody knows how far the receiving process came: its network is opened (again) as well."""
         name = status.spec.name
         pid = self.restored_pid(name)
         await in_thread(self._port.open, name)
-        await in_thread(self._port.announce, name)
+        await in_thread(self._port.announce, name, stand_in(migration))
         return await self.adopt_incoming(status, pid)
 
     async def end_unheard(self, name: str) -> None:

@@ -7,7 +7,7 @@ before: as it was dumped it has holes that CRIU cannot restore from, and the mig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from whimbrel.migrate.restoreplan import LazyPages, settle
 
 class Arrangement:
     """Begins at once, in a thread of its own. `lazy`: the fault server, None where all are in place. `later`: byte
-    ranges, by the pid in the container, that `late` brings. When `supplies` is filled, `late` and `lazy` begin."""
+    ranges, by the pid in the container, that `late` brings. When `supplies` is filled, `late` and `lazy` begin;
+    should that fail, CRIU is `interrupt`ed."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Arrangement:
         later: Mapping[int, Ranges],
         late: LatePages | None,
         supplies: dict[int, Supply],
+        interrupt: Callable[[], None],
     ) -> None:
         self._images, self._store, self._lazy = images, store, lazy
         self._later, self._late, self._supplies = later, late, supplies
@@ -48,6 +50,8 @@ class Arrangement:
         self._settling = thread.submit(self._settle)
         self._supplying: Future[None] | None = thread.submit(self._supply_all) if lazy else None
         thread.shutdown(wait=False)
+        if self._supplying is not None:  # CRIU must not wait for pages that nobody will serve
+            self._supplying.add_done_callback(lambda future: interrupt() if future.exception() else None)
 
     def settled(self) -> None:
         """Until CRIU may read the page maps. Raises StepFailed when a page exists that never arrived."""

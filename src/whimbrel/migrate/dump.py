@@ -77,7 +77,7 @@ class Dump:
         self.stage = work_dir
         self.images = work_dir / "images"
         self._parent = work_dir / "parent"
-        self.images.mkdir(parents=True, exist_ok=True)  # on shared storage the destination has it open already
+        self.images.mkdir(parents=True, exist_ok=True)  # the source opens a stage on shared storage first
         self._conf = work_dir / "rpc.conf"
         with contextlib.ExitStack() as undo:  # of what was made, should the rest fail
             undo.callback(shutil.rmtree, work_dir, ignore_errors=True)

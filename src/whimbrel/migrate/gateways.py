@@ -14,7 +14,7 @@ from whimbrel.network.names import stand_in
 from whimbrel.network.port import ServicePort
 from whimbrel.network.softnet import frames_waiting
 from whimbrel.network.udp_buffers import widen
-from whimbrel.network.unread import Datagram, unread
+from whimbrel.network.unread import Datagram, let_the_kernel_catch_up, unread
 from whimbrel.wire.calls import Hold, PrepareHold, Release, RenewHold
 from whimbrel.wire.rpc import Peer
 
@@ -83,7 +83,7 @@ class Gateways:
 
     async def release(self) -> None:
         """Let the packets go to wherever the service is now."""
-        release = Release(address=self._address, mac=self._job.source.status.mac)
+        release = Release(address=self._address, mac=self._job.source.status.mac, stand_in=self._stand_in)
         await asyncio.gather(*(peer.call(release, timeout_s=2) for peer in self._peers), return_exceptions=True)
 
     async def undo(self) -> None:
@@ -119,4 +119,5 @@ def drain(port: ServicePort, service: str) -> None:
 
 def left_unread(port: ServicePort, service: str, pids: Iterable[int]) -> list[Datagram]:
     """What it left. For when it stands still and its port is shut."""
+    let_the_kernel_catch_up()
     return unread(pids) if port.receive_queue_bytes(service) else []

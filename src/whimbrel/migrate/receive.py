@@ -234,7 +234,9 @@ class Receiver:
         if not order.staged:
             lazy = self.lazy if order.lazy else None
             lacking = later_than_restore(order)
-            self.arrangement = Arrangement(self.images, self.store, lazy, lacking, self.late, self.supplies)
+            self.arrangement = Arrangement(
+                self.images, self.store, lazy, lacking, self.late, self.supplies, self.criu.interrupt
+            )
         if self.landing.foreign:
             forget_masters(self.images)
         if self.appearing is not None:
@@ -284,7 +286,9 @@ class Receiver:
                     self.lazy.begin_fill()  # and not before: CRIU was seen to take twice as long to the last point
             threading.Timer(WIDE_BUFFERS_S, widening.result()).start()
         if order.datagrams:  # ahead of all that waits at the gateways
-            deliver(self.port.path(self.order.service), order.datagrams)
+            lost = len(order.datagrams) - deliver(self.port.path(self.order.service), order.datagrams)
+            if lost:
+                say("warning", error=f"{lost} datagrams that it had not read are not for an address that it has here")
         laps.lap("buffers")
         # Where many are hot: to place one takes 1 us now, and 40 us of the program when it waits for it.
         self.lazy.wait_for_hot(HOT_WAIT_S)
@@ -365,8 +369,7 @@ class Receiver:
         self.lazy.stop()
         if self.host is not None:
             self.host.close()
-        if arranged:
-            self._forward(lambda: self.needs.keep(arranged.missed()))
+        self._forward(lambda: self.needs.keep(arranged.missed() if arranged else {}))
         say("filled", **msgspec.structs.asdict(report))
         return report
 

@@ -110,7 +110,7 @@ class Retelling:
                 if before is not None:
                     self._before[pid] = before
         for pid, directory in self._directories.items():
-            with contextlib.suppress(OSError):  # most mappings are the same in the freeze: no need to read them there
+            with contextlib.suppress(OSError):  # most mappings are the same in the freeze: nothing to work out there
                 self._foreseen[pid] = self._read(pid, read_proc(directory, "maps"))
 
     def _read(self, pid: int, maps: bytes) -> _Reading:

@@ -1,7 +1,7 @@
 """Gratuitous ARP (RFC 826, RFC 5227 §3): says on the whole layer 2 where an address stands now.
 
 One frame moves three things: the forwarding tables of all bridges and tunnels (by its source), and the
-neighbour entries of hosts and gateways, whose held packets leave at once.
+neighbour entries of hosts and gateways, which send there at once.
 """
 
 from __future__ import annotations

@@ -97,10 +97,11 @@ class HoldTable:
         go unasked, so that a lost migration does not cut the service off for ever."""
         key = self._key(address)
         with explained(f"holding the packets for {key}", "is the overlay up?"), self._lock:
+            earlier = self._held.get(key)
+            # known before it is done: should a step fail, it is let go with the rest
+            self._held[key] = _Hold(stand_in, time.monotonic() + self._longest_s)
             netlink.set_neighbour(self._route, self._ifindex, stand_in, netlink.NUD_INCOMPLETE)
             netlink.set_detour(self._route, self._ifindex, key, stand_in, ROUTE_OWNER)
-            earlier = self._held.get(key)
-            self._held[key] = _Hold(stand_in, time.monotonic() + self._longest_s)
             if earlier is not None and earlier.stand_in != stand_in:
                 self._let_go(earlier.stand_in, mac_of(key))
             if self._timer is None:
@@ -114,11 +115,14 @@ class HoldTable:
             if hold is not None:
                 hold.until_s = time.monotonic() + self._longest_s
 
-    def release(self, address: str, mac: str) -> None:
-        """Send what waits to `mac`, and all that follows. Safe without a hold, and to repeat."""
+    def release(self, address: str, mac: str, stand_in: str = "") -> None:
+        """Send what waits to `mac`, and all that follows. Safe without a hold, and to repeat; a late one, of an earlier
+        migration by its `stand_in`, does nothing."""
         key = self._key(address)
         with explained(f"releasing the packets for {key}", "is the overlay up?"), self._lock:
-            self._release(key, mac)
+            hold = self._held.get(key)
+            if not stand_in or hold is None or hold.stand_in == stand_in:
+                self._release(key, mac)
 
     def _release(self, key: str, mac: str) -> None:
         hold = self._held.get(key)
@@ -148,8 +152,10 @@ class HoldTable:
             if self._timer is not None:
                 self._timer.cancel()
             for key in list(self._held):
-                self._release(key, mac_of(key))
-            self._sweep()
+                with contextlib.suppress(OSError):  # the interface may be gone
+                    self._release(key, mac_of(key))
+            with contextlib.suppress(OSError):
+                self._sweep()
         with contextlib.suppress(Refused):  # the interface may be gone: then so are its settings
             for name, value in self._usual.items():
                 write_sysctl(self._setting(name), value)

@@ -218,8 +218,7 @@ def _set_address(name: str, address: str, gateway: str | None, gateways: Iterabl
         ip.addr("add", index=index, address=str(own.ip), prefixlen=own.network.prefixlen)
     hops = {str(interface(each).ip) for each in (gateway, *gateways) if each}
     if hops:
-        # fixed entries: no question to a gateway can slip out during a hold and end it, and the first answer after a
-        # move does not wait for one
+        # fixed entries: the first answer after a move does not wait for a question to a gateway
         route = netlink.NetlinkSocket(netlink.NETLINK_ROUTE)
         for hop in hops:
             netlink.set_neighbour(route, index, hop, netlink.NUD_PERMANENT, mac_bytes(mac_of(hop)))

@@ -24,6 +24,8 @@ from whimbrel.network.softnet import frames_waiting
 
 SO_PEEK_OFF, IP_PKTINFO = 42, 8
 MOST_BYTES = 65_535
+ANCILLARY_BYTES = 1024  # the program may have asked for more than the destination: times, marks
+MOST_ERRORS = 16
 MAPPED = "::ffff:"
 IP_HEADER, UDP_HEADER = struct.Struct("!BBHHHBBH4s4s"), struct.Struct("!HHHH")
 IP_VERSION_AND_WORDS, TTL = 0x45, 64
@@ -60,18 +62,21 @@ def _peeked(sock: socket.socket) -> Iterator[Datagram]:
     told = (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO) if six else (socket.IPPROTO_IP, IP_PKTINFO)
     offset = (socket.SOL_SOCKET, SO_PEEK_OFF)
     former = [(option, sock.getsockopt(*option)) for option in (told, offset)]
-    port = sock.getsockname()[1]
+    port, errors = sock.getsockname()[1], 0
     try:
         sock.setsockopt(*told, 1)
         sock.setsockopt(*offset, 0)
         while True:
             try:
                 payload, ancillary, _, source = sock.recvmsg(
-                    MOST_BYTES, socket.CMSG_SPACE(20), socket.MSG_PEEK | socket.MSG_DONTWAIT
+                    MOST_BYTES, ANCILLARY_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT
                 )
             except BlockingIOError:
                 return
-            except ConnectionError:  # an ICMP answer to something it sent; those that wait come behind it
+            except OSError:  # an ICMP answer to something it sent; those that wait come behind it
+                errors += 1
+                if errors > MOST_ERRORS:
+                    return
                 continue
             source_host, destination = _ipv4(source[0]), _ipv4(_destination(ancillary))
             if source_host and destination:
@@ -113,9 +118,9 @@ def _deliver(datagrams: Sequence[Datagram]) -> int:
                 if stands_here(host):
                     raw.sendto(_packet(datagram), (host, 0))
                     delivered += 1
-            if delivered % AT_ONCE == 0:
-                _let_the_kernel_catch_up()
-    _let_the_kernel_catch_up()
+                    if delivered % AT_ONCE == 0:
+                        let_the_kernel_catch_up()
+    let_the_kernel_catch_up()
     return delivered
 
 
@@ -141,7 +146,8 @@ def _is_ours(host: str) -> bool:
     return True
 
 
-def _let_the_kernel_catch_up() -> None:
+def let_the_kernel_catch_up() -> None:
+    """Until no frame is on its way through this host, or not for long."""
     until = time.monotonic() + BACKLOG_WAIT_S
     while frames_waiting() and time.monotonic() < until:
         time.sleep(0.0002)

@@ -301,10 +301,11 @@ class RenewHold(Call, tag="hold.renew", frozen=True):
 
 
 class Release(Call, tag="hold.off", frozen=True):
-    """Let packets for `address` go to `mac` now."""
+    """Let packets for `address` go to `mac` now. A hold under another `stand_in` is another migration's, and stays."""
 
     address: str
     mac: str
+    stand_in: str = ""
 
 
 OfferMigration.reply = OfferReply
