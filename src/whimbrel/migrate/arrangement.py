@@ -35,6 +35,7 @@ class Arrangement:
         self,
         images: Path,
         store: PageStore,
+        *,
         lazy: LazyServer | None,
         later: Mapping[int, Ranges],
         late: LatePages | None,

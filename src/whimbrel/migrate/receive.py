@@ -232,10 +232,14 @@ class Receiver:
         if order.behind or order.beside:
             self.late = LatePages(self, channel)
         if not order.staged:
-            lazy = self.lazy if order.lazy else None
-            lacking = later_than_restore(order)
             self.arrangement = Arrangement(
-                self.images, self.store, lazy, lacking, self.late, self.supplies, self.criu.interrupt
+                self.images,
+                self.store,
+                lazy=self.lazy if order.lazy else None,
+                later=later_than_restore(order),
+                late=self.late,
+                supplies=self.supplies,
+                interrupt=self.criu.interrupt,
             )
         if self.landing.foreign:
             forget_masters(self.images)

@@ -98,14 +98,14 @@ class HoldTable:
         key = self._key(address)
         with explained(f"holding the packets for {key}", "is the overlay up?"), self._lock:
             earlier = self._held.get(key)
-            # known before it is done: should a step fail, it is let go with the rest
+            # known before it is done: should a step fail, it is found and let go
             self._held[key] = _Hold(stand_in, time.monotonic() + self._longest_s)
+            if self._timer is None:
+                self._look_again()
             netlink.set_neighbour(self._route, self._ifindex, stand_in, netlink.NUD_INCOMPLETE)
             netlink.set_detour(self._route, self._ifindex, key, stand_in, ROUTE_OWNER)
             if earlier is not None and earlier.stand_in != stand_in:
                 self._let_go(earlier.stand_in, mac_of(key))
-            if self._timer is None:
-                self._look_again()
 
     def renew(self, address: str) -> None:
         """Whoever asked for the hold still needs it. One that has ended is not taken up again: by now the packets may
@@ -151,6 +151,7 @@ class HoldTable:
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
             for key in list(self._held):
                 with contextlib.suppress(OSError):  # the interface may be gone
                     self._release(key, mac_of(key))
