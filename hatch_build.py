@@ -1,5 +1,5 @@
-"""What a package holds besides copies: the compiled part. For an editable install `scripts/setup` makes it where its
-source lies.
+"""What a package holds besides copies: the compiled parts. For an editable install `scripts/setup` makes them where
+their sources lie.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 from provision import compiled
 
 
-class CompiledPart(BuildHookInterface[Any]):
+class CompiledParts(BuildHookInterface[Any]):
     """Any Python will do, but only this kind of machine."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

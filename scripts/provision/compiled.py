@@ -1,4 +1,4 @@
-"""The compiled part of the project, made where its source lies; see `hatch_build.py` for packages."""
+"""The compiled parts of the project, made where their sources lie; see `hatch_build.py` for packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from provision.shell import CommandError, SetupError, Step, run
 
-SOURCES = ("src/whimbrel/memory/place.c",)
+SOURCES = ("src/whimbrel/memory/place.c", "src/whimbrel/memory/compare.c")
 FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-Wall", "-Wextra")
 
 

@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 
 from whimbrel.memory.codecs import (
     MAX_BATCH_PAGES,
-    WORDS_PER_PAGE,
-    Before,
     Coded,
     Coding,
     Decoder,
     Encoder,
-    Words,
     from_runs,
     in_block,
     to_runs,
     zero_pages,
 )
+from whimbrel.memory.comparing import WORDS_PER_PAGE, Before, Words
 from whimbrel.memory.store import UNKNOWN, pages_of
 from whimbrel.model.errors import ProtocolMismatch
 from whimbrel.model.units import PAGE_BYTES
@@ -74,9 +72,9 @@ def decoded(coded: Coded, before: Words) -> dict[int, bytes]:
     inside = in_block(codings)
     if inside.any():
         window = bytearray(PAGE_BYTES * int(inside.sum()))
-        delta = np.flatnonzero(codings[inside] == Coding.DELTA)
-        Decoder().unpack(memoryview(coded.block), memoryview(window), before[codings == Coding.DELTA], delta)
-        contents[inside] = np.frombuffer(window, np.uint64).reshape(-1, WORDS_PER_PAGE)
+        packed, delta = (np.flatnonzero(codings == coding) for coding in (Coding.PACKED, Coding.DELTA))
+        Decoder().unpack(memoryview(coded.block), memoryview(window), delta, before)
+        contents[np.concatenate((packed, delta))] = np.frombuffer(window, np.uint64).reshape(-1, WORDS_PER_PAGE)
     return {int(page): words.tobytes() for page, words in zip(pages, contents, strict=True)}
 
 
@@ -140,6 +138,7 @@ def test_runs_that_no_encoder_writes_are_refused(runs: list[tuple[int, int]]) ->
 
 
 PAGES = 16
+NONE, NO_COPIES = np.empty(0, np.int64), np.empty((0, WORDS_PER_PAGE), np.uint64)
 GOOD = zstandard.ZstdCompressor().compress(bytes(PAGES * PAGE_BYTES))
 
 
@@ -167,9 +166,8 @@ def block_of(frame: bytes, total: int = 0) -> bytes:
 def test_hostile_blocks_are_refused_within_the_memory_given(block: bytes) -> None:
     around = bytearray(b"\x55" * (PAGES + 2) * PAGE_BYTES)
     window = memoryview(around)[PAGE_BYTES:-PAGE_BYTES]
-    none = np.empty((0, WORDS_PER_PAGE), np.uint64)
     with pytest.raises(ProtocolMismatch):
-        Decoder().unpack(memoryview(block), window, none, np.empty(0, np.int64))
+        Decoder().unpack(memoryview(block), window, NONE, NO_COPIES)
     assert around[:PAGE_BYTES] == around[-PAGE_BYTES:] == b"\x55" * PAGE_BYTES
 
 
@@ -177,9 +175,8 @@ def test_hostile_blocks_are_refused_within_the_memory_given(block: bytes) -> Non
 def test_damaged_blocks_are_refused_or_are_the_same(noise: bytes, start: int, length: int) -> None:
     block = block_of(GOOD[:start] + noise + GOOD[start + length :])
     window = bytearray(PAGES * PAGE_BYTES)
-    none = np.empty((0, WORDS_PER_PAGE), np.uint64)
     try:
-        Decoder().unpack(memoryview(block), memoryview(window), none, np.empty(0, np.int64))
+        Decoder().unpack(memoryview(block), memoryview(window), NONE, NO_COPIES)
     except ProtocolMismatch:
         return
     assert int(np.frombuffer(window, np.uint64).sum()) == 0
@@ -195,4 +192,73 @@ def test_copies_that_came_apart_are_noticed() -> None:
     other = before.copy()
     other[3, 3] ^= np.uint64(1)
     with pytest.raises(ProtocolMismatch, match="come apart"):
-        Decoder().unpack(memoryview(coded.block), memoryview(window), other, np.arange(PAGES))
+        Decoder().unpack(memoryview(coded.block), memoryview(window), np.arange(PAGES), other)
+
+
+def test_copies_are_renewed_where_asked_for() -> None:
+    """Those that there are: of others somebody else makes new ones, and the page of zeros belongs to all."""
+    rng = np.random.default_rng(1)
+    copies = rng.integers(0, 2**64, (7, WORDS_PER_PAGE), np.uint64)
+    copies[0] = 0
+    slots = np.array([1, 2, 3, 4, 0, UNKNOWN])
+    after = copies[[1, 2, 3, 4, 0, 5]]
+    after[1, 7] ^= np.uint64(1)
+    after[2] = rng.integers(0, 2**64, WORDS_PER_PAGE, np.uint64)
+    after[3] = 0
+    after[4, 9] = 1
+    after[5] = 0x2020
+    for renews in (False, True):
+        kept = copies.copy()
+        coded = Encoder().packed(ranges_with_gaps(6), memoryview(after.tobytes()), Before(slots, kept, renews))
+        names = [Coding(coding).name for coding in coded.codings]
+        assert names == ["SAME", "DELTA", "PACKED", "ZERO", "DELTA", "PACKED"]
+        assert (kept[1:5] == (after[:4] if renews else copies[1:5])).all()
+        assert (kept[[0, 5, 6]] == copies[[0, 5, 6]]).all()
+
+
+def differences(*pages: dict[int, int]) -> bytes:
+    """Of each page: which words differ, and by what."""
+    coded = b""
+    for page in pages:
+        maps = [sum(1 << word % 64 for word in page if word // 64 == line) for line in range(8)]
+        coded += struct.pack("<8Q", *maps) + struct.pack(f"<{len(page)}Q", *(page[word] for word in sorted(page)))
+    return coded
+
+
+def test_a_difference_is_what_the_protocol_says() -> None:
+    before = np.random.default_rng(1).integers(0, 2**64, (3, WORDS_PER_PAGE), np.uint64)
+    after = before[[2, 0]]
+    changes: list[dict[int, int]] = [{511: 5, 0: 2**63, 64: 7}, dict.fromkeys(range(200, 300), 9)]
+    for page, change in zip(after, changes, strict=True):
+        for word, by in change.items():
+            page[word] ^= np.uint64(by)
+    total = int(after.sum(dtype=np.uint64))
+    coded = Encoder().packed(ranges_with_gaps(2), memoryview(after.tobytes()), Before(np.array([2, 0]), before))
+    assert struct.unpack_from("<Q", coded.block)[0] == total
+    assert zstandard.decompress(coded.block[8:]) == differences(*changes)
+
+
+@pytest.mark.parametrize(
+    "bytes_sent",
+    [
+        b"",
+        differences({}),
+        differences({}, {}, {}),
+        differences({0: 1}, {})[:-1],
+        differences({0: 1}, {}) + bytes(8),
+        differences({word: 1 for word in range(512)}, {})[:-64],
+        b"\xff" * 128,
+        b"\xff" * 2 * (64 + PAGE_BYTES - 1),
+    ],
+)
+def test_differences_that_do_not_add_up_are_refused(bytes_sent: bytes) -> None:
+    around = bytearray(b"\x55" * 4 * PAGE_BYTES)
+    block = block_of(zstandard.ZstdCompressor().compress(bytes_sent))
+    with pytest.raises(ProtocolMismatch):
+        Decoder().unpack(
+            memoryview(block),
+            memoryview(around)[PAGE_BYTES:-PAGE_BYTES],
+            np.array([0, 1]),
+            np.zeros((2, WORDS_PER_PAGE), np.uint64),
+        )
+    assert around[:PAGE_BYTES] == around[-PAGE_BYTES:] == b"\x55" * PAGE_BYTES

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from whimbrel.memory.batches import BATCH_BYTES, Pages
-from whimbrel.memory.codecs import WORDS_PER_PAGE, Coding, Words
+from whimbrel.memory.codecs import Coding
+from whimbrel.memory.comparing import WORDS_PER_PAGE, Words
 from whimbrel.memory.ranges import as_ranges
 from whimbrel.migrate.coder import FIRST_BATCH_BYTES, Coder
 from whimbrel.model.units import PAGE_BYTES

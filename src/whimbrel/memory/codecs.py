@@ -1,12 +1,13 @@
-"""How the contents of a batch of pages are coded for the way. Pure: values in, values out.
+"""How the contents of a batch of pages are coded for the way.
 
 A batch is cut into *runs*: byte ranges of pages that are coded alike. A run is a row ``[start | coding, end)``; pages
 are aligned, so the low bits of `start` are free to say how. Zero pages and pages that are as they crossed before
 have no contents at all. What is worth it goes into one block of zstd for the whole batch: page by page the same data
 was measured 5 to 15 % larger and took twice as long.
 
-The block is ``<Q`` the sum of all 64-bit words of its pages, then one zstd frame. The sum is taken over the pages as
-they are in the end: if the two sides ever disagreed about what crossed before, it shows here, not in the service.
+The block is ``<Q`` the sum of all 64-bit words of its pages, then one zstd frame: of pages as they are, then of
+differences (`compare.c`), each in order. The sum is taken over all of them as they are in the end: if the two sides
+ever disagreed about what crossed before, it shows here, not in the service.
 """
 
 from __future__ import annotations
@@ -19,25 +20,22 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from whimbrel.memory.comparing import LEAST_BYTES, MOST_BYTES, WORDS_PER_PAGE, Before, Comparison, Words, apply
 from whimbrel.memory.ranges import Ranges
 from whimbrel.memory.store import Pages, pages_of
 from whimbrel.model.errors import ProtocolMismatch
 from whimbrel.model.units import PAGE_BYTES
 
-Words = npt.NDArray[np.uint64]
-"""Contents of pages: shape (n, 512)."""
 Codings = npt.NDArray[np.uint8]
 """One `Coding` per page: shape (n,)."""
 
-WORDS_PER_PAGE = PAGE_BYTES // 8
 MAX_BATCH_PAGES = 1 << 12
 LEVEL = 1  # measured on process memory: level 3 saves 2 to 6 % more at 2/3 of the speed, level 6 8 % at 1/4
 WORTH_IT = 0.95
-SAMPLED = 8
-MOSTLY_UNCHANGED = WORDS_PER_PAGE // SAMPLED // 2
 _MAX_WINDOW_BYTES = 1 << 23
 _SUM = struct.Struct("<Q")
 _CODING_BITS = np.uint64(PAGE_BYTES - 1)
+_NO_BYTES = np.empty(0, np.uint8)
 
 
 class Coding(IntEnum):
@@ -47,17 +45,9 @@ class Coding(IntEnum):
     PACKED = 2
     """In the block."""
     DELTA = 3
-    """In the block, XORed with the newest copy that crossed before."""
+    """In the block, as its difference from the newest copy that crossed before."""
     SAME = 4
     """As the newest copy that crossed before: no contents."""
-
-
-@dataclass(frozen=True, eq=False)
-class Before:
-    """What crossed before: page i of a batch is `copies[slots[i]]`, or unknown where `slots[i]` is -1."""
-
-    slots: npt.NDArray[np.int64]
-    copies: Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +87,13 @@ def zero_pages(words: Words) -> npt.NDArray[np.bool_]:
 class Encoder:
     """Codes batches, for one thread.
 
-    Compressing was measured to be a third of the work while each step made arrays of its own: what is as large as a
-    batch stays, and is written in place.
+    What is as large as a batch stays, and is written in place.
     """
 
     def __init__(self, level: int = LEVEL) -> None:
         self._zstd = zstandard.ZstdCompressor(level=level, write_content_size=True)
-        self._differences = self._chosen = np.empty((0, WORDS_PER_PAGE), np.uint64)
+        self._comparison = Comparison()
+        self._data = np.empty(0, np.uint8)
 
     def plain(self, ranges: Ranges, contents: memoryview) -> Coded:
         """All but zero pages as they are."""
@@ -118,51 +108,42 @@ class Encoder:
         """As small as it gets: unchanged pages left out, little-changed ones as their difference, all in one block.
         A block that is not worth it crosses raw."""
         words = as_words(contents)
-        if len(self._chosen) < len(words):
-            self._chosen, self._differences = np.empty_like(words), np.empty_like(words)
-        codings = np.where(zero_pages(words), np.uint8(Coding.ZERO), np.uint8(Coding.PACKED))
-        if before is not None:
-            self._compare(words, codings, before)
-        chosen = np.flatnonzero(in_block(codings))
+        differences, total = _NO_BYTES, 0
+        if before is None:
+            codings = np.where(zero_pages(words), np.uint8(Coding.ZERO), np.uint8(Coding.PACKED))
+        else:
+            codings = np.empty(len(words), np.uint8)
+            differences, total = self._comparison.of(words, codings, before)
+        chosen = in_block(codings)
+        count = int(np.count_nonzero(chosen))
         block = b""
-        if len(chosen):
-            total, data = self._gathered(words, codings, chosen)
+        if count:
+            whole, data = self._gathered(words, codings == Coding.PACKED, differences)
             frame = self._zstd.compress(data)
-            if len(frame) < WORTH_IT * PAGE_BYTES * len(chosen):
-                block = _SUM.pack(total) + frame
+            if len(frame) < WORTH_IT * PAGE_BYTES * count:
+                block = _SUM.pack((whole + total) % (1 << 64)) + frame
             else:
                 codings[chosen] = Coding.RAW
         raw = codings == Coding.RAW
         rest = contents if raw.all() else _data(words[raw])
         return Coded(to_runs(pages_of(ranges), codings), rest, block, codings)
 
-    def _compare(self, words: Words, codings: Codings, before: Before) -> None:
-        """Settles DELTA and SAME in `codings`; row i of the differences is then that of page i."""
-        known = (before.slots >= 0) & (codings == Coding.PACKED)
-        if not known.any():
-            return
-        differences = self._differences[: len(words)]
-        # "clip": with an `out`, numpy would else take into a buffer of its own first (here and below)
-        np.take(before.copies, np.where(known, before.slots, 0), axis=0, out=differences, mode="clip")
-        np.bitwise_xor(differences, words, out=differences)
-        # One word in eight says how much changed, and that something did; whether nothing did, all must say.
-        changed = np.count_nonzero(differences[:, ::SAMPLED], axis=1)
-        maybe = np.flatnonzero(known & (changed == 0))
-        same = maybe[~differences[maybe].any(axis=1)]
-        codings[known & (changed <= MOSTLY_UNCHANGED)] = Coding.DELTA
-        codings[same] = Coding.SAME
-
-    def _gathered(self, words: Words, codings: Codings, chosen: npt.NDArray[np.int64]) -> tuple[int, memoryview]:
-        """What the block is made of: the sum of the chosen pages, and what to compress for them."""
-        delta = np.flatnonzero(codings[chosen] == Coding.DELTA)
-        everything = len(chosen) == len(words)
-        if everything and not len(delta):
+    def _gathered(
+        self, words: Words, packed: npt.NDArray[np.bool_], differences: npt.NDArray[np.uint8]
+    ) -> tuple[int, memoryview]:
+        """The sum of the packed pages, and what to compress: those, then the differences."""
+        if packed.all():
             return _sum(words), _data(words)
-        data = self._chosen[: len(chosen)]
-        np.take(words, chosen, axis=0, out=data, mode="clip")
-        total = _sum(data)
-        data[delta] = self._differences[chosen[delta]]
-        return total, _data(data)
+        pages_bytes = int(np.count_nonzero(packed)) * PAGE_BYTES
+        if not pages_bytes:
+            return 0, differences.data
+        if len(self._data) < pages_bytes + len(differences):
+            self._data = np.empty(words.nbytes + len(differences), np.uint8)
+        data = self._data[: pages_bytes + len(differences)]
+        whole = data[:pages_bytes].view(np.uint64).reshape(-1, WORDS_PER_PAGE)
+        np.compress(packed, words, axis=0, out=whole)
+        data[pages_bytes:] = differences
+        return _sum(whole), data.data
 
 
 def in_block(codings: Codings) -> npt.NDArray[np.bool_]:
@@ -214,30 +195,41 @@ class Decoder:
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
 
-    def unpack(self, block: memoryview, into: memoryview, before: Words, delta: npt.NDArray[np.int64]) -> None:
-        """Fill `into` with the pages of `block`; of those, number `delta[i]` is a difference from `before[i]`.
+    def unpack(self, block: memoryview, into: memoryview, slots: npt.NDArray[np.int64], copies: Words) -> None:
+        """Fill `into` with the pages of `block`: first those that are packed, then one for each of `slots`, the
+        differences from those of the `copies`.
 
         Raises ProtocolMismatch when it is no block of exactly so many pages, or a sum is wrong.
         """
-        self._decompress(block[_SUM.size :], into)
         words = as_words(into)
-        if len(delta):
-            words[delta] ^= before
-        if len(block) < _SUM.size or _sum(words) != _SUM.unpack_from(block)[0]:
+        whole = len(words) - len(slots)
+        differences = self._decompress(block[_SUM.size :], into[: whole * PAGE_BYTES], len(slots))
+        if not apply(differences, slots, copies, words[whole:]):
+            raise ProtocolMismatch("a block of pages has no differences where they should be")
+        if _sum(words) != _SUM.unpack_from(block)[0]:
             raise ProtocolMismatch("pages differ from what the source sent: its copies and ours have come apart")
 
-    def _decompress(self, frame: memoryview, into: memoryview) -> None:
+    def _decompress(self, frame: memoryview, into: memoryview, differences: int) -> npt.NDArray[np.uint8]:
+        """Fills `into`, and returns what follows: the bytes of so many differences."""
         try:
-            if zstandard.frame_content_size(frame) != len(into):
+            rest_bytes = zstandard.frame_content_size(frame) - len(into)
+            if not differences * LEAST_BYTES <= rest_bytes <= differences * MOST_BYTES:
                 raise ProtocolMismatch("a block of pages has another length than its runs")
+            rest = np.empty(rest_bytes, np.uint8)
             with self._zstd.stream_reader(frame) as reader:
-                done = 0
-                while done < len(into):
-                    count = reader.readinto(into[done:])
-                    if count == 0:
-                        raise ProtocolMismatch("a block of pages is cut short")
-                    done += count
+                for part in (into, memoryview(rest)):
+                    _fill(part, reader)
                 if reader.read(1):
                     raise ProtocolMismatch("a block of pages is longer than it says")
+            return rest
         except zstandard.ZstdError as error:
             raise ProtocolMismatch(f"a block of pages cannot be decompressed: {error}") from error
+
+
+def _fill(part: memoryview, reader: zstandard.ZstdDecompressionReader) -> None:
+    done = 0
+    while done < len(part):
+        count = reader.readinto(part[done:])
+        if count == 0:
+            raise ProtocolMismatch("a block of pages is cut short")
+        done += count

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from whimbrel.memory.codecs import Before, Coded, Coding, Words
+from whimbrel.memory.codecs import Coded, Coding
+from whimbrel.memory.comparing import Before, Words
 from whimbrel.memory.store import UNKNOWN, ZERO_SLOT, Pages, PageStore, short_of_memory
 from whimbrel.model.errors import StepFailed
 
@@ -39,11 +40,11 @@ class Copies:
                 self._store = PageStore(0)
         return self._store is not None
 
-    def before(self, ns_pid: int, pages: Pages) -> Before | None:
+    def before(self, ns_pid: int, pages: Pages, *, renews: bool = False) -> Before | None:
         """The copies of ascending `pages`; None when none are kept."""
         if self._store is None:
             return None
-        return Before(self._store.of(ns_pid).find(pages), self._store.words())
+        return Before(self._store.of(ns_pid).find(pages), self._store.words(), renews)
 
     def keep(self, ns_pid: int, pages: Pages, words: Words, coded: Coded, before: Before) -> None:
         """`pages` cross with the contents `words`, `before` was known of them. Gives all copies up when memory runs
@@ -51,9 +52,9 @@ class Copies:
         if self._store is None:
             return
         own = before.slots > ZERO_SLOT
-        if own.all():  # what is as it was is written, too: to leave it out would be a copy of all others
+        if not before.renews and own.all():
             before.copies[before.slots] = words
-        else:
+        elif not before.renews:
             before.copies[before.slots[own]] = words[own]
         zero = coded.codings == Coding.ZERO
         slots = before.slots.copy()

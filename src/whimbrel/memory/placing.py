@@ -1,4 +1,4 @@
-"""The compiled part, `place.c`, as Python sees it: its structures, and the library itself.
+"""`place.c` as Python sees it: its structures, and the library itself.
 
 It is called without Python's lock. What it is given stays where it is, and as it is, until it returns.
 """
@@ -8,13 +8,10 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
-import hashlib
-from pathlib import Path
 
+from whimbrel.memory import compiled
 from whimbrel.model.errors import StepFailed
 
-SOURCE = Path(__file__).with_name("place.c")
-LIBRARY = Path(__file__).with_name("place.so")
 _MOST = 64
 _MESSAGE_BYTES = 32
 
@@ -122,14 +119,8 @@ class Server(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Raises StepFailed when it was not built, or from another source than this."""
-    try:
-        lib = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        raise StepFailed(f"the compiled part of Whimbrel is not there ({error}): run `make setup`") from error
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
-    if ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(lib, "SOURCE"))) != digest.encode():
-        raise StepFailed("the compiled part of Whimbrel is of another version: run `make setup`")
+    """Raises StepFailed where it cannot be used (see `compiled`)."""
+    lib = compiled.library("place")
     space, server = ctypes.POINTER(Space), ctypes.POINTER(Server)
     for name, result, arguments in (
         ("sizes", ctypes.c_int64, (ctypes.c_int,)),

@@ -140,7 +140,7 @@ class Coder:
         if self._tries_raw:  # to keep copies takes longer than a fast link does: it would look like a slow one
             self._copies.forget(pages.ns_pid, numbers)
             return self._encoder.plain(pages.ranges, pages.contents)
-        before = self._copies.before(pages.ns_pid, numbers)
+        before = self._copies.before(pages.ns_pid, numbers, renews=self._choice.pack)
         if self._choice.pack:
             start_s = time.monotonic()
             coded = self._encoder.packed(pages.ranges, pages.contents, before)

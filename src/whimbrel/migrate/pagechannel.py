@@ -25,8 +25,9 @@ pages that are coded alike (`memory.codecs.Coding`), ascending. At most 4,096 pa
     ZERO           nothing: the pages hold zeros
     SAME           nothing: the pages are as they last crossed
     PACKED, DELTA  together one block, up to the end of the frame: uint64 sum of all 64-bit words of its pages as they
-                   are at the source; then one zstd frame of the pages in order, those of DELTA XORed with what they
-                   last crossed as
+                   are at the source; then one zstd frame: the PACKED pages in order, then for each DELTA page its
+                   difference from what it last crossed as, eight uint64 that say which of its 512 words differ (the
+                   first word the lowest bit of the first) and those words, XORed
 
 "Last crossed" means before this frame, in this connection.
 """

@@ -27,7 +27,7 @@ from whimbrel.model.errors import ProtocolMismatch, Unreachable, WhimbrelError, 
 from whimbrel.model.migration import Progress
 from whimbrel.wire.calls import AnyCall, Call
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
 HELLO, CALL, EVENT, REPLY, ERROR = range(5)
 
