@@ -49,13 +49,15 @@ def test_a_criu_that_will_not_do_is_refused_in_one_line(tmp_path: Path, says: st
     assert "WHIMBREL_CRIU" in line, "the way out"
 
 
-def test_the_compiled_part_is_made_anew_when_its_source_has_changed_and_a_mistake_is_shown(tmp_path: Path) -> None:
-    source = tmp_path / compiled.SOURCES[0]
-    source.parent.mkdir(parents=True)
-    shutil.copy(REPO / compiled.SOURCES[0], source)
+def test_a_compiled_part_is_made_anew_when_its_source_has_changed_and_a_mistake_is_shown(tmp_path: Path) -> None:
+    sources = [tmp_path / name for name in compiled.SOURCES]
+    for name, source in zip(compiled.SOURCES, sources, strict=True):
+        source.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO / name, source)
+    source = sources[0]
     with Step("compiled") as step:
         compiled.ensure(step, tmp_path)
-    assert step.outcome == "compiled place.c"
+    assert step.outcome == "compiled place.c compare.c"
     first = compiled.library_of(source).stat().st_ino
     os.utime(source)
     with Step("compiled") as step:
@@ -64,11 +66,11 @@ def test_the_compiled_part_is_made_anew_when_its_source_has_changed_and_a_mistak
     source.write_text(source.read_text() + "mistake\n")
     with pytest.raises(SetupError, match=r"mistake[\s\S]*install a C compiler"), Step("compiled") as step:
         compiled.ensure(step, tmp_path)
-    assert [file.name for file in source.parent.iterdir() if file.suffix == ".so"] == ["place.so"]
+    assert sorted(file.name for file in source.parent.iterdir() if file.suffix == ".so") == ["compare.so", "place.so"]
     assert ctypes.CDLL(str(compiled.library_of(source))).sizes(0) > 0, "what was there stays"
 
 
-def test_a_package_carries_the_compiled_part_and_says_for_which_machine_it_is(tmp_path: Path) -> None:
+def test_a_package_carries_the_compiled_parts_and_says_for_which_machine_it_is(tmp_path: Path) -> None:
     for name in ("src", "scripts", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
         here = REPO / name
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
@@ -79,6 +81,7 @@ def test_a_package_carries_the_compiled_part_and_says_for_which_machine_it_is(tm
     (wheel,) = (tmp_path / "dist").iterdir()
     assert f"py3-none-linux_{platform.machine()}" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract("whimbrel/memory/place.so", tmp_path)
-        assert "whimbrel/memory/placing.py" in archive.namelist()
-    assert ctypes.CDLL(str(tmp_path / "whimbrel/memory/place.so")).sizes(0) > 0
+        for name in ("place", "compare"):
+            library = archive.extract(f"whimbrel/memory/{name}.so", tmp_path)
+            assert ctypes.c_char.in_dll(ctypes.CDLL(library), "SOURCE")
+            assert f"whimbrel/memory/{name}.c" in archive.namelist()

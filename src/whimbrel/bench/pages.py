@@ -88,8 +88,7 @@ def take_pages(channel: PageChannel, store: PageStore) -> None:
 
 def end(channel: PageChannel) -> None:
     """Tell `take_pages` that this was all."""
-    order = RestoreOrder(lazy=True, stdio={})
-    channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(order))
+    channel.send(Kind.RESTORE, payload=msgspec.msgpack.encode(RestoreOrder()))
     channel.close()
 
 

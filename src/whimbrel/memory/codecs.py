@@ -217,7 +217,7 @@ class Decoder:
                 raise ProtocolMismatch("a block of pages has another length than its runs")
             rest = np.empty(rest_bytes, np.uint8)
             with self._zstd.stream_reader(frame) as reader:
-                for part in (into, memoryview(rest)):
+                for part in (into, rest.data):
                     _fill(part, reader)
                 if reader.read(1):
                     raise ProtocolMismatch("a block of pages is longer than it says")

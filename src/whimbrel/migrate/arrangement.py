@@ -1,8 +1,9 @@
 """Which pages are in place when a restored program first runs, and where the later ones lie: worked out beside CRIU.
 
-CRIU starts, reads what the processes are and makes their namespaces before it looks at a page map: some 4 ms, as this
-takes for a service of 200 MB. So it waits for the page maps at its point ``setup-namespaces``. Should it ever read one
-before: as it was dumped it has holes that CRIU cannot restore from, and the migration is rolled back.
+CRIU starts, reads what the processes are and makes their namespaces before it looks at a page map: some 4 ms. Meanwhile
+the last pages come, and this, which takes as long for a service of 200 MB. So CRIU waits for the page maps at its point
+``setup-namespaces``. Should it ever read one before: as it was dumped it has holes that CRIU cannot restore from, and
+the migration is rolled back.
 """
 
 from __future__ import annotations
@@ -27,9 +28,8 @@ from whimbrel.migrate.restoreplan import LazyPages, settle
 
 
 class Arrangement:
-    """Begins at once, in a thread of its own. `lazy`: the fault server, None where all are in place. `later`: byte
-    ranges, by the pid in the container, that `late` brings. When `supplies` is filled, `late` and `lazy` begin;
-    should that fail, CRIU is `interrupt`ed."""
+    """`lazy`: the fault server, None where all are in place. When `supplies` is filled, that begins, and whoever brings
+    the later pages; should that fail, CRIU is `interrupt`ed."""
 
     def __init__(
         self,
@@ -37,45 +37,59 @@ class Arrangement:
         store: PageStore,
         *,
         lazy: LazyServer | None,
-        later: Mapping[int, Ranges],
-        late: LatePages | None,
         supplies: dict[int, Supply],
         interrupt: Callable[[], None],
     ) -> None:
-        self._images, self._store, self._lazy = images, store, lazy
-        self._later, self._late, self._supplies = later, late, supplies
-        self._processes = len(pagemap_pids(images))
+        self._images, self._store, self._lazy, self._supplies = images, store, lazy, supplies
+        self._interrupt = interrupt
+        self._later: Mapping[int, Ranges] = {}
+        self._late: LatePages | None = None
+        self._needs: Needs | None = None
         self._spaces: dict[int, LazySpace] = {}
+        self._settling: Future[list[LazyPages]]
+        self._supplied = Future[None]()
         self.eager_pages = 0
+
+    def begin(self, later: Mapping[int, Ranges], late: LatePages | None, needs: Needs) -> None:
+        """All has come but `later` (byte ranges, by the pid in the container), which `late` brings: in a thread of its
+        own."""
+        self._later, self._late, self._needs = later, late, needs
         thread = ThreadPoolExecutor(1, "arrangement")
         self._settling = thread.submit(self._settle)
-        self._supplying: Future[None] | None = thread.submit(self._supply_all) if lazy else None
+        if self._lazy is not None:
+            thread.submit(self._supply_all).add_done_callback(self._say_supplied)
         thread.shutdown(wait=False)
-        if self._supplying is not None:  # CRIU must not wait for pages that nobody will serve
-            self._supplying.add_done_callback(lambda future: interrupt() if future.exception() else None)
 
     def settled(self) -> None:
         """Until CRIU may read the page maps. Raises StepFailed when a page exists that never arrived."""
         self._settling.result()
 
-    def listen(self, images_fd: int, needs: Needs) -> LazyHandover:
+    def listen(self, images_fd: int) -> LazyHandover:
         """For the userfaultfds that CRIU hands over."""
         base = address_of(memoryview(self._store.map))
 
         def take(ns_pid: int, uffd: int) -> None:
+            self._supplied.result()
             assert self._lazy is not None
-            assert self._supplying is not None
-            self._supplying.result()
+            assert self._needs is not None
             supply = self._supplies[ns_pid]
-            space = LazySpace(uffd, supply, base, gives_back=True, needed=needs.of(ns_pid))
+            space = LazySpace(uffd, supply, base, gives_back=True, needed=self._needs.of(ns_pid))
             self._spaces[ns_pid] = space
             self._lazy.add(space)
 
-        return LazyHandover(images_fd, self._processes, take)
+        return LazyHandover(images_fd, len(pagemap_pids(self._images)), take)
 
     def missed(self) -> dict[int, Stretches]:
         """Where each process had to wait for its pages."""
         return {ns_pid: space.missed() for ns_pid, space in self._spaces.items()}
+
+    def _say_supplied(self, supplying: Future[None]) -> None:
+        error = supplying.exception()
+        if error is None:
+            self._supplied.set_result(None)
+        else:
+            self._supplied.set_exception(error)
+            self._interrupt()  # CRIU must not wait for pages that nobody will serve
 
     def _settle(self) -> list[LazyPages]:
         lazy = self._lazy is not None

@@ -15,7 +15,7 @@ from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.dump import Dump, stdio_pipes
 from whimbrel.migrate.gateways import drain, left_unread
 from whimbrel.migrate.job import Migration
-from whimbrel.migrate.pagechannel import Kind, RestoreOrder
+from whimbrel.migrate.pagechannel import Kind, RestoreOrder, RestoreStart
 from whimbrel.migrate.parts import Parts
 from whimbrel.migrate.quiet import until_quiet
 from whimbrel.migrate.rounds import round_of
@@ -65,15 +65,16 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
         if quiet_s and before.pages:  # not of the last round, and no round that says how fast pages cross
             job.say(f"{before.pages} pages crossed while a moment without work was waited for")
             before = Carried()
-    late, file_bytes = await _last_pages_and_files(job, parts)
+    start = RestoreStart(lazy=parts.strategy.lazy, stdio=stdio, staged=parts.strategy.carry is not Carry.STREAM)
+    if start.staged:  # the last pages are in the images
+        late, file_bytes = await _last_pages_and_files(job, parts)
+        delivered = await _deliver(job, parts, start)
+    else:
+        delivered = await _deliver(job, parts, start)
+        late, file_bytes = await _last_pages_and_files(job, parts)
     channel.limit(0)
-    async with job.step("freeze.copy"):
-        delivered = await hands.do(carrier.deliver, dump.images)
     async with job.step("freeze.restore"):
         order = RestoreOrder(
-            lazy=parts.strategy.lazy,
-            stdio=stdio,
-            staged=parts.strategy.carry is not Carry.STREAM,
             behind=carrier.ranges_behind(),
             beside=carrier.ranges_beside(),
             file_passes=parts.files.passes,
@@ -126,6 +127,16 @@ class _Meanwhile:
 async def _early(parts: Parts, meanwhile: _Meanwhile, dumped: threading.Event) -> tuple[Carried, Carried]:
     """Returns what crossed before and what did beside the dump."""
     return await meanwhile.crossed(), await parts.hands.do(parts.carrier.while_dumping, dumped.is_set)
+
+
+async def _deliver(job: Migration, parts: Parts, start: RestoreStart) -> Carried:
+    """CRIU's images cross, and it starts there. No limit holds them up."""
+    parts.channel.limit(0)
+    async with job.step("freeze.copy"):
+        delivered = await parts.hands.do(parts.carrier.deliver, parts.dump.images)
+        await parts.hands.do(parts.channel.send, Kind.START, 0, msgspec.msgpack.encode(start))
+    parts.channel.limit(job.request.bandwidth_bps)
+    return delivered
 
 
 async def _last_pages_and_files(job: Migration, parts: Parts) -> tuple[Carried, int]:

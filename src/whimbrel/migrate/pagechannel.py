@@ -9,7 +9,8 @@ that the destination's agent gave to the source's.
     ROUND    number = round; answered by ACK        everything up to here is in the store
     FILES    changed files, on a connection of their own: see `filestream`
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
-    RESTORE  msgpack RestoreOrder
+    START    msgpack RestoreStart                   CRIU may begin: its images are there
+    RESTORE  msgpack RestoreOrder                   all that the restore needs is there
     PROBE    anything, answered by ACK: how fast is the link?
     REQUEST  number = pid in the container, payload = a page number (uint64): send it now (post-copy only)
     READY    destination: restored, not yet running
@@ -86,19 +87,26 @@ class Kind(IntEnum):
     ACK = 12
     REQUEST = 13
     PROBE = 14
+    START = 15
 
 
-class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """What the destination cannot know: `stdio` maps CRIU's names of the old pipes (``pipe:[123]``) to 1 or 2;
-    `staged`: CRIU finds the pages in its image files, so the page store has none; `behind`: byte ranges that come
-    after the resume, by the pid in the container; `beside`: those that come during the restore, before GO;
-    `file_passes` of files must have arrived, whole and checked; `written`: files of a root on shared storage as the
-    source sees them (path, size, time of change in ns); `needed`: where the processes waited for their pages when they
-    last arrived (`memory.needed`); `datagrams`: what its UDP sockets held that it had not read."""
+class RestoreStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What CRIU is told when it begins: `lazy`: pages may come after the mappings are laid out; `stdio` maps CRIU's
+    names of the old pipes (``pipe:[123]``) to 1 or 2; `staged`: CRIU finds the pages in its image files, so the page
+    store has none."""
 
     lazy: bool
     stdio: dict[str, int]
     staged: bool = False
+
+
+class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """What the destination cannot know: `behind`: byte ranges that come after the resume, by the pid in the container;
+    `beside`: those that come during the restore, before GO; `file_passes` of files must have arrived, whole and
+    checked; `written`: files of a root on shared storage as the source sees them (path, size, time of change in ns);
+    `needed`: where the processes waited for their pages when they last arrived (`memory.needed`); `datagrams`: what its
+    UDP sockets held that it had not read."""
+
     behind: dict[int, bytes] = {}
     beside: dict[int, bytes] = {}
     file_passes: int = 0

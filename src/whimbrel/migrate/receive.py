@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -41,10 +41,11 @@ from whimbrel.memory.supply import Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.arrangement import Arrangement
 from whimbrel.migrate.backlog import unpack
+from whimbrel.migrate.handover import LazyHandover
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.laps import Laps
 from whimbrel.migrate.late import LatePages, later_than_restore
-from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder
+from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder, RestoreStart
 from whimbrel.migrate.pulse import Beat
 from whimbrel.migrate.receiveorder import MAX_ORDER_BYTES, ReceiveOrder
 from whimbrel.migrate.restoreplan import rehearse
@@ -114,6 +115,8 @@ class Receiver:
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
         self.arrangement: Arrangement | None = None
+        self.handover: LazyHandover | None = None
+        self._started: Future[None] | None = None
         self.late: LatePages | None = None
         self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
@@ -164,6 +167,9 @@ class Receiver:
                 channel.send(Kind.ACK, number)
             elif kind is Kind.IMAGES:
                 self._take_images(payload)
+            elif kind is Kind.START:
+                self.start = msgspec.msgpack.decode(payload, type=RestoreStart)
+                self._begin_restore(self.start)
             elif kind is Kind.RESTORE:
                 return msgspec.msgpack.decode(payload, type=RestoreOrder)
             elif kind is Kind.ABORT:
@@ -217,35 +223,23 @@ class Receiver:
         self.store.touch_no_more()
         coming = sum(total_bytes(ranges) for ranges in later_than_restore(order).values())
         last_bytes = (self.store.used_pages - self._used_before_last) * PAGE_BYTES + coming
-        whole = order.staged or not order.lazy
+        whole = self.start.staged or not self.start.lazy
         release = partial(self.reserve.release, None if whole else last_bytes + RESTORE_BYTES + SCATTERED_BYTES)
         threading.Thread(target=release, name="reserve", daemon=True).start()
 
-    def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
-        """Restore up to the moment before the first instruction, agree with the source, let it run."""
+    def _begin_restore(self, start: RestoreStart) -> None:
+        """CRIU starts while the last pages and files come: up to its point ``setup-namespaces`` it looks at neither."""
         assert self.criu is not None
-        self._release_reserve(order)
-        self.needs = Needs(Path(self.order.needed_file), order.needed)
-        laps = Laps()
-        self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
-        laps.lap("files")
-        if order.behind or order.beside:
-            self.late = LatePages(self, channel)
-        if not order.staged:
-            self.arrangement = Arrangement(
-                self.images,
-                self.store,
-                lazy=self.lazy if order.lazy else None,
-                later=later_than_restore(order),
-                late=self.late,
-                supplies=self.supplies,
-                interrupt=self.criu.interrupt,
+        if not start.staged:
+            lazy = self.lazy if start.lazy else None
+            arranged = self.arrangement = Arrangement(
+                self.images, self.store, lazy=lazy, supplies=self.supplies, interrupt=self.criu.interrupt
             )
+            self.handover = arranged.listen(self.images_fd) if start.lazy else None
         if self.landing.foreign:
             forget_masters(self.images)
-        if self.appearing is not None:
-            self.appearing.wait(order.written)
-            laps.lap("visible")
+        if not start.lazy:
+            write_word(self.work, WHOLE)
         opts = pb.Options(
             images_dir_fd=self.images_fd,
             tcp_established=True,
@@ -257,20 +251,45 @@ class Receiver:
             log_level=1,
             log_file="restore.log",
             root=str(self.root),
-            lazy_pages=order.lazy,
+            lazy_pages=start.lazy,
             external=self.landing.external,
             rst_sibling=self.landing.foreign,
         )
-        if not order.lazy:
-            write_word(self.work, WHOLE)
-        for name, stream in order.stdio.items():
+        for name, stream in start.stdio.items():
             if stream in self.stdio:
                 opts.inherit_fd.add(key=name, fd=self.stdio[stream])
-        handover = self.arrangement.listen(self.images_fd, self.needs) if self.arrangement and order.lazy else None
+        thread = ThreadPoolExecutor(1, "start-criu")
+        self._started = thread.submit(self._start_restore, opts)
+        thread.shutdown(wait=False)
+
+    def _start_restore(self, opts: pb.Options) -> None:
+        assert self.criu is not None
         self.criu.begin_restore(opts)
+        self.criu.advance("setup-namespaces")
+
+    def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
+        """Restore up to the moment before the first instruction, agree with the source, let it run."""
+        if self._started is None:
+            raise ProtocolMismatch("RESTORE is not due before START")
+        assert self.criu is not None
+        self._release_reserve(order)
+        needs = self.needs = Needs(Path(self.order.needed_file), order.needed)
+        laps, handover = Laps(), self.handover
+        self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
+        laps.lap("files")
+        if order.behind or order.beside:
+            self.late = LatePages(self, channel)
+        if self.arrangement is not None:
+            self.arrangement.begin(later_than_restore(order), self.late, needs)
+        if self.appearing is not None:
+            self.appearing.wait(order.written)
+            laps.lap("visible")
         with ThreadPoolExecutor(1, "buffers") as beside_criu:
             for point in ("setup-namespaces", "post-restore", "pre-resume"):
-                self.criu.advance(point)
+                if point == "setup-namespaces":
+                    self._started.result()
+                else:
+                    self.criu.advance(point)
                 failpoints.wait_at(f"receive.{point}")
                 laps.lap(f"criu to {point}")
                 if point == "setup-namespaces" and self.arrangement is not None:

@@ -80,11 +80,12 @@ class Carrier(Protocol):
         ...
 
     def last(self, images: Path) -> Carried:
-        """CRIU's images are written, to `images`: what the restore cannot begin without crosses."""
+        """CRIU's images are written, to `images`: the pages that the restore cannot do without cross, or are staged to
+        cross with the images."""
         ...
 
     def deliver(self, images: Path) -> Carried:
-        """CRIU's images cross, and with them whatever `last` staged."""
+        """CRIU's images cross, and with them whatever `last` staged: before it where nothing is."""
         ...
 
     def beside_restore(self, over: Callable[[], bool]) -> Carried:
