@@ -264,6 +264,54 @@ class MountEntry(_message.Message):
     master_id: int
     def __init__(self, shared_id: _Optional[int] = ..., master_id: _Optional[int] = ...) -> None: ...
 
+class InetSocket(_message.Message):
+    __slots__ = ("ino", "family", "state", "src_port", "dst_port", "src_addr", "dst_addr")
+    INO_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SRC_PORT_FIELD_NUMBER: _ClassVar[int]
+    DST_PORT_FIELD_NUMBER: _ClassVar[int]
+    SRC_ADDR_FIELD_NUMBER: _ClassVar[int]
+    DST_ADDR_FIELD_NUMBER: _ClassVar[int]
+    ino: int
+    family: int
+    state: int
+    src_port: int
+    dst_port: int
+    src_addr: _containers.RepeatedScalarFieldContainer[int]
+    dst_addr: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ino: _Optional[int] = ..., family: _Optional[int] = ..., state: _Optional[int] = ..., src_port: _Optional[int] = ..., dst_port: _Optional[int] = ..., src_addr: _Optional[_Iterable[int]] = ..., dst_addr: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FileEntry(_message.Message):
+    __slots__ = ("isk",)
+    ISK_FIELD_NUMBER: _ClassVar[int]
+    isk: InetSocket
+    def __init__(self, isk: _Optional[_Union[InetSocket, _Mapping]] = ...) -> None: ...
+
+class TcpStream(_message.Message):
+    __slots__ = ("inq_len", "inq_seq", "outq_len", "outq_seq", "opt_mask", "mss_clamp", "rcv_wscale", "timestamp", "snd_wnd", "rcv_wnd")
+    INQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    INQ_SEQ_FIELD_NUMBER: _ClassVar[int]
+    OUTQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    OUTQ_SEQ_FIELD_NUMBER: _ClassVar[int]
+    OPT_MASK_FIELD_NUMBER: _ClassVar[int]
+    MSS_CLAMP_FIELD_NUMBER: _ClassVar[int]
+    RCV_WSCALE_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    SND_WND_FIELD_NUMBER: _ClassVar[int]
+    RCV_WND_FIELD_NUMBER: _ClassVar[int]
+    inq_len: int
+    inq_seq: int
+    outq_len: int
+    outq_seq: int
+    opt_mask: int
+    mss_clamp: int
+    rcv_wscale: int
+    timestamp: int
+    snd_wnd: int
+    rcv_wnd: int
+    def __init__(self, inq_len: _Optional[int] = ..., inq_seq: _Optional[int] = ..., outq_len: _Optional[int] = ..., outq_seq: _Optional[int] = ..., opt_mask: _Optional[int] = ..., mss_clamp: _Optional[int] = ..., rcv_wscale: _Optional[int] = ..., timestamp: _Optional[int] = ..., snd_wnd: _Optional[int] = ..., rcv_wnd: _Optional[int] = ...) -> None: ...
+
 class Inventory(_message.Message):
     __slots__ = ("img_version", "fdinfo_per_id", "ns_per_id", "dump_uptime")
     IMG_VERSION_FIELD_NUMBER: _ClassVar[int]

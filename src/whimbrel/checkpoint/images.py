@@ -1,4 +1,5 @@
-"""The image files that Whimbrel reads and writes itself: inventory, memory maps, page maps.
+"""The image files that Whimbrel reads and writes itself: inventory, memory maps, page maps (TCP connections:
+`connections`).
 
 A CRIU image is two little-endian magic words, then entries, each a 32-bit length and a protobuf message.
 
@@ -52,7 +53,8 @@ def _write(path: Path, magic: int, entries: Iterable[bytes]) -> None:
     path.write_bytes(b"".join(parts))
 
 
-def _read(path: Path, magic: int) -> Iterator[bytes]:
+def read_entries(path: Path, magic: int) -> Iterator[bytes]:
+    """Raises StepFailed when it is no such image."""
     data = path.read_bytes()
     if len(data) < 8 or struct.unpack_from("<II", data) != (COMMON_MAGIC, magic):
         raise StepFailed(f"{path.name} is not the CRIU image it should be")
@@ -96,7 +98,7 @@ def pagemap_pids(images: Path) -> list[int]:
 
 
 def read_pagemap(images: Path, ns_pid: int) -> Pagemap:
-    entries = _read(images / f"pagemap-{ns_pid}.img", PAGEMAP_MAGIC)
+    entries = read_entries(images / f"pagemap-{ns_pid}.img", PAGEMAP_MAGIC)
     head = pb.PagemapHead.FromString(next(entries))
     ranges, flags = [], []
     for raw in entries:
@@ -140,7 +142,7 @@ def lazy_ranges(images: Path, ns_pid: int) -> Ranges:
     page at the stack pointer, we keep the whole. Memory that is wiped in children (MADV_WIPEONFORK) is left out, too:
     what would be placed in a child is what the kernel has just wiped there.
     """
-    mm = pb.MmEntry.FromString(next(_read(images / f"mm-{ns_pid}.img", MM_MAGIC)))
+    mm = pb.MmEntry.FromString(next(read_entries(images / f"mm-{ns_pid}.img", MM_MAGIC)))
     chosen = [
         (vma.start, vma.end)
         for vma in mm.vmas
@@ -164,7 +166,7 @@ def write_mappings(images: Path, ns_pid: int, ranges: Ranges) -> None:
 def private_ranges(images: Path, ns_pid: int) -> Ranges:
     """Mappings of which a dump holds pages: the private ones without the droppable, which read like them in maps.
     Raises StepFailed where one is of huge TLB."""
-    mm = pb.MmEntry.FromString(next(_read(images / f"mm-{ns_pid}.img", MM_MAGIC)))
+    mm = pb.MmEntry.FromString(next(read_entries(images / f"mm-{ns_pid}.img", MM_MAGIC)))
     private = [vma for vma in mm.vmas if vma.flags & MAP_PRIVATE]
     if any(vma.flags & MAP_HUGETLB for vma in private):
         raise StepFailed("the service made private huge-TLB memory meanwhile, which cannot be moved yet")
@@ -176,7 +178,7 @@ def restart_ranges(images: Path) -> Ranges:
     while one of them lacks, the restore stands still. Which process a thread belongs to is not looked up."""
     pages: set[int] = set()
     for path in images.glob("core-*.img"):
-        core = pb.CoreEntry.FromString(next(_read(path, CORE_MAGIC)))
+        core = pb.CoreEntry.FromString(next(read_entries(path, CORE_MAGIC)))
         if core.thread_core.HasField("rseq_entry"):
             pages.add(core.thread_core.rseq_entry.rseq_abi_pointer // PAGE_BYTES * PAGE_BYTES)
     return np.array([(page, page + PAGE_BYTES) for page in sorted(pages)], np.uint64).reshape(-1, 2)
@@ -186,7 +188,7 @@ def forget_masters(images: Path) -> None:
     """Let mounts that receive mounts from outside of the container ("slaves") be private: their senders are mounts of
     the node that it comes from. CRIU would look for them below the mounts that are made ready for it."""
     for path in images.glob("mountpoints-*.img"):
-        mounts = [pb.MountEntry.FromString(raw) for raw in _read(path, MOUNTS_MAGIC)]
+        mounts = [pb.MountEntry.FromString(raw) for raw in read_entries(path, MOUNTS_MAGIC)]
         inside = {mount.shared_id for mount in mounts} - {0}
         for mount in mounts:
             if mount.master_id not in inside:

@@ -48,6 +48,7 @@ from whimbrel.migrate.late import LatePages, later_than_restore
 from whimbrel.migrate.pagechannel import FillReport, Kind, PageChannel, RestoreOrder, RestoreStart
 from whimbrel.migrate.pulse import Beat
 from whimbrel.migrate.receiveorder import MAX_ORDER_BYTES, ReceiveOrder
+from whimbrel.migrate.resending import Resending
 from whimbrel.migrate.restoreplan import rehearse
 from whimbrel.migrate.settling import Appearing
 from whimbrel.migrate.staging.host import StageHost
@@ -296,6 +297,7 @@ class Receiver:
                     self.arrangement.settled()  # the page maps are read from here on
                     laps.lap("settle")
                 if point == "post-restore":  # all processes with their sockets are there
+                    sockets_s = time.monotonic()
                     widening = beside_criu.submit(self._widen)
                     if handover is not None and handover.has_all(HANDOVER_WAIT_S):
                         self.lazy.laid_out()
@@ -323,6 +325,7 @@ class Receiver:
             Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
         if self.late is not None:
             self.late.check()
+        resending = Resending(self.port, self.order.service, self.images, sockets_s)
         channel.send(Kind.READY)
         if self.late is not None:
             self.late.wait_for_go()
@@ -343,6 +346,7 @@ class Receiver:
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
+        resending.go_on()
         pid, landing = self.criu.restored_pid, self.landing
         if landing.runc_id:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))

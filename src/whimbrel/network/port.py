@@ -16,8 +16,9 @@ from pathlib import Path
 
 from pyroute2 import IPRoute, NetlinkError
 
+from whimbrel.model.connections import Connection
 from whimbrel.model.errors import Refused
-from whimbrel.network import netlink, netns
+from whimbrel.network import netlink, netns, resend
 from whimbrel.network.announce import Announcer
 from whimbrel.network.names import (
     BRIDGE,
@@ -168,6 +169,11 @@ class ServicePort:
         """What waits in the UDP sockets' receive queues (buffer size, as the kernel counts it)."""
         with explained(f"reading the socket queues of {service}", "is the service still on this node?"):
             return sum(netlink.receive_queues(self._ready(service).diag, socket.IPPROTO_UDP))
+
+    def silent(self, service: str) -> set[Connection]:
+        """Its TCP connections whose peers have acknowledged nothing since they were made, or restored, and are to."""
+        with explained(f"reading the connections of {service}", "is the service still on this node?"):
+            return resend.silent(self._ready(service).diag)
 
     def remove(self, service: str) -> None:
         """Remove port and namespace, whatever of them exists."""
