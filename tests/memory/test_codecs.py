@@ -72,9 +72,9 @@ def decoded(coded: Coded, before: Words) -> dict[int, bytes]:
     inside = in_block(codings)
     if inside.any():
         window = bytearray(PAGE_BYTES * int(inside.sum()))
-        packed, delta = (np.flatnonzero(codings == coding) for coding in (Coding.PACKED, Coding.DELTA))
-        Decoder().unpack(memoryview(coded.block), memoryview(window), delta, before)
-        contents[np.concatenate((packed, delta))] = np.frombuffer(window, np.uint64).reshape(-1, WORDS_PER_PAGE)
+        copies, delta = np.flatnonzero(codings == Coding.DELTA), np.flatnonzero(codings[inside] == Coding.DELTA)
+        Decoder().unpack(memoryview(coded.block), memoryview(window), copies, before, delta)
+        contents[inside] = np.frombuffer(window, np.uint64).reshape(-1, WORDS_PER_PAGE)
     return {int(page): words.tobytes() for page, words in zip(pages, contents, strict=True)}
 
 
@@ -167,7 +167,7 @@ def test_hostile_blocks_are_refused_within_the_memory_given(block: bytes) -> Non
     around = bytearray(b"\x55" * (PAGES + 2) * PAGE_BYTES)
     window = memoryview(around)[PAGE_BYTES:-PAGE_BYTES]
     with pytest.raises(ProtocolMismatch):
-        Decoder().unpack(memoryview(block), window, NONE, NO_COPIES)
+        Decoder().unpack(memoryview(block), window, NONE, NO_COPIES, NONE)
     assert around[:PAGE_BYTES] == around[-PAGE_BYTES:] == b"\x55" * PAGE_BYTES
 
 
@@ -176,7 +176,7 @@ def test_damaged_blocks_are_refused_or_are_the_same(noise: bytes, start: int, le
     block = block_of(GOOD[:start] + noise + GOOD[start + length :])
     window = bytearray(PAGES * PAGE_BYTES)
     try:
-        Decoder().unpack(memoryview(block), memoryview(window), NONE, NO_COPIES)
+        Decoder().unpack(memoryview(block), memoryview(window), NONE, NO_COPIES, NONE)
     except ProtocolMismatch:
         return
     assert int(np.frombuffer(window, np.uint64).sum()) == 0
@@ -192,7 +192,7 @@ def test_copies_that_came_apart_are_noticed() -> None:
     other = before.copy()
     other[3, 3] ^= np.uint64(1)
     with pytest.raises(ProtocolMismatch, match="come apart"):
-        Decoder().unpack(memoryview(coded.block), memoryview(window), np.arange(PAGES), other)
+        Decoder().unpack(memoryview(coded.block), memoryview(window), np.arange(PAGES), other, np.arange(PAGES))
 
 
 def test_copies_are_renewed_where_asked_for() -> None:
@@ -260,5 +260,22 @@ def test_differences_that_do_not_add_up_are_refused(bytes_sent: bytes) -> None:
             memoryview(around)[PAGE_BYTES:-PAGE_BYTES],
             np.array([0, 1]),
             np.zeros((2, WORDS_PER_PAGE), np.uint64),
+            np.array([0, 1]),
         )
     assert around[:PAGE_BYTES] == around[-PAGE_BYTES:] == b"\x55" * PAGE_BYTES
+
+
+@pytest.mark.parametrize("slot", [-1, 2, 2**62])
+def test_copies_that_are_not_there_are_none(slot: int) -> None:
+    """The compiled part looks before it reads: it would read this process's other memory."""
+    copies, slots = np.ones((2, WORDS_PER_PAGE), np.uint64), np.array([1, slot])
+    words = np.ones((2, WORDS_PER_PAGE), np.uint64)
+    coded = Encoder().packed(ranges_with_gaps(2), memoryview(words.tobytes()), Before(slots, copies, renews=True))
+    assert [Coding(coding).name for coding in coded.codings] == ["SAME", "PACKED"]
+    block = block_of(zstandard.ZstdCompressor().compress(differences({}, {})), total=2 * WORDS_PER_PAGE)
+    window = memoryview(bytearray(2 * PAGE_BYTES))
+    Decoder().unpack(memoryview(block), window, np.array([1, 0]), copies, np.array([0, 1]))
+    with pytest.raises(ProtocolMismatch):
+        Decoder().unpack(memoryview(block), window, slots, copies, np.array([0, 1]))
+    with pytest.raises(IndexError):
+        Decoder().unpack(memoryview(block), window, np.array([1, 0]), copies, np.array([0, 2]))

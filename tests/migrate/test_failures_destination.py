@@ -33,8 +33,8 @@ AGENT_POINTS = [
     *thorough("receive.setup-namespaces", "receive.pre-resume", "receive.post-restore"),
 ]
 CRIU_POINTS = [
-    *("prepare.ready", "rounds", "freeze.dump", "receive.setup-namespaces", "receive.pre-resume"),
-    *thorough("freeze.hold", "freeze.stop", "freeze.pages", "freeze.files", "freeze.copy", "freeze.restore"),
+    *("prepare.ready", "rounds", "freeze.dump", "freeze.pages", "receive.setup-namespaces", "receive.pre-resume"),
+    *thorough("freeze.hold", "freeze.stop", "freeze.files", "freeze.copy", "freeze.restore"),
     *thorough("receive.post-restore", "receive.ready"),
 ]
 RECEIVER_POINTS = ["freeze.pages", "receive.ready", *thorough("rounds", "receive.pre-resume")]
@@ -77,6 +77,7 @@ def test_criu_killed_at_the_destination(running: Running, point: str) -> None:
     count, _ = running.user.ask("count")
     record = disturb(running, point, lambda: kill_all(criu_pids(running.lab, DESTINATION)))
     assert record.outcome is Outcome.ROLLED_BACK
+    assert "CRIU" in record.error
     source_is_whole(running, count)
     destination_is_clean(running)
 

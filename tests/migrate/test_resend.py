@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import subprocess
 import time
@@ -24,7 +25,7 @@ from whimbrel.model.errors import StepFailed
 from whimbrel.model.migration import Outcome
 from whimbrel.network import netns
 from whimbrel.network.netlink import NETLINK_SOCK_DIAG, NetlinkSocket, TcpConnection, tcp_connections
-from whimbrel.network.resend import segments
+from whimbrel.network.resend import LEAST_SEGMENT_BYTES, segments
 
 
 def _connections(running: Running, node: str) -> list[TcpConnection]:
@@ -60,6 +61,14 @@ def _wait_until_unanswered(running: Running) -> None:
         time.sleep(0.005)
 
 
+def _retransmissions(running: Running) -> int:
+    """How many segments the kernel has sent again on the restored connection."""
+    space = running.lab.state_dir(DESTINATION) / "netns" / running.name
+    told = netns.call(space, lambda: subprocess.check_output(["ss", "-tinH"], text=True))
+    found = re.search(r" retrans:\d+/(\d+)", told)
+    return int(found.group(1)) if found else 0
+
+
 def test_a_lost_answer_is_sent_again_before_the_kernel_would(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel sends it again after a second: by then it must have been acknowledged, so without its doing."""
     count, _ = running.user.ask("count")
@@ -73,20 +82,22 @@ def test_a_lost_answer_is_sent_again_before_the_kernel_would(running: Running, m
     again, _ = (int(word) for word in running.user._buffer.readline().split())
     assert again > count
     deadline_s = time.monotonic() + 20
-    while not (connection := _connections(running, DESTINATION)[0]).acked_bytes:
+    while not _connections(running, DESTINATION)[0].acked_bytes:
         assert time.monotonic() < deadline_s, "the answer is not acknowledged"
         time.sleep(0.005)
-    assert not connection.retransmitted_segments, "the kernel has done it"
+    assert _retransmissions(running) == 0, "the kernel has done it"
     state_is_right(running)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:10], lambda data: bytes(4) + data[4:], lambda data: data[:20]])
-def test_images_that_are_none_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_what_was_sent_is_told_and_images_that_are_none_are_refused(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     sock = pb.InetSocket(ino=0xAB, family=2, state=1, src_port=80, dst_port=9, src_addr=[0x0100007F], dst_addr=[2])
-    stream = pb.TcpStream(inq_len=2, inq_seq=7, outq_len=3, outq_seq=1, opt_mask=0, mss_clamp=1460)
+    stream = pb.TcpStream(inq_len=2, inq_seq=7, outq_len=6, unsq_len=3, outq_seq=4, opt_mask=0, mss_clamp=1460)
     _write(tmp_path / "files.img", FILES_MAGIC, pb.FileEntry(isk=sock))
     file = tmp_path / "tcp-stream-ab.img"
-    _write(file, TCP_STREAM_MAGIC, stream, b"inout")
+    _write(file, TCP_STREAM_MAGIC, stream, b"inoutnot")
     connection = Connection(("127.0.0.1", 80), ("2.0.0.0", 9))
     assert unacknowledged(tmp_path, ()) == {}
     (waiting,) = unacknowledged(tmp_path, {connection}).values()
@@ -104,9 +115,11 @@ def _write(path: Path, magic: int, entry: Message, more: bytes = b"") -> None:
 def test_segments_are_cut_as_the_connection_says() -> None:
     """Numbers wrap; timestamps take room; the clock is that of the connection."""
     contents = bytes(range(256)) * 20
-    waiting = Unacknowledged(2**32 - 1448, 5, 63, 1460, contents, stamp=2**32 - 10)
-    packets = list(segments(Connection(("10.0.0.1", 80), ("10.0.0.2", 9)), waiting, age_s=0.025))
+    connection = Connection(("10.0.0.1", 80), ("10.0.0.2", 9))
+    waiting = Unacknowledged(2**32 - 1448, 5, 63, contents, stamp=2**32 - 10)
+    packets = list(segments(connection, waiting, 1448, age_s=0.025))
     assert b"".join(packet[52:] for packet in packets) == contents
     assert [len(packet) for packet in packets] == [1500, 1500, 1500, 20 + 32 + 5120 - 3 * 1448]
     assert [struct.unpack_from("!I", packet, 24)[0] for packet in packets] == [2**32 - 1448, 0, 1448, 2896]
     assert {struct.unpack_from("!I", packet, 44)[0] for packet in packets} == {15}
+    assert len(list(segments(connection, waiting, 0, age_s=0.0))) == -(-len(contents) // LEAST_SEGMENT_BYTES)

@@ -1,7 +1,8 @@
-"""TCP connections as CRIU's images have them: what of each had been sent, and by what it was acknowledged.
+"""TCP connections as CRIU's images have them: what of each had been sent and was not acknowledged.
 
 Of a connection there is an entry of ``files.img`` (who speaks with whom) and a file ``tcp-stream-INODE.img``: one
-entry, then what its program had not read yet, then what its peer had not acknowledged.
+entry, then what its program had not read yet, then what its peer had not acknowledged, the last of which had not even
+been sent.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ ESTABLISHED, CLOSE_WAIT = 1, 8
 """In the others the end of the stream counts as sent, too."""
 AF_INET, AF_INET6 = 2, 10
 MAPPED = bytes(10) + b"\xff\xff"
+KEPT_BYTES = 1 << 16
+"""More is not sent again at once."""
 TCPI_OPT_TIMESTAMPS, TCPI_OPT_USEC_TS = 1, 64
 
 
@@ -35,7 +38,10 @@ def unacknowledged(images: Path, among: Container[Connection]) -> Mapping[Connec
 
 def _unacknowledged(images: Path, among: Container[Connection]) -> Iterator[tuple[Connection, Unacknowledged]]:
     for raw in read_entries(images / "files.img", FILES_MAGIC):
-        sock = pb.FileEntry.FromString(raw).isk
+        try:
+            sock = pb.FileEntry.FromString(raw).isk
+        except DecodeError as error:
+            raise StepFailed("files.img is not the CRIU image it should be") from error
         connection = _connection(sock)
         if connection is None or connection not in among or sock.state not in (ESTABLISHED, CLOSE_WAIT):
             continue
@@ -68,13 +74,13 @@ def _stream(path: Path) -> Unacknowledged:
     contents = data[12 + size + stream.inq_len :]
     if (common, magic) != (COMMON_MAGIC, TCP_STREAM_MAGIC) or len(data) < 12 + size or len(contents) < stream.outq_len:
         raise StepFailed(f"{path.name} is not the CRIU image it should be")
-    stamped = bool(stream.opt_mask & TCPI_OPT_TIMESTAMPS)
+    # not what was never sent: of an acknowledgement that is ahead of it the kernel takes no notice
+    sent_bytes = min(stream.outq_len - stream.unsq_len, KEPT_BYTES)
     return Unacknowledged(
         sequence=(stream.outq_seq - stream.outq_len) % (1 << 32),
         acknowledges=stream.inq_seq,
         window=min(stream.rcv_wnd >> stream.rcv_wscale, 0xFFFF),
-        segment_bytes=stream.mss_clamp,
-        contents=contents[: min(stream.outq_len, stream.snd_wnd or len(contents))],
-        stamp=stream.timestamp if stamped else None,
+        contents=contents[: min(sent_bytes, stream.snd_wnd) if stream.HasField("snd_wnd") else sent_bytes],
+        stamp=stream.timestamp if stream.opt_mask & TCPI_OPT_TIMESTAMPS else None,
         stamps_per_s=1_000_000 if stream.opt_mask & TCPI_OPT_USEC_TS else 1_000,
     )

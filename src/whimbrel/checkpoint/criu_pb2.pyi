@@ -289,7 +289,7 @@ class FileEntry(_message.Message):
     def __init__(self, isk: _Optional[_Union[InetSocket, _Mapping]] = ...) -> None: ...
 
 class TcpStream(_message.Message):
-    __slots__ = ("inq_len", "inq_seq", "outq_len", "outq_seq", "opt_mask", "mss_clamp", "rcv_wscale", "timestamp", "snd_wnd", "rcv_wnd")
+    __slots__ = ("inq_len", "inq_seq", "outq_len", "outq_seq", "opt_mask", "mss_clamp", "rcv_wscale", "timestamp", "unsq_len", "snd_wnd", "rcv_wnd")
     INQ_LEN_FIELD_NUMBER: _ClassVar[int]
     INQ_SEQ_FIELD_NUMBER: _ClassVar[int]
     OUTQ_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -298,6 +298,7 @@ class TcpStream(_message.Message):
     MSS_CLAMP_FIELD_NUMBER: _ClassVar[int]
     RCV_WSCALE_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    UNSQ_LEN_FIELD_NUMBER: _ClassVar[int]
     SND_WND_FIELD_NUMBER: _ClassVar[int]
     RCV_WND_FIELD_NUMBER: _ClassVar[int]
     inq_len: int
@@ -308,9 +309,10 @@ class TcpStream(_message.Message):
     mss_clamp: int
     rcv_wscale: int
     timestamp: int
+    unsq_len: int
     snd_wnd: int
     rcv_wnd: int
-    def __init__(self, inq_len: _Optional[int] = ..., inq_seq: _Optional[int] = ..., outq_len: _Optional[int] = ..., outq_seq: _Optional[int] = ..., opt_mask: _Optional[int] = ..., mss_clamp: _Optional[int] = ..., rcv_wscale: _Optional[int] = ..., timestamp: _Optional[int] = ..., snd_wnd: _Optional[int] = ..., rcv_wnd: _Optional[int] = ...) -> None: ...
+    def __init__(self, inq_len: _Optional[int] = ..., inq_seq: _Optional[int] = ..., outq_len: _Optional[int] = ..., outq_seq: _Optional[int] = ..., opt_mask: _Optional[int] = ..., mss_clamp: _Optional[int] = ..., rcv_wscale: _Optional[int] = ..., timestamp: _Optional[int] = ..., unsq_len: _Optional[int] = ..., snd_wnd: _Optional[int] = ..., rcv_wnd: _Optional[int] = ...) -> None: ...
 
 class Inventory(_message.Message):
     __slots__ = ("img_version", "fdinfo_per_id", "ns_per_id", "dump_uptime")

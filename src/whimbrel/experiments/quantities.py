@@ -31,7 +31,8 @@ def round_part(number: int, part: str, label: str) -> Quantity:
 
 
 def _restore_ms(record: MigrationRecord) -> float | None:
-    """From the arrival of the images to the first instruction: what is left of the freeze."""
+    """From the arrival of images, last pages and files to the first instruction: what is left of the freeze. (Where
+    pages are streamed CRIU starts before, when its images are there.)"""
     before = phase_ms(record, "freeze.stop", "freeze.dump", "freeze.pages", "freeze.files", "freeze.copy")
     return None if before is None else record.freeze_ms - before
 

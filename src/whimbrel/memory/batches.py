@@ -19,7 +19,7 @@ from whimbrel.memory.ranges import Ranges, union
 from whimbrel.memory.tracker import ProcessPages
 from whimbrel.model.units import PAGE_BYTES
 
-BATCH_BYTES = 1 << 21
+BATCH_BYTES, SHORT_BYTES = 1 << 21, 1 << 18
 
 T = TypeVar("T")
 
@@ -84,7 +84,8 @@ class Pieces:
 
 
 class ReadAhead:
-    """Reads pieces: one thread reads the next while the caller uses this one. For one caller at a time.
+    """Reads pieces: one thread reads the next while the caller uses this one. For one caller at a time. Few pages
+    the caller reads itself: another thread wakes up a millisecond later on a busy machine.
 
     Buffers and thread stay for the next call: to make them anew took longer than to read the few pages of a freeze."""
 
@@ -92,9 +93,9 @@ class ReadAhead:
         self._buffers: list[bytearray] = []
         self._reader = ThreadPoolExecutor(1, "read-pages")
 
-    def batches(self, pieces: PieceSource, make: Callable[[Pages], T]) -> Iterator[T]:
-        """Each piece read, and as `make` returns it; `make` runs in the reading thread. Contents are good until the
-        next batch is asked for."""
+    def batches(self, pieces: PieceSource, make: Callable[[Pages], T], *, size_bytes: int = BATCH_BYTES) -> Iterator[T]:
+        """Each piece read, and as `make` returns it; `make` runs where they are read. Contents are good until the
+        next batch is asked for. `size_bytes`: so much comes."""
         while len(self._buffers) < 2:
             self._buffers.append(bytearray(BATCH_BYTES))
 
@@ -106,6 +107,13 @@ class ReadAhead:
             pages = _read(piece, buffer, keep_shared=pieces.of_several, with_vanished=pieces.with_vanished)
             return (make(pages) if len(pages.contents) else None), True
 
+        if size_bytes <= SHORT_BYTES:
+            more = True
+            while more:
+                ready, more = read(self._buffers[0])
+                if ready is not None:
+                    yield ready
+            return
         turn = 0
         reading: Future[tuple[T | None, bool]] = self._reader.submit(read, self._buffers[0])
         try:

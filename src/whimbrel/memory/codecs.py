@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from whimbrel.memory.comparing import LEAST_BYTES, MOST_BYTES, WORDS_PER_PAGE, Before, Comparison, Words, apply
+from whimbrel.memory.comparing import WORDS_PER_PAGE, Before, Comparison, Words, apply, bounds_bytes
 from whimbrel.memory.ranges import Ranges
-from whimbrel.memory.store import Pages, pages_of
+from whimbrel.memory.store import Pages, pages_of, runs_of
 from whimbrel.model.errors import ProtocolMismatch
 from whimbrel.model.units import PAGE_BYTES
 
@@ -190,35 +190,51 @@ def from_runs(runs: Ranges) -> tuple[Pages, Codings]:
 
 
 class Decoder:
-    """Decodes blocks, for one thread. Takes no more memory than it is given, whatever the block says."""
+    """Decodes blocks, for one thread. Beside the memory that it is given it takes no more than a page and 64 bytes for
+    each difference, whatever the block says."""
 
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+        self._differences = np.empty(0, np.uint8)
 
-    def unpack(self, block: memoryview, into: memoryview, slots: npt.NDArray[np.int64], copies: Words) -> None:
-        """Fill `into` with the pages of `block`: first those that are packed, then one for each of `slots`, the
-        differences from those of the `copies`.
+    def unpack(
+        self,
+        block: memoryview,
+        into: memoryview,
+        slots: npt.NDArray[np.int64],
+        copies: Words,
+        delta: npt.NDArray[np.int64],
+    ) -> None:
+        """Fill `into` with the pages of `block`: number `delta[i]` (ascending) is a difference from `copies[slots[i]]`,
+        the others are there as they are.
 
         Raises ProtocolMismatch when it is no block of exactly so many pages, or a sum is wrong.
         """
         words = as_words(into)
-        whole = len(words) - len(slots)
-        differences = self._decompress(block[_SUM.size :], into[: whole * PAGE_BYTES], len(slots))
-        if not apply(differences, slots, copies, words[whole:]):
+        whole = np.ones(len(words), bool)
+        whole[delta] = False
+        differences = self._decompress(block[_SUM.size :], into, runs_of(np.flatnonzero(whole)), len(delta))
+        if not apply(differences, slots, copies, delta, words):
             raise ProtocolMismatch("a block of pages has no differences where they should be")
         if _sum(words) != _SUM.unpack_from(block)[0]:
             raise ProtocolMismatch("pages differ from what the source sent: its copies and ours have come apart")
 
-    def _decompress(self, frame: memoryview, into: memoryview, differences: int) -> npt.NDArray[np.uint8]:
-        """Fills `into`, and returns what follows: the bytes of so many differences."""
+    def _decompress(
+        self, frame: memoryview, into: memoryview, whole: npt.NDArray[np.int64], differences: int
+    ) -> npt.NDArray[np.uint8]:
+        """Fills the runs of pages that are `whole`, and returns what follows: the bytes of so many differences."""
         try:
-            rest_bytes = zstandard.frame_content_size(frame) - len(into)
-            if not differences * LEAST_BYTES <= rest_bytes <= differences * MOST_BYTES:
+            rest_bytes = zstandard.frame_content_size(frame) - int(whole[:, 1].sum()) * PAGE_BYTES
+            least_bytes, most_bytes = bounds_bytes(differences)
+            if not least_bytes <= rest_bytes <= most_bytes:
                 raise ProtocolMismatch("a block of pages has another length than its runs")
-            rest = np.empty(rest_bytes, np.uint8)
+            if len(self._differences) < rest_bytes:
+                self._differences = np.empty(rest_bytes, np.uint8)
+            rest = self._differences[:rest_bytes]
             with self._zstd.stream_reader(frame) as reader:
-                for part in (into, rest.data):
-                    _fill(part, reader)
+                for first, count in whole.tolist():
+                    _fill(into[first * PAGE_BYTES : (first + count) * PAGE_BYTES], reader)
+                _fill(rest.data, reader)
                 if reader.read(1):
                     raise ProtocolMismatch("a block of pages is longer than it says")
             return rest

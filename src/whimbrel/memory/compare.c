@@ -14,9 +14,11 @@ enum { WORDS = 512, LINE_WORDS = 64, LINES = WORDS / LINE_WORDS, PAGE_BYTES = WO
 enum { LINE_BYTES = LINE_WORDS * 8 };
 enum coding { RAW, ZERO, PACKED, DELTA, SAME };
 /* With more words changed than so many its contents pack better than its difference. */
-const int MOST_CHANGED = WORDS / 2;
+enum { MOST_CHANGED = WORDS / 2 };
 
 const char SOURCE[] = SOURCE_DIGEST; /* of this file */
+/* What `compare` may need for the difference of one page; and what a difference has at least. */
+const int ROOM_BYTES = MAPS_BYTES + MOST_CHANGED * 8, LEAST_BYTES = MAPS_BYTES;
 
 struct page {
     uint64_t words[WORDS];
@@ -63,20 +65,19 @@ static int64_t xored(const struct page *now, const struct page *before, const ui
     return count;
 }
 
-/* How each of `count` pages crosses: `codings` become ZERO, SAME, DELTA or PACKED. `slots[i]`: which of the `copies`
- * is that of page i, below 0: there is none. The differences follow each other in `differences`, with room for half a
- * page and the bitmaps for each page; `sum` becomes that of the words of all DELTA pages as they are now. If it `renews`
+/* How each of `count` pages crosses: `codings` become ZERO, SAME, DELTA or PACKED. `slots[i]`: which of the `copies`,
+ * of which there are so many, is that of page i; any other number: there is none. The differences follow each other in
+ * `differences`, with ROOM_BYTES for each page; `sum` becomes that of the words of all DELTA pages as they are now. If it `renews`
  * them, the copies are as the pages are from now on, but not number 0, which all pages of zeros have in common. Returns
  * the bytes of all differences. */
-int64_t compare(const struct page *pages, int64_t count, const int64_t *slots, struct page *copies, bool renews,
-                uint8_t *codings, char *differences, uint64_t *sum)
+int64_t compare(const struct page *pages, int64_t count, const int64_t *slots, struct page *copies, int64_t copy_count,
+                bool renews, uint8_t *codings, char *differences, uint64_t *sum)
 {
     char *end = differences;
     *sum = 0;
     for (int64_t i = 0; i < count; i++) {
         const struct page *now = pages + i;
-        struct page *before = slots[i] < 0 ? NULL : copies + slots[i];
-        bool renewed = renews && slots[i] > 0;
+        struct page *before = slots[i] < 0 || slots[i] >= copy_count ? NULL : copies + slots[i];
         uint64_t maps[LINES];
         int changed = before ? differing(now, before, maps) : WORDS;
         if (is_zero(now))
@@ -92,22 +93,23 @@ int64_t compare(const struct page *pages, int64_t count, const int64_t *slots, s
             end += 8 * xored(now, before, maps, (uint64_t *)end);
             *sum += sum_of(now);
         }
-        if (renewed && changed)
+        if (renews && before && slots[i] > 0 && changed)
             memcpy(before, now, PAGE_BYTES);
     }
     return end - differences;
 }
 
-/* The other way: `count` pages, number i out of number `slots[i]` of the `copies` and its difference. False when the
- * `size` bytes of differences are not just as many as that takes. */
+/* The other way: `count` pages, made out of number `slots[i]` of the `copies` and difference i, at number `places[i]` of
+ * the `pages`. False when the `size` bytes of differences are not just as many as that takes, or there is no such copy. */
 bool apply(const char *differences, int64_t size, int64_t count, const int64_t *slots, const struct page *copies,
-           struct page *pages)
+           int64_t copy_count, const int64_t *places, struct page *pages)
 {
     const char *at = differences, *end = differences + size;
     for (int64_t i = 0; i < count; i++) {
         uint64_t maps[LINES];
         int64_t changed = 0;
-        if (end - at < MAPS_BYTES)
+        struct page *page = pages + places[i];
+        if (end - at < MAPS_BYTES || slots[i] < 0 || slots[i] >= copy_count)
             return false;
         memcpy(maps, at, MAPS_BYTES);
         at += MAPS_BYTES;
@@ -115,12 +117,12 @@ bool apply(const char *differences, int64_t size, int64_t count, const int64_t *
             changed += __builtin_popcountll(maps[line]);
         if (end - at < 8 * changed)
             return false;
-        memcpy(pages + i, copies + slots[i], PAGE_BYTES);
+        memcpy(page, copies + slots[i], PAGE_BYTES);
         for (int line = 0; line < LINES; line++)
             for (uint64_t left = maps[line]; left; left &= left - 1) {
                 uint64_t word;
                 memcpy(&word, at, 8);
-                pages[i].words[line * LINE_WORDS + __builtin_ctzll(left)] ^= word;
+                page->words[line * LINE_WORDS + __builtin_ctzll(left)] ^= word;
                 at += 8;
             }
     }

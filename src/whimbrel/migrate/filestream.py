@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from whimbrel.migrate.pagechannel import Kind, PageChannel
-from whimbrel.model.errors import BadInput, ProtocolMismatch, StepFailed, WhimbrelError
+from whimbrel.model.errors import BadInput, ProtocolMismatch, WhimbrelError
 from whimbrel.storage.blocks import BLOCK_SIZES
 from whimbrel.storage.records import Record, decode_all, encode
 from whimbrel.storage.treesink import TreeSink
@@ -143,15 +143,6 @@ class RecordReader:
             if kind is Kind.ROUND:
                 return number
             self._channel.check(kind, number, payload, Kind.FILES)
-
-    def drain(self) -> None:
-        """Read on and throw away, so that the other side comes to read why this one gave up."""
-        try:
-            while True:
-                _, _, _, size = self._channel.receive_header()
-                self._channel.receive_payload(min(size, MOST_FRAME_BYTES))
-        except (StepFailed, ProtocolMismatch):
-            return
 
 
 def _decoded(payload: memoryview) -> list[Record]:

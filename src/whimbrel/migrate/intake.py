@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from whimbrel.memory.codecs import MAX_BATCH_PAGES, Coding, Codings, Decoder, from_runs
+from whimbrel.memory.codecs import MAX_BATCH_PAGES, Coding, Codings, Decoder, from_runs, in_block
 from whimbrel.memory.store import UNKNOWN, ZERO_SLOT, Pages, PageStore
 from whimbrel.migrate.pagechannel import PageChannel
 from whimbrel.model.errors import ProtocolMismatch
@@ -70,14 +70,14 @@ class PageIntake:
         """The block, if there is one, into the rest of `window`, which begins at slot `first`; returns where every
         page lies now."""
         slots = self._known(ns_pid, pages, codings)
-        where = {coding: codings == coding for coding in (Coding.RAW, Coding.PACKED, Coding.DELTA)}
+        raw, packed = codings == Coding.RAW, in_block(codings)
+        raw_pages = int(np.count_nonzero(raw))
         if block_bytes:
-            raw_bytes = int(np.count_nonzero(where[Coding.RAW])) * PAGE_BYTES
-            self._unpack(channel, block_bytes, window[raw_bytes:], slots[where[Coding.DELTA]])
-        for of_coding in where.values():  # so they lie in the window
-            count = int(np.count_nonzero(of_coding))
-            slots[of_coding] = np.arange(first, first + count)
-            first += count
+            delta = codings[packed] == Coding.DELTA
+            into = window[raw_pages * PAGE_BYTES :]
+            self._unpack(channel, block_bytes, into, slots[packed][delta], np.flatnonzero(delta))
+        slots[raw] = np.arange(first, first + raw_pages)
+        slots[packed] = np.arange(first + raw_pages, first + len(window) // PAGE_BYTES)
         slots[codings == Coding.ZERO] = ZERO_SLOT
         return slots
 
@@ -91,9 +91,16 @@ class PageIntake:
                 raise ProtocolMismatch("the source builds on pages that never came here")
         return slots
 
-    def _unpack(self, channel: PageChannel, size: int, into: memoryview, before: npt.NDArray[np.int64]) -> None:
+    def _unpack(
+        self,
+        channel: PageChannel,
+        size: int,
+        into: memoryview,
+        before: npt.NDArray[np.int64],
+        delta: npt.NDArray[np.int64],
+    ) -> None:
         if len(self._block) < size:
             self._block = bytearray(size)
         block = memoryview(self._block)[:size]
         channel.receive_exactly(block)
-        self._decoder.unpack(block, into, before, self._store.words())
+        self._decoder.unpack(block, into, before, self._store.words(), delta)

@@ -86,6 +86,7 @@ class Nursery:
             with self._gate:
                 self._start()
             return None
+        nursery_main.load_compiled()  # for both
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:

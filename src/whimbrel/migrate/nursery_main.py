@@ -26,7 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from whimbrel.memory.placing import library
+from whimbrel.memory import comparing, placing
 from whimbrel.migrate import receive, sendfiles
 from whimbrel.model.errors import WhimbrelError
 
@@ -108,10 +108,16 @@ def serve(channel: socket.socket) -> Callable[[], int] | None:
             os.close(fd)
 
 
+def load_compiled() -> None:
+    """Those parts that fit what is imported here, whatever is installed while the agent runs."""
+    for load in (placing.library, comparing.library):
+        with suppress(WhimbrelError):  # whoever needs it says what is wrong
+            load()
+
+
 def run(channel: socket.socket) -> int:
     """What this process is for. Returns in the nursery and in each child; the process is to end then."""
-    with suppress(WhimbrelError):  # whoever needs it says what is wrong
-        library()  # the one that fits what is imported here, whatever is installed while the agent runs
+    load_compiled()
     gc.collect()
     gc.freeze()  # what is imported stays shared with the children: a collection would write to all of it
     gc.disable()

@@ -10,7 +10,7 @@ that the destination's agent gave to the source's.
     FILES    changed files, on a connection of their own: see `filestream`
     IMAGES   msgpack {name: bytes}                  what CRIU wrote
     START    msgpack RestoreStart                   CRIU may begin: its images are there
-    RESTORE  msgpack RestoreOrder                   all that the restore needs is there
+    RESTORE  msgpack RestoreOrder                   all is there but what it names as to come
     PROBE    anything, answered by ACK: how fast is the link?
     REQUEST  number = pid in the container, payload = a page number (uint64): send it now (post-copy only)
     READY    destination: restored, not yet running
@@ -35,6 +35,8 @@ pages that are coded alike (`memory.codecs.Coding`), ascending. At most 4,096 pa
 
 from __future__ import annotations
 
+import contextlib
+import math
 import socket
 import struct
 import threading
@@ -52,6 +54,7 @@ HEADER = struct.Struct("<B3xIQQ")
 MAX_PAYLOAD_BYTES = 1 << 34
 MAX_RANGES = 1 << 20
 COPIED_BYTES = 1 << 14
+DRAINED_BYTES = 1 << 16
 NOT_SENT_BYTES = 128 << 10
 PROBE_BYTES = 64 << 10
 PROBE_ENOUGH_S = 0.02
@@ -279,6 +282,17 @@ class PageChannel:
             raise GivenUp(payload.decode(errors="replace"))
         if kind is not wanted or (number is not None and got != number):
             raise ProtocolMismatch(f"{kind.name} {got} where {wanted.name} was due")
+
+    def drain(self, within_s: float = math.inf) -> None:
+        """Say that nothing more comes from here, and throw away what does, until the other side has ended as well: so
+        that it comes to read why."""
+        until_s = time.monotonic() + within_s
+        with contextlib.suppress(OSError):  # the other side was faster
+            self.sock.shutdown(socket.SHUT_WR)
+            while (left_s := until_s - time.monotonic()) > 0:
+                self.sock.settimeout(None if left_s == math.inf else left_s)
+                if not self.sock.recv(DRAINED_BYTES):
+                    return
 
     def close(self) -> None:
         self.sock.close()

@@ -47,14 +47,16 @@ class PageSender:
     ) -> tuple[Carried, list[ProcessPages]]:
         """Send pages until it is `enough`; returns those that were not sent, too. At no time is the link given more
         than it carries in `ahead_s`, as far as its rate is known: whatever is sent next waits behind that."""
-        pieces = Pieces(dirty, self._begin(sum(process.size_bytes for process in dirty), enough, ahead_s))
-        return self._send(pieces), pieces.left()
+        size_bytes = sum(process.size_bytes for process in dirty)
+        pieces = Pieces(dirty, self._begin(size_bytes, enough, ahead_s))
+        return self._send(pieces, size_bytes), pieces.left()
 
     def send_left(
         self, backlog: Backlog, enough: Callable[[], bool], *, ahead_s: float, most_bytes: int = BATCH_BYTES
     ) -> Carried:
         """The same for a backlog, from which another thread may take; at most `most_bytes` at once."""
-        return self._send(Portions(backlog, self._begin(backlog.left_bytes, enough, ahead_s, most_bytes)))
+        size_bytes = backlog.left_bytes
+        return self._send(Portions(backlog, self._begin(size_bytes, enough, ahead_s, most_bytes)), size_bytes)
 
     def _begin(
         self, size_bytes: int, enough: Callable[[], bool], ahead_s: float, most_bytes: int = BATCH_BYTES
@@ -80,10 +82,10 @@ class PageSender:
 
         return batch_bytes
 
-    def _send(self, pieces: PieceSource) -> Carried:
+    def _send(self, pieces: PieceSource, size_bytes: int) -> Carried:
         before = self._channel.sent_bytes
         carried = Carried()
-        for batch in self._ahead.batches(pieces, self._coder):
+        for batch in self._ahead.batches(pieces, self._coder, size_bytes=size_bytes):
             with self._watch.sending(packed=batch.packed):
                 self._channel.send_pages(batch.ns_pid, batch.coded)
             carried += carried_of(batch.coded)

@@ -20,20 +20,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from whimbrel.checkpoint import criu_pb2 as pb
 from whimbrel.checkpoint.huge_pages import forbid_huge_pages
 from whimbrel.checkpoint.images import forget_masters
 from whimbrel.checkpoint.swrk import CriuWorker, launch_bound
+from whimbrel.memory import comparing, placing
 from whimbrel.memory.keeper import Kept
 from whimbrel.memory.lazy import LazyServer
 from whimbrel.memory.needed import Needs
-from whimbrel.memory.placing import Filling, library
+from whimbrel.memory.placing import Filling
 from whimbrel.memory.ranges import Ranges, total_bytes
 from whimbrel.memory.reserve import Reserve
 from whimbrel.memory.store import SPARE_BYTES, PageStore, short_of_memory
@@ -41,7 +41,7 @@ from whimbrel.memory.supply import Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.arrangement import Arrangement
 from whimbrel.migrate.backlog import unpack
-from whimbrel.migrate.handover import LazyHandover
+from whimbrel.migrate.beginning import BEGUN, Beginning
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.laps import Laps
 from whimbrel.migrate.late import LatePages, later_than_restore
@@ -70,6 +70,8 @@ STRANGER_S = 2.0
 SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
 LET_RUN_S = 3.0
+HEARD_S = 1.0
+"""So long the source has to read why it failed here: what it sends meanwhile would else make the connection break."""
 HOT_WAIT_S = 0.002
 RESTORE_BYTES, SCATTERED_BYTES = 4 << 20, 16 << 20
 """What CRIU takes for itself, and pages that are placed one here and one there, for which nothing is given back."""
@@ -115,9 +117,8 @@ class Receiver:
         self.kept = Kept(keeper_fd)
         self.lazy = LazyServer(self.kept.keep)
         self.supplies: dict[int, Supply] = {}
-        self.arrangement: Arrangement | None = None
-        self.handover: LazyHandover | None = None
-        self._started: Future[None] | None = None
+        self.begun: Beginning | None = None
+        self._resending: Resending | None = None
         self.late: LatePages | None = None
         self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
@@ -155,6 +156,8 @@ class Receiver:
         round_number = 0
         while True:
             kind, number, ranges, size = channel.receive_header()
+            if self.begun is not None:
+                self.begun.check()
             if kind is Kind.PAGES:
                 self.intake.take(channel, number, ranges, size, recent=round_number > 0)
                 continue
@@ -166,11 +169,11 @@ class Receiver:
                 channel.send(Kind.ACK, number)
             elif kind is Kind.PROBE:
                 channel.send(Kind.ACK, number)
-            elif kind is Kind.IMAGES:
+            elif kind is Kind.IMAGES and self.begun is None:  # CRIU would be reading them
                 self._take_images(payload)
-            elif kind is Kind.START:
-                self.start = msgspec.msgpack.decode(payload, type=RestoreStart)
-                self._begin_restore(self.start)
+            elif kind is Kind.START and self.begun is None:
+                self.begun = self._begin(msgspec.msgpack.decode(payload, type=RestoreStart))
+                self.store.merge()  # CRIU needs some time, and the last pages are few
             elif kind is Kind.RESTORE:
                 return msgspec.msgpack.decode(payload, type=RestoreOrder)
             elif kind is Kind.ABORT:
@@ -219,82 +222,66 @@ class Receiver:
         if not short_of_memory(self.reserve.size_bytes + SPARE_BYTES):
             self.reserve.hold()
 
-    def _release_reserve(self, order: RestoreOrder) -> None:
+    def _release_reserve(self, start: RestoreStart, order: RestoreOrder) -> None:
         """As much as the last pages and CRIU take: to release it costs a processor. All where CRIU places all pages."""
         self.store.touch_no_more()
         coming = sum(total_bytes(ranges) for ranges in later_than_restore(order).values())
         last_bytes = (self.store.used_pages - self._used_before_last) * PAGE_BYTES + coming
-        whole = self.start.staged or not self.start.lazy
+        whole = start.staged or not start.lazy
         release = partial(self.reserve.release, None if whole else last_bytes + RESTORE_BYTES + SCATTERED_BYTES)
         threading.Thread(target=release, name="reserve", daemon=True).start()
 
-    def _begin_restore(self, start: RestoreStart) -> None:
-        """CRIU starts while the last pages and files come: up to its point ``setup-namespaces`` it looks at neither."""
+    def _begin(self, start: RestoreStart) -> Beginning:
         assert self.criu is not None
+        arrangement = None
         if not start.staged:
             lazy = self.lazy if start.lazy else None
-            arranged = self.arrangement = Arrangement(
+            arrangement = Arrangement(
                 self.images, self.store, lazy=lazy, supplies=self.supplies, interrupt=self.criu.interrupt
             )
-            self.handover = arranged.listen(self.images_fd) if start.lazy else None
         if self.landing.foreign:
             forget_masters(self.images)
         if not start.lazy:
             write_word(self.work, WHOLE)
-        opts = pb.Options(
-            images_dir_fd=self.images_fd,
-            tcp_established=True,
-            file_locks=True,
-            link_remap=True,
-            manage_cgroups_mode=pb.CG_IGNORE,
-            network_lock=pb.LOCK_SKIP,
-            notify_scripts=True,
-            log_level=1,
-            log_file="restore.log",
-            root=str(self.root),
-            lazy_pages=start.lazy,
+        return Beginning(
+            self.criu,
+            start,
+            arrangement,
+            images_fd=self.images_fd,
+            root=self.root,
+            stdio=self.stdio,
             external=self.landing.external,
-            rst_sibling=self.landing.foreign,
+            foreign=self.landing.foreign,
         )
-        for name, stream in start.stdio.items():
-            if stream in self.stdio:
-                opts.inherit_fd.add(key=name, fd=self.stdio[stream])
-        thread = ThreadPoolExecutor(1, "start-criu")
-        self._started = thread.submit(self._start_restore, opts)
-        thread.shutdown(wait=False)
-
-    def _start_restore(self, opts: pb.Options) -> None:
-        assert self.criu is not None
-        self.criu.begin_restore(opts)
-        self.criu.advance("setup-namespaces")
 
     def restore(self, channel: PageChannel, order: RestoreOrder) -> int:
         """Restore up to the moment before the first instruction, agree with the source, let it run."""
-        if self._started is None:
+        begun = self.begun
+        if begun is None:
             raise ProtocolMismatch("RESTORE is not due before START")
         assert self.criu is not None
-        self._release_reserve(order)
+        self._release_reserve(begun.start, order)
         needs = self.needs = Needs(Path(self.order.needed_file), order.needed)
-        laps, handover = Laps(), self.handover
+        laps, handover, arrangement = Laps(), begun.handover, begun.arrangement
         self.files.wait(order.file_passes, timeout_s=SOURCE_SILENCE_S)
         laps.lap("files")
         if order.behind or order.beside:
             self.late = LatePages(self, channel)
-        if self.arrangement is not None:
-            self.arrangement.begin(later_than_restore(order), self.late, needs)
+        if arrangement is not None:
+            arrangement.begin(later_than_restore(order), self.late, needs)
         if self.appearing is not None:
             self.appearing.wait(order.written)
             laps.lap("visible")
         with ThreadPoolExecutor(1, "buffers") as beside_criu:
-            for point in ("setup-namespaces", "post-restore", "pre-resume"):
-                if point == "setup-namespaces":
-                    self._started.result()
+            for point in (BEGUN, "post-restore", "pre-resume"):
+                if point == BEGUN:
+                    begun.wait()
                 else:
                     self.criu.advance(point)
                 failpoints.wait_at(f"receive.{point}")
                 laps.lap(f"criu to {point}")
-                if point == "setup-namespaces" and self.arrangement is not None:
-                    self.arrangement.settled()  # the page maps are read from here on
+                if point == BEGUN and arrangement is not None:
+                    arrangement.settled()  # the page maps are read from here on
                     laps.lap("settle")
                 if point == "post-restore":  # all processes with their sockets are there
                     sockets_s = time.monotonic()
@@ -325,7 +312,7 @@ class Receiver:
             Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
         if self.late is not None:
             self.late.check()
-        resending = Resending(self.port, self.order.service, self.images, sockets_s)
+        resending = self._resending = Resending(self.port, self.order.service, self.images, sockets_s)
         channel.send(Kind.READY)
         if self.late is not None:
             self.late.wait_for_go()
@@ -377,7 +364,7 @@ class Receiver:
         self.lazy.laid_out()
         placed, fill_ms = self.lazy.filled()
         self.reserve.release()  # not before: that takes a processor
-        arranged = self.arrangement
+        arranged = self.begun.arrangement if self.begun is not None else None
         report = FillReport(
             faults=self.lazy.faults,
             fault_ms=self.lazy.fault_s * 1e3,
@@ -398,6 +385,8 @@ class Receiver:
             self.host.close()
         self._forward(lambda: self.needs.keep(arranged.missed() if arranged else {}))
         say("filled", **msgspec.structs.asdict(report))
+        if self._resending is not None:
+            self._resending.end()
         return report
 
     def _let_run(self) -> None:
@@ -447,6 +436,9 @@ class Receiver:
                 if self.host is not None:
                     self.host.close()
                 if self.criu is not None:
+                    self.criu.interrupt()
+                    if self.begun is not None:
+                        self.begun.end()
                     self.criu.kill()
                 self.cgroup.kill_all()
             finally:
@@ -468,7 +460,8 @@ def main() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each process that the service forks brings a descriptor
     try:
-        library()  # not when the first page is to be placed
+        for load in (placing.library, comparing.library):
+            load()  # not when the first page comes, or is to be placed
         receiver = Receiver(order, *fds)
     except WhimbrelError as error:
         say("failed", error=str(error), committed=False)
@@ -498,4 +491,6 @@ def main() -> int:
             say("failed", error=str(error), committed=True)
         else:
             receiver.give_up(str(error))
+            if receiver.channel is not None:
+                receiver.channel.drain(HEARD_S)
         return 1

@@ -14,26 +14,31 @@ from whimbrel.model.connections import Connection, Unacknowledged
 from whimbrel.model.errors import WhimbrelError
 from whimbrel.network import netns
 from whimbrel.network.port import ServicePort
-from whimbrel.network.resend import send_again
+from whimbrel.network.resend import MOST_SEGMENTS, send_again
 
 LOOKS_S = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8)
 """So long after the resume: acknowledgements that the gateways held come at once, those of a user who is away later.
 From a second on the kernel sees to it."""
+END_S = 2.0
 
 
 class Resending:
-    """In a thread of its own, which begins at once: `images` may be gone by the time that the service runs. Whoever
-    makes one lives on for a second after `go_on`. `clock_s`: about when CRIU let the clocks of the connections go on,
-    rather too late than too early."""
+    """In a thread of its own, which begins at once: `images` may be gone by the time that the service runs. `clock_s`:
+    about when CRIU let the clocks of the connections go on, rather too late than too early."""
 
     def __init__(self, port: ServicePort, service: str, images: Path, clock_s: float) -> None:
         self._port, self._service, self._images, self._clock_s = port, service, images, clock_s
         self._runs = threading.Event()
-        threading.Thread(target=self._run, name="resend", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="resend", daemon=True)
+        self._thread.start()
 
     def go_on(self) -> None:
         """The service runs, and its port is open."""
         self._runs.set()
+
+    def end(self) -> None:
+        """Until nothing more is sent again: a second after `go_on` at the latest."""
+        self._thread.join(END_S)
 
     def _run(self) -> None:
         with contextlib.suppress(WhimbrelError, OSError):  # the service is gone, or moved on; the kernel will do it
@@ -43,13 +48,14 @@ class Resending:
             began_s = time.monotonic()
             for look_s in LOOKS_S if waiting else ():
                 time.sleep(max(0.0, began_s + look_s - time.monotonic()))
-                lost = self._port.silent(self._service) & waiting.keys()
+                lost = {each: size for each, size in self._port.silent(self._service).items() if each in waiting}
                 if not lost:
                     return
-                again = partial(_send, {each: waiting[each] for each in lost}, self._clock_s)
-                netns.call(self._port.path(self._service), again)
+                most = MOST_SEGMENTS if look_s == LOOKS_S[0] else 1
+                netns.call(self._port.path(self._service), partial(self._send, lost, waiting, most))
 
-
-def _send(lost: Mapping[Connection, Unacknowledged], clock_s: float) -> None:
-    for connection, waiting in lost.items():
-        send_again(connection, waiting, time.monotonic() - clock_s)
+    def _send(self, lost: Mapping[Connection, int], waiting: Mapping[Connection, Unacknowledged], most: int) -> None:
+        for connection, segment_bytes in lost.items():
+            with contextlib.suppress(OSError):  # there may be no way to this one
+                age_s = time.monotonic() - self._clock_s
+                send_again(connection, waiting[connection], segment_bytes, age_s, most=most)

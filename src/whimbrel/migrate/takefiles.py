@@ -63,4 +63,4 @@ class FileArrival:
                 channel.send(Kind.ABORT, payload=str(self._error).encode())
             except StepFailed:
                 return
-            reader.drain()
+            channel.drain()

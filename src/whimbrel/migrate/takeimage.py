@@ -81,7 +81,7 @@ class Taker:
         if self._channel is not None:
             with contextlib.suppress(StepFailed):
                 self._channel.send(Kind.ABORT, payload=str(error).encode())
-                RecordReader(self._channel, []).drain()
+                self._channel.drain()
 
 
 def main() -> int:

@@ -15,13 +15,11 @@ class Connection(NamedTuple):
 class Unacknowledged(NamedTuple):
     """What had been sent when the service was frozen, and not acknowledged: `contents` begin with number `sequence`.
     All before number `acknowledges` has come from the other side, for whom there is room for `window` (as the header
-    carries it). `segment_bytes`: so much fits into one, options included. `stamp`: of the connection's clock, which
-    makes `stamps_per_s`; None without timestamps."""
+    carries it). `stamp`: of the connection's clock, which makes `stamps_per_s`; None without timestamps."""
 
     sequence: int
     acknowledges: int
     window: int
-    segment_bytes: int
     contents: bytes
     stamp: int | None
     stamps_per_s: int = 1_000

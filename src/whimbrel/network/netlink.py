@@ -31,8 +31,8 @@ ALL_STATES_MASK = 0xFFFFFFFF
 CONNECTED_MASK = 1 << 1 | 1 << 8  # ESTABLISHED, CLOSE_WAIT
 INET_DIAG_INFO, DIAG_BYTES = 2, 72
 IPV4_MAPPED = bytes(10) + b"\xff\xff"
-# tcpi_unacked, tcpi_total_retrans, tcpi_bytes_acked of struct tcp_info, linux/tcp.h
-_TCP_INFO = struct.Struct("=24xI72xI16xQ")
+# tcpi_snd_mss, tcpi_unacked, tcpi_bytes_acked of struct tcp_info, linux/tcp.h
+_TCP_INFO = struct.Struct("=16xI4xI92xQ")
 RECEIVE_TIMEOUT_S = 2.0
 
 
@@ -169,12 +169,13 @@ def _ipv4(family: int, address: bytes) -> str:
 
 
 class TcpConnection(NamedTuple):
-    """IPv4 addresses with their ports; what the kernel sent again, and what was acknowledged, since it was made."""
+    """IPv4 addresses with their ports; `segment_bytes`: of contents, so much goes into one; `acked_bytes`: since it was
+    made."""
 
     source: tuple[str, int]
     destination: tuple[str, int]
+    segment_bytes: int
     unacked_segments: int
-    retransmitted_segments: int
     acked_bytes: int
 
 

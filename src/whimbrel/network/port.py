@@ -170,8 +170,9 @@ class ServicePort:
         with explained(f"reading the socket queues of {service}", "is the service still on this node?"):
             return sum(netlink.receive_queues(self._ready(service).diag, socket.IPPROTO_UDP))
 
-    def silent(self, service: str) -> set[Connection]:
-        """Its TCP connections whose peers have acknowledged nothing since they were made, or restored, and are to."""
+    def silent(self, service: str) -> dict[Connection, int]:
+        """Its TCP connections whose peers have acknowledged nothing since they were made, or restored, and are to; how
+        many bytes go into one segment of each."""
         with explained(f"reading the connections of {service}", "is the service still on this node?"):
             return resend.silent(self._ready(service).diag)
 
