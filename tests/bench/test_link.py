@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -33,6 +36,23 @@ def test_what_is_lost_and_late_is_told() -> None:
     assert above.carried_bps < above.offered_bps
     assert above.delay_ms is not None
     assert above.delay_ms["max"] > below.delay_ms["p50"], "a full queue makes it later"
+
+
+def test_who_is_asked_to_end_leaves_no_namespace() -> None:
+    waits = """
+import time
+from whimbrel.bench.shaped import LinkShape, linked_pair
+with linked_pair(LinkShape()):
+    print(flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        spaces = list(Path("/run/netns").glob(f"whimbrel-bench-{process.pid}-*"))
+        process.terminate()
+    assert len(spaces) == 2
+    assert not any(space.exists() for space in spaces)
 
 
 @pytest.mark.thorough

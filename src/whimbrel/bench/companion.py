@@ -1,4 +1,4 @@
-"""Programs that run beside a block and not longer, whenever somebody presses Ctrl-C."""
+"""Blocks that end in order when somebody asks the program to end, and programs that run beside one and not longer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,30 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import IO
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """With SIGINT, what asks a program to end."""
 END_S = 10.0
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the block as Ctrl-C does, so that its cleanup runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupt) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
+from whimbrel.bench.companion import interruptible
 from whimbrel.model.errors import Refused
 from whimbrel.model.link import LinkShape
 from whimbrel.network import netns
@@ -54,6 +55,7 @@ def linked_pair(shape: LinkShape) -> Iterator[Ends]:
     number = next(_numbers)
     paths = [Path(f"/run/netns/whimbrel-bench-{os.getpid()}-{number}{end}") for end in ("a", "b")]
     with ExitStack() as undo:
+        undo.enter_context(interruptible())
         for path in paths:
             netns.create(path)
             undo.callback(netns.remove, path)

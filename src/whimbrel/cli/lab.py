@@ -30,8 +30,8 @@ def up(
     ] = None,
 ) -> None:
     """Bring up edge nodes, gateways and users in network namespaces, with their agents and a controller."""
+    from whimbrel.bench.companion import interruptible
     from whimbrel.lab import lab_up
-    from whimbrel.lab.session import interruptible
 
     with interruptible():
         status = lab_up(topology, print)

@@ -7,29 +7,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
-from whimbrel.bench.companion import ENDING
+from whimbrel.bench.companion import ENDING, interruptible
 from whimbrel.lab.commands import LabStatus, Report, lab_down, lab_status, lab_up
 from whimbrel.lab.config import DEFAULT_LAB_DIR
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the block as Ctrl-C does, so that its cleanup runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _interrupt) for number in ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
