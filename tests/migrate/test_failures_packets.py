@@ -9,7 +9,17 @@ from contextlib import contextmanager
 import pytest
 
 from tests.migrate.conftest import Running, User
-from tests.migrate.disturb import DESTINATION, cancel_it, criu_pids, disturb, kill_all, source_is_whole
+from tests.migrate.disturb import (
+    DESTINATION,
+    cancel_it,
+    criu_pids,
+    disturb,
+    goes_on,
+    held_at,
+    kill_all,
+    source_is_whole,
+    until,
+)
 from tests.migrate.test_strategies import all_datagrams
 from whimbrel.model.migration import Outcome
 
@@ -54,6 +64,24 @@ def test_no_datagram_is_lost_on_a_rollback(running: Running, point: str, how: st
         record = disturb(running, point, strikes[how])
     assert record.outcome in (Outcome.ROLLED_BACK, Outcome.CANCELLED)
     assert datagrams.sent > 50
-    lost = sorted(datagrams.unanswered())
-    assert not lost, f"{len(lost)} of {datagrams.sent}: {lost}"
+    lost = datagrams.unanswered()
+    assert not lost, f"{len(lost)} of {datagrams.sent}, {min(lost)} to {max(lost)}"
     source_is_whole(running, count)
+
+
+@pytest.mark.parametrize("how", ["rolled back", "done"])
+def test_what_was_held_for_seconds_is_delivered(running: Running, how: str) -> None:
+    """More than a processor's backlog takes at once: 1,000 frames."""
+    count, _ = running.user.ask("count")
+    datagrams = Datagrams(running.user)
+    with datagrams.flowing():
+        with held_at(running, "freeze.restore") as attempt:
+            before = datagrams.sent
+            until(lambda: datagrams.sent > before + 1500, "nothing is sent")
+            if how == "rolled back":
+                kill_all(criu_pids(running.lab, DESTINATION))
+        record = attempt.wait()
+    assert record.outcome is (Outcome.ROLLED_BACK if how == "rolled back" else Outcome.DONE)
+    lost = datagrams.unanswered()
+    assert not lost, f"{len(lost)} of {datagrams.sent}, {min(lost)} to {max(lost)}"
+    goes_on(running, count)

@@ -19,6 +19,7 @@ from whimbrel.network import netlink, netns
 from whimbrel.network.hold import ROUTE_OWNER, HoldTable
 from whimbrel.network.names import mac_of, stand_in
 from whimbrel.network.overlay import wait_until
+from whimbrel.network.port import LONG_HOLD_S
 from whimbrel.wire.calls import RenewHold
 from whimbrel.wire.rpc import EmitEvent, RpcServer
 
@@ -187,6 +188,31 @@ def test_announced_packets_flow_on_though_the_gateway_s_agent_is_dead(region) ->
     fresh = region.run("gw-1", HoldTable)
     assert not region.run("gw-1", netlink.detours, fresh._route, fresh._ifindex, ROUTE_OWNER)
     assert _ping(region)
+
+
+def test_what_was_held_for_long_is_not_too_much_at_once(region) -> None:
+    """An announcement lets it all go in one go, and a processor's backlog takes 1,000 frames; the rest is dropped."""
+    info, port, hold = _held(region)
+    echo = Echo(info.netns_path)
+    talk = Talk(region.path("ue-1"), TARGET, rate=2000)
+    talk.start()
+    assert wait_until(lambda: len(talk.sent) > 2500, timeout_s=20)
+    port.announce(SERVICE, STAND_IN, held_s=LONG_HOLD_S)
+    assert hold.is_held(ADDRESS)
+    hold.release(ADDRESS, info.mac)
+    time.sleep(0.5)
+    talk.finish()
+    echo.close()
+    assert not talk.lost
+    assert len(talk.order) > 2500
+
+
+def test_what_was_held_for_long_leaves_though_nobody_releases_it(region) -> None:
+    _, port, hold = _held(region)
+    hold._timer.cancel()  # as good as dead
+    port.announce(SERVICE, STAND_IN, held_s=LONG_HOLD_S)
+    assert not _ping(region, timeout_s=0.2)
+    assert wait_until(lambda: _ping(region), timeout_s=5.0)
 
 
 def test_what_an_announcement_ended_is_taken_away_though_nobody_releases(region) -> None:

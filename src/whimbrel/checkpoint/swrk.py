@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import signal
 import socket
@@ -136,6 +137,8 @@ class CriuWorker:
             self._process = launch(
                 [*argv, "sh", "-c", " && ".join(steps)], fds=[theirs.fileno(), *pass_fds], stderr=self._complaints
             )
+        # Who it has forked may outlive it, with its end of the connection, and would never answer.
+        self._pidfd = os.pidfd_open(self._process.pid)
 
     @property
     def pid(self) -> int:
@@ -213,13 +216,20 @@ class CriuWorker:
     def _exchange(self, message: bytes) -> pb.Reply:
         try:
             self._sock.send(message)
-            data = self._sock.recv(MAX_MESSAGE_BYTES)
+            data = self._sock.recv(MAX_MESSAGE_BYTES) if self._answers() else b""
         except OSError as error:
             raise StepFailed(f"CRIU went away: {self._last_words() or error}") from error
         if not data:
             raise StepFailed(f"CRIU went away: {self._last_words() or self._process.poll()}")
         reply: pb.Reply = pb.Reply.FromString(data)
         return reply
+
+    def _answers(self) -> bool:
+        """Wait until it does; False when it has ended without."""
+        either = select.poll()
+        either.register(self._sock, select.POLLIN)
+        either.register(self._pidfd, select.POLLIN)
+        return self._sock.fileno() in dict(either.poll())
 
     def _last_words(self) -> str:
         """What the worker, or the shell that started it, complained of last."""
@@ -234,7 +244,8 @@ class CriuWorker:
         self._sock.close()
         if self._complaints >= 0:
             os.close(self._complaints)
-            self._complaints = -1
+            os.close(self._pidfd)
+            self._complaints = self._pidfd = -1
 
     def interrupt(self) -> None:
         """Like kill, but callable from another thread while a request is under way there."""

@@ -81,6 +81,7 @@ async def freeze_and_restore(job: Migration, parts: Parts, quiet_s: float) -> No
             written=parts.files.written,
             needed=needed,
             datagrams=datagrams,
+            held_ms=parts.gateways.held_s * 1e3,
         )
         await hands.do(channel.send, Kind.RESTORE, 0, msgspec.msgpack.encode(order))
         restored = threading.Event()

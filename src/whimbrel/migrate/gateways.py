@@ -47,15 +47,20 @@ async def _renew_at(gateway: Endpoint, address: str) -> None:
 
 
 class Gateways:
-    """Connected before the freeze: a hold must cost one message. `round_trip_s`: to the farthest."""
+    """Connected before the freeze: a hold must cost one message. `round_trip_s`: to the farthest; `held_s`: how long
+    they hold, 0 before."""
 
     def __init__(self, job: Migration) -> None:
         self._job = job
         self._address = job.source.status.spec.address.split("/")[0]
         self._stand_in = stand_in(job.request.id)
         self._peers: list[Peer] = []
-        self._holding = False
+        self._held_at_s = 0.0
         self.round_trip_s = 0.0
+
+    @property
+    def held_s(self) -> float:
+        return time.monotonic() - self._held_at_s if self._held_at_s else 0.0
 
     async def reach(self, stack: contextlib.AsyncExitStack) -> None:
         """Connect, and let each make room; the connections live as long as `stack`."""
@@ -73,7 +78,7 @@ class Gateways:
 
     async def hold(self) -> None:
         """From the return on, packets for the service wait at the gateways."""
-        self._holding = True
+        self._held_at_s = time.monotonic()
         order = Hold(address=self._address, stand_in=self._stand_in)
         await asyncio.gather(*(peer.call(order, timeout_s=1) for peer in self._peers))
 
@@ -88,14 +93,14 @@ class Gateways:
 
     async def undo(self) -> None:
         """The service runs here again: make room for the burst, open its port, let the packets in."""
-        if not self._holding:
+        if not self._held_at_s:
             return
         service, port = self._job.request.service, self._job.node.port
         try:
             with contextlib.suppress(OSError):
                 asyncio.get_running_loop().call_later(WIDE_BUFFERS_S, widen(self._job.source.cgroup.pids()))
             port.open(service)
-            port.announce(service, self._stand_in)
+            port.announce(service, self._stand_in, held_s=self.held_s)
         finally:
             await self.release()
 

@@ -108,7 +108,7 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     `beside`: those that come during the restore, before GO; `file_passes` of files must have arrived, whole and
     checked; `written`: files of a root on shared storage as the source sees them (path, size, time of change in ns);
     `needed`: where the processes waited for their pages when they last arrived (`memory.needed`); `datagrams`: what its
-    UDP sockets held that it had not read."""
+    UDP sockets held that it had not read; `held_ms`: so long its packets have been held."""
 
     behind: dict[int, bytes] = {}
     beside: dict[int, bytes] = {}
@@ -116,6 +116,7 @@ class RestoreOrder(msgspec.Struct, frozen=True, kw_only=True):
     written: tuple[tuple[str, int, int], ...] = ()
     needed: dict[int, bytes] = {}
     datagrams: list[Datagram] = []
+    held_ms: float = 0.0
 
 
 class FillReport(msgspec.Struct, frozen=True, kw_only=True):

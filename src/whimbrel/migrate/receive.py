@@ -260,6 +260,7 @@ class Receiver:
         if begun is None:
             raise ProtocolMismatch("RESTORE is not due before START")
         assert self.criu is not None
+        held_since_s = time.monotonic() - order.held_ms / 1e3
         self._release_reserve(begun.start, order)
         needs = self.needs = Needs(Path(self.order.needed_file), order.needed)
         laps, handover, arrangement = Laps(), begun.handover, begun.arrangement
@@ -329,7 +330,8 @@ class Receiver:
         self._forward(lambda: self.port.open(self.order.service))
         self.early_pages = self.lazy.filled_pages
         self._let_run()
-        self._forward(lambda: self.port.announce(self.order.service, self.order.stand_in))
+        held_s = time.monotonic() - held_since_s
+        self._forward(lambda: self.port.announce(self.order.service, self.order.stand_in, held_s=held_s))
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))

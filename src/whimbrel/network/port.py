@@ -33,6 +33,10 @@ from whimbrel.network.names import (
 from whimbrel.network.overlay import explained, find_link, wait_until
 
 REPEAT_AFTER_S = (0.02, 0.1, 0.5, 2.0)
+RELEASED_S = 0.5
+"""By then a gateway's agent has let go what it held, if there is one."""
+LONG_HOLD_S = 0.25
+"""What gateways hold for longer may be more than a processor's backlog takes at once: 1,000 frames as a rule."""
 MAIN_TABLE, OWN_TABLE = 254, 77  # routing tables in the container
 
 
@@ -157,13 +161,17 @@ class ServicePort:
         """From now on nothing enters or leaves; the service's kernel sockets acknowledge nothing more."""
         self._set_state(service, netlink.BR_STATE_DISABLED)
 
-    def announce(self, service: str, stand_in: str = "") -> None:
+    def announce(self, service: str, stand_in: str = "", *, held_s: float = 0.0) -> None:
         """Say at once where the address is, and the `stand_in` of a migration: what gateways hold leaves. Then again
-        for 2 s, in case the underlay loses a frame (a repeat after the port closed goes nowhere)."""
-        handles = self._ready(service)
+        for 2 s, in case the underlay loses a frame (a repeat after the port closed goes nowhere).
+
+        What leaves by an announcement does so in one go, inside the kernel's work on that frame; where links are
+        virtual all that it has no room for is dropped. So what was `held_s` for long is left to the gateways' agents,
+        by whom it leaves packet by packet, and announced later, should there be none."""
+        handles, first_s = self._ready(service), 0.0 if held_s < LONG_HOLD_S else RELEASED_S
         with explained(f"announcing the address of {service}", "is the service still on this node?"):
-            handles.announcer.send(also=stand_in)
-        threading.Thread(target=_repeat, args=(handles, stand_in), name="announce", daemon=True).start()
+            handles.announcer.send(also="" if first_s else stand_in)
+        threading.Thread(target=_repeat, args=(handles, stand_in, first_s), name="announce", daemon=True).start()
 
     def receive_queue_bytes(self, service: str) -> int:
         """What waits in the UDP sockets' receive queues (buffer size, as the kernel counts it)."""
@@ -189,12 +197,12 @@ class ServicePort:
         netns.remove(self.path(service))
 
 
-def _repeat(handles: _Handles, stand_in: str) -> None:
+def _repeat(handles: _Handles, stand_in: str, first_s: float) -> None:
     for delay_s in REPEAT_AFTER_S:
         if handles.closed.wait(delay_s):
             return
         with contextlib.suppress(OSError):
-            handles.announcer.send(1, also=stand_in)
+            handles.announcer.send(1, also="" if delay_s < first_s else stand_in)
 
 
 def _no_ipv6() -> None:
