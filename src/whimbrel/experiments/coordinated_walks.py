@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -67,7 +68,7 @@ def stage(place: Place, tell: Report, out: Path, *, quick: bool) -> Iterator[Sta
 
             def measure(cell: Cell, image: Image) -> Iterator[Facts]:
                 if cell.workload not in ready:
-                    bring(controller, cell, image, edges, tell)
+                    bring(status.controller, cell, image, edges, tell)
                     ready.add(cell.workload)
                 walk = walked(controller, status.controller, cell, image, Path(folder), length_of(cell, quick=quick))
                 (out / f"walk-{cell.workload}-{cell.strategy}.json").write_bytes(msgspec.json.encode(walk))
@@ -96,7 +97,7 @@ def length_of(cell: Cell, *, quick: bool) -> Length:
     crosses the paper's links, one."""
     if not quick:
         return WHOLE
-    return Length(28.0, 1.5) if cell.workload == "simple" else Length(32.0, 1.5, decisions=1)
+    return Length(21.0, 2.0) if cell.workload == "simple" else Length(32.0, 1.5, decisions=1)
 
 
 def topology_text(prefix: str) -> str:
@@ -108,12 +109,18 @@ def topology_text(prefix: str) -> str:
     return text.replace('name = "coordinated"', f'name = "experiment"\nprefix = "{prefix}-"', 1)
 
 
-def bring(controller: ControllerClient, cell: Cell, image: Image, edges: list[str], tell: Report) -> None:
+def bring(address: str, cell: Cell, image: Image, edges: list[str], tell: Report) -> None:
     """The image to all servers, as the paper's are before: a migration is not to wait for it."""
     tell(f"{cell.workload}: to all servers")
-    for edge in edges:
-        controller.run_service(BEFORE, image.reference, edge, workload=cell.workload)
-        controller.remove_service(BEFORE)
+
+    def run_once(edge: str) -> None:
+        service = f"{BEFORE}-{edge}"
+        with ControllerClient(address) as controller:
+            controller.run_service(service, image.reference, edge, workload=cell.workload)
+            controller.remove_service(service)
+
+    with ThreadPoolExecutor(len(edges)) as pool:
+        list(pool.map(run_once, edges))
 
 
 def walked(controller: ControllerClient, address: str, cell: Cell, image: Image, folder: Path, length: Length) -> Walk:
