@@ -43,9 +43,10 @@ async def run_rounds(job: Migration, parts: Parts) -> float:
     if job.request.strategy != AUTO or not parts.strategy.lazy:
         return freeze_ms
     limit_ms, name = _long_freeze(job.request, hurried=hopeless or verdict is Stop.DEADLINE)
-    if 0 < limit_ms < freeze_ms:
+    if limit_ms:  # also where that seems to be long enough: a program may write more in its last moments
         parts.carrier.leave_behind()
         job.long_freeze_ms = limit_ms
+    if 0 < limit_ms < freeze_ms:
         job.say(f"that is over {name}, so what has not crossed by then follows the resume")
     return freeze_ms
 

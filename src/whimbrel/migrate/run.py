@@ -157,7 +157,7 @@ def _quiet_s(job: Migration, strategy: Strategy, freeze_ms: float) -> float:
     """How long the freeze, predicted so long, may wait for a moment in which nobody in the service works. Not where it
     is to begin at a time, nor where its pages do not lengthen it; and the papers' own ways take no steps but theirs."""
     timed = job.request.handover_in_ms > 0 or job.freeze_left_ms is not None
-    if timed or job.long_freeze_ms or not (strategy.lazy and strategy.rounds.converge):
+    if timed or 0 < job.long_freeze_ms < freeze_ms or not (strategy.lazy and strategy.rounds.converge):
         return 0.0
     deadline_ms = job.request.deadline_ms
     left_ms = max(1.0, deadline_ms - job.now_ms()) if deadline_ms else 0.0
