@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -253,7 +254,8 @@ class Outgoing:
             cgroup.thaw()
             status = await self._host.inspect(entry.service)
             await asyncio.to_thread(self._port.open, entry.service)
-            await asyncio.to_thread(self._port.announce, entry.service, stand_in(entry.migration))
+            held_s = math.inf  # since before the agent's restart
+            await asyncio.to_thread(self._port.announce, entry.service, stand_in(entry.migration), held_s=held_s)
             await _release(entry, status)
         await in_thread(self._forget, entry)
         log.warning("settled an interrupted migration", id=entry.migration, step=entry.step, fate=fate.value)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -405,7 +407,7 @@ class ServiceHost:
         name = status.spec.name
         pid = self.restored_pid(name)
         await in_thread(self._port.open, name)
-        await in_thread(self._port.announce, name, stand_in(migration))
+        await in_thread(partial(self._port.announce, name, stand_in(migration), held_s=math.inf))  # nobody knows
         return await self.adopt_incoming(status, pid)
 
     async def end_unheard(self, name: str) -> None:

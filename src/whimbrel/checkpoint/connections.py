@@ -72,7 +72,11 @@ def _stream(path: Path) -> Unacknowledged:
     except (struct.error, DecodeError) as error:
         raise StepFailed(f"{path.name} is not the CRIU image it should be") from error
     contents = data[12 + size + stream.inq_len :]
-    if (common, magic) != (COMMON_MAGIC, TCP_STREAM_MAGIC) or len(data) < 12 + size or len(contents) < stream.outq_len:
+    if (
+        (common, magic) != (COMMON_MAGIC, TCP_STREAM_MAGIC)
+        or len(data) < 12 + size
+        or not (stream.unsq_len <= stream.outq_len <= len(contents))
+    ):
         raise StepFailed(f"{path.name} is not the CRIU image it should be")
     # not what was never sent: of an acknowledgement that is ahead of it the kernel takes no notice
     sent_bytes = min(stream.outq_len - stream.unsq_len, KEPT_BYTES)

@@ -216,20 +216,24 @@ class CriuWorker:
     def _exchange(self, message: bytes) -> pb.Reply:
         try:
             self._sock.send(message)
-            data = self._sock.recv(MAX_MESSAGE_BYTES) if self._answers() else b""
-        except OSError as error:
+            data = self._answer()
+        except (OSError, ValueError) as error:  # ValueError: it was closed here meanwhile
             raise StepFailed(f"CRIU went away: {self._last_words() or error}") from error
         if not data:
             raise StepFailed(f"CRIU went away: {self._last_words() or self._process.poll()}")
         reply: pb.Reply = pb.Reply.FromString(data)
         return reply
 
-    def _answers(self) -> bool:
-        """Wait until it does; False when it has ended without."""
+    def _answer(self) -> bytes:
+        """Empty when it has ended without."""
         either = select.poll()
         either.register(self._sock, select.POLLIN)
         either.register(self._pidfd, select.POLLIN)
-        return self._sock.fileno() in dict(either.poll())
+        either.poll()
+        try:
+            return self._sock.recv(MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
 
     def _last_words(self) -> str:
         """What the worker, or the shell that started it, complained of last."""

@@ -1,10 +1,11 @@
-"""CRIU's restore, begun as soon as its images are there: up to its point ``setup-namespaces`` it looks neither at pages
-nor at files, which may still come."""
+"""CRIU's restore: how it begins, as soon as its images are there (up to its point ``setup-namespaces`` it looks neither
+at pages nor at files, which may still come), and how it ends."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from whimbrel.checkpoint import criu_pb2 as pb
@@ -12,8 +13,10 @@ from whimbrel.checkpoint.swrk import CriuWorker
 from whimbrel.migrate.arrangement import Arrangement
 from whimbrel.migrate.handover import LazyHandover
 from whimbrel.migrate.pagechannel import RestoreStart
+from whimbrel.model.errors import StepFailed
 
 BEGUN = "setup-namespaces"
+LET_RUN_S = 3.0
 FAILED_S = 10.0
 """A CRIU that was killed has answered by then."""
 
@@ -73,8 +76,22 @@ class Beginning:
 
     def end(self) -> None:
         """CRIU was interrupted: until it is not used here any more."""
-        self._begun.exception(FAILED_S)
+        wait([self._begun], FAILED_S)
 
     def _begin(self, opts: pb.Options) -> None:
         self._criu.begin_restore(opts)
         self._criu.advance(BEGUN)
+
+
+def let_run(criu: CriuWorker) -> None:
+    """The end of a restore: CRIU lets go. Should it die just here, the kernel lets go in its place, at the same
+    instruction. Should it hang, it is killed. Raises StepFailed when there is no service left."""
+    hanging = threading.Timer(LET_RUN_S, criu.interrupt)
+    hanging.start()
+    try:
+        criu.advance(None)
+    except StepFailed:
+        if not Path(f"/proc/{criu.restored_pid}/stat").exists():
+            raise
+    finally:
+        hanging.cancel()

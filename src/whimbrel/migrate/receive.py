@@ -41,7 +41,7 @@ from whimbrel.memory.supply import Supply
 from whimbrel.migrate import failpoints
 from whimbrel.migrate.arrangement import Arrangement
 from whimbrel.migrate.backlog import unpack
-from whimbrel.migrate.beginning import BEGUN, Beginning
+from whimbrel.migrate.beginning import BEGUN, Beginning, let_run
 from whimbrel.migrate.intake import PageIntake
 from whimbrel.migrate.laps import Laps
 from whimbrel.migrate.late import LatePages, later_than_restore
@@ -56,7 +56,7 @@ from whimbrel.migrate.takefiles import FileArrival
 from whimbrel.migrate.words import COMMITTED, WHOLE, write_word
 from whimbrel.model.errors import ProtocolMismatch, StepFailed, WhimbrelError
 from whimbrel.model.units import PAGE_BYTES
-from whimbrel.network.port import ServicePort
+from whimbrel.network.port import LONG_HOLD_S, ServicePort
 from whimbrel.network.udp_buffers import widen
 from whimbrel.network.unread import deliver
 from whimbrel.runtime.adopt import adopt
@@ -69,7 +69,7 @@ WIDE_BUFFERS_S = 2.0
 STRANGER_S = 2.0
 SWITCH_S = 0.0001
 HANDOVER_WAIT_S = 0.02
-LET_RUN_S = 3.0
+ANNOUNCED_S = 4.0
 HEARD_S = 1.0
 """So long the source has to read why it failed here: what it sends meanwhile would else make the connection break."""
 HOT_WAIT_S = 0.002
@@ -119,6 +119,7 @@ class Receiver:
         self.supplies: dict[int, Supply] = {}
         self.begun: Beginning | None = None
         self._resending: Resending | None = None
+        self._announcing: threading.Thread | None = None
         self.late: LatePages | None = None
         self.appearing = Appearing(self.landing.rootfs) if self.landing.shared else None
         self.criu: CriuWorker | None = None
@@ -313,7 +314,10 @@ class Receiver:
             Path(self.landing.pid_file).write_text(str(self.criu.restored_pid))
         if self.late is not None:
             self.late.check()
-        resending = self._resending = Resending(self.port, self.order.service, self.images, sockets_s)
+        held_long = time.monotonic() - held_since_s >= LONG_HOLD_S
+        resending = self._resending = Resending(
+            self.port, self.order.service, self.images, sockets_s, held_long=held_long
+        )
         channel.send(Kind.READY)
         if self.late is not None:
             self.late.wait_for_go()
@@ -329,9 +333,9 @@ class Receiver:
         # Whatever fails from here on must not end this process: it holds the pages of a running service.
         self._forward(lambda: self.port.open(self.order.service))
         self.early_pages = self.lazy.filled_pages
-        self._let_run()
+        let_run(self.criu)
         held_s = time.monotonic() - held_since_s
-        self._forward(lambda: self.port.announce(self.order.service, self.order.stand_in, held_s=held_s))
+        self._forward(lambda: self._announce(held_s))
         laps.lap("resume and announce")
         # Only now: the source answers with Release, and a gateway must not send to a closed port.
         self._forward(lambda: channel.send(Kind.RUNNING, payload=msgspec.msgpack.encode(laps.taken_ms)))
@@ -341,6 +345,10 @@ class Receiver:
             self._forward(lambda: adopt(Path(landing.runc_root), landing.runc_id, pid))
         say("running", pid=pid)
         return pid
+
+    def _announce(self, held_s: float) -> None:
+        repeating = self.port.announce(self.order.service, self.order.stand_in, held_s=held_s)
+        self._announcing = repeating if held_s >= LONG_HOLD_S else None
 
     def _widen(self) -> Callable[[], None]:
         return widen(self.cgroup.pids())
@@ -389,21 +397,9 @@ class Receiver:
         say("filled", **msgspec.structs.asdict(report))
         if self._resending is not None:
             self._resending.end()
+        if self._announcing is not None:  # should nobody else let go what is held
+            self._announcing.join(ANNOUNCED_S)
         return report
-
-    def _let_run(self) -> None:
-        """CRIU lets go. Should it die just here, the kernel lets go in its place, at the same instruction. Should it
-        hang, it is killed."""
-        assert self.criu is not None
-        hanging = threading.Timer(LET_RUN_S, self.criu.interrupt)
-        hanging.start()
-        try:
-            self.criu.advance(None)
-        except StepFailed:
-            if not Path(f"/proc/{self.criu.restored_pid}/stat").exists():
-                raise
-        finally:
-            hanging.cancel()
 
     def commit(self) -> None:
         """The file is the destination's word; the gate keeps an abort that comes at the same moment out."""

@@ -161,9 +161,10 @@ class ServicePort:
         """From now on nothing enters or leaves; the service's kernel sockets acknowledge nothing more."""
         self._set_state(service, netlink.BR_STATE_DISABLED)
 
-    def announce(self, service: str, stand_in: str = "", *, held_s: float = 0.0) -> None:
+    def announce(self, service: str, stand_in: str = "", *, held_s: float = 0.0) -> threading.Thread:
         """Say at once where the address is, and the `stand_in` of a migration: what gateways hold leaves. Then again
-        for 2 s, in case the underlay loses a frame (a repeat after the port closed goes nowhere).
+        for 3 s, in case the underlay loses a frame (a repeat after the port closed goes nowhere): by the thread that is
+        returned, which ends with its process.
 
         What leaves by an announcement does so in one go, inside the kernel's work on that frame; where links are
         virtual all that it has no room for is dropped. So what was `held_s` for long is left to the gateways' agents,
@@ -171,7 +172,9 @@ class ServicePort:
         handles, first_s = self._ready(service), 0.0 if held_s < LONG_HOLD_S else RELEASED_S
         with explained(f"announcing the address of {service}", "is the service still on this node?"):
             handles.announcer.send(also="" if first_s else stand_in)
-        threading.Thread(target=_repeat, args=(handles, stand_in, first_s), name="announce", daemon=True).start()
+        repeating = threading.Thread(target=_repeat, args=(handles, stand_in, first_s), name="announce", daemon=True)
+        repeating.start()
+        return repeating
 
     def receive_queue_bytes(self, service: str) -> int:
         """What waits in the UDP sockets' receive queues (buffer size, as the kernel counts it)."""
@@ -198,11 +201,14 @@ class ServicePort:
 
 
 def _repeat(handles: _Handles, stand_in: str, first_s: float) -> None:
+    """From `first_s` after the first announcement on with the stand-in."""
+    since_s = 0.0
     for delay_s in REPEAT_AFTER_S:
+        since_s += delay_s
         if handles.closed.wait(delay_s):
             return
         with contextlib.suppress(OSError):
-            handles.announcer.send(1, also="" if delay_s < first_s else stand_in)
+            handles.announcer.send(1, also="" if since_s < first_s else stand_in)
 
 
 def _no_ipv6() -> None:

@@ -93,8 +93,8 @@ class StreamCarrier:
 
     def last(self, images: Path) -> Carried:
         dirty = merged(self._unsent, self._tracker.scan(final=True), self._vdso)
-        beside = self._lazy and sum(part.size_bytes for part in dirty) >= self._beside_bytes()
-        if not self._behind and not self._may_follow and not beside:
+        much = self._lazy and sum(part.size_bytes for part in dirty) >= self._beside_bytes()
+        if not self._behind and not much:
             return self._send(dirty)
         awaited = restart_ranges(images)
         lazy = {ns_pid: subtract(lazy_ranges(images, ns_pid), awaited) for ns_pid in pagemap_pids(images)}
