@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from network_region import ADDRESS, SERVICE, is_open
+from network_region import ADDRESS, SERVICE, Region, is_open
 from network_talk import PORT, Echo, Talk
 
 from whimbrel.migrate import gateways
@@ -19,7 +19,7 @@ from whimbrel.network import netlink, netns
 from whimbrel.network.hold import ROUTE_OWNER, HoldTable
 from whimbrel.network.names import mac_of, stand_in
 from whimbrel.network.overlay import wait_until
-from whimbrel.network.port import LONG_HOLD_S
+from whimbrel.network.port import LONG_HOLD_S, PortInfo, ServicePort
 from whimbrel.wire.calls import RenewHold
 from whimbrel.wire.rpc import EmitEvent, RpcServer
 
@@ -151,7 +151,7 @@ def _ask_for_a_neighbour() -> None:
         sock.sendto(b"x", (NOBODY, 9))
 
 
-def _held(region):  # type: ignore[no-untyped-def]
+def _held(region: Region) -> tuple[PortInfo, ServicePort, HoldTable]:
     """A service, its node's ports, and the gateway that holds its packets."""
     info = region.create("edge-1")
     port, hold = region.ports["edge-1"], region.holds["gw-1"]
