@@ -87,7 +87,7 @@ def apply(
 
 
 def bounds_bytes(differences: int) -> tuple[int, int]:
-    """How long so many differences are, at least and at most, whoever made them: ours have half of the words."""
+    """How long so many differences are, at least and at most, whoever made them; ours stay below."""
     least_bytes = constant("LEAST_BYTES")
     return differences * least_bytes, differences * (least_bytes + PAGE_BYTES)
 
