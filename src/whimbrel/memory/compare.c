@@ -67,8 +67,8 @@ static int64_t xored(const struct page *now, const struct page *before, const ui
 
 /* How each of `count` pages crosses: `codings` become ZERO, SAME, DELTA or PACKED. `slots[i]`: which of the `copies`,
  * of which there are so many, is that of page i; any other number: there is none. The differences follow each other in
- * `differences`, with room for ROOM_BYTES a page; `sum` becomes that of the words of all DELTA pages as they are now. If
- * it `renews` them, the copies are as the pages are from now on, but not number 0, which all pages of zeros have in
+ * `differences`, with room for ROOM_BYTES a page; `sum` becomes that of the words of all DELTA pages as they are now.
+ * If it `renews` them, the copies are as the pages are from now on, but not number 0, which all pages of zeros have in
  * common. Returns the bytes of all differences. */
 int64_t compare(const struct page *pages, int64_t count, const int64_t *slots, struct page *copies, int64_t copy_count,
                 bool renews, uint8_t *codings, char *differences, uint64_t *sum)
@@ -99,8 +99,8 @@ int64_t compare(const struct page *pages, int64_t count, const int64_t *slots, s
     return end - differences;
 }
 
-/* The other way: `count` pages, made out of number `slots[i]` of the `copies` and difference i, at number `places[i]` of
- * the `pages`. False when the `size` bytes of differences are not just as many as that takes, or there is no such
+/* The other way: `count` pages, made out of number `slots[i]` of the `copies` and difference i, at number `places[i]`
+ * of the `pages`. False when the `size` bytes of differences are not just as many as that takes, or there is no such
  * copy. */
 bool apply(const char *differences, int64_t size, int64_t count, const int64_t *slots, const struct page *copies,
            int64_t copy_count, const int64_t *places, struct page *pages)
