@@ -19,6 +19,7 @@ from planning_people import application, forecast, report
 
 from fakes import PROBED_DELTA_BYTES, FakeRegion
 from live_controller import LiveController, wait_until
+from users_parts import install
 from whimbrel.controller.client import ControllerClient
 from whimbrel.controller.database import parse_database
 from whimbrel.controller.planning.book import PlanBook
@@ -29,6 +30,7 @@ from whimbrel.model.errors import BadInput, Conflict, Refused, Unreachable, Whim
 from whimbrel.model.migration import Outcome
 from whimbrel.model.node import PathStatus
 from whimbrel.model.radio import HandoverOrder, HandoverRecord, Hears, LinkState
+from whimbrel.plan import planners
 
 STATIONS = ("gw-1", "gw-2")
 _NUMBERS = itertools.count(1)
@@ -249,6 +251,58 @@ def test_users_that_ask_at_once_get_no_more_than_there_is(live: LiveController, 
         live.region.may_start.set()
         servers = [one.result(60).server for one in asked if one is not refused]
     assert sorted(servers) == ["edge-1", "edge-2", "edge-3"]
+
+
+HELD_PLANNER = """
+import time
+from dataclasses import replace
+from pathlib import Path
+from whimbrel.plan.planners.orchestrated import PLANNER as ITS
+
+HOLD, CAME = Path({hold!r}), Path({came!r})
+
+def make(observation, policy, solve):
+    with CAME.open("a") as came:
+        came.write("x")
+    while HOLD.exists():
+        time.sleep(0.01)
+    return ITS.make(observation, policy, solve)
+
+PLANNER = replace(ITS, name="held", make=make)
+"""
+
+
+def test_a_move_and_a_new_user_get_no_more_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both want the server beside gw-2, which has room for one: while one is decided the other waits."""
+    hold, came = tmp_path / "hold", tmp_path / "came"
+    text = HELD_PLANNER.format(hold=str(hold), came=str(came))
+    install(tmp_path, planners.ENTRY_POINTS, "of_a_user:PLANNER", text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with FakeRegion(STATIONS) as region, contextlib.ExitStack() as undo:
+        join_up(region)
+        live = started(region, tmp_path)
+        undo.callback(live.stop)
+        client = undo.enter_context(live.client())
+        client.offer(application(name="whole", cpus=1.0))
+        mover = undo.enter_context(Phone(live, "ue-mover"))
+        assert client.discover("ue-mover", "whole").server == "edge-1"
+        newcomer = Phone(live, "ue-new")
+        newcomer.serving = "gw-2"
+        undo.enter_context(newcomer)
+        pool = undo.enter_context(ThreadPoolExecutor())
+        undo.callback(lambda: hold.unlink(missing_ok=True))
+        hold.touch()
+        client.set_planner("held")
+        mover.forecast = forecast("gw-2", in_s=2.0)
+        wait_until(came.exists, "the planner is asked where the mover is to go")
+        asked = pool.submit(client.discover, "ue-new", "whole")
+        time.sleep(1.0)
+        assert came.read_text() == "x", "two are decided at once"
+        hold.unlink()
+        assert asked.result(60).state is SessionState.READY
+        over(client, user="ue-mover")
+        used = sorted(one.node for one in client.services())
+    assert len(used) == len(set(used)) == 2, f"each server has room for one: {used}"
 
 
 def test_a_deployment_without_an_answer_is_settled_by_what_became_of_it(

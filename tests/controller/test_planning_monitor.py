@@ -378,6 +378,8 @@ def test_lags_are_learnt_from_what_was() -> None:
     assert freeze_lags_s([*ones, held_up])[""] == pytest.approx(0.07)
     assert freeze_lags_s([*ones, *ahead])["edge-9"] == pytest.approx(0.27), "it was told 0.2 s before"
     assert freeze_lags_s([held_up]) == {}
+    late = replace(ones[0], order="uncoordinated", began_migration_unix_s=110.4)
+    assert freeze_lags_s([*ones, late, late, late])[""] == pytest.approx(0.07), "it froze when its memory was across"
 
 
 def test_the_agreed_delay() -> None:

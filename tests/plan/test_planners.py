@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from plan import small_regions as small
+from users_parts import install
 from whimbrel.model.edge import Observation, User
 from whimbrel.model.errors import BadInput
 from whimbrel.model.placement import Assignment, Plan, Policy
@@ -35,15 +36,6 @@ def test_one_that_nobody_knows_is_named() -> None:
         planner_of("best")
 
 
-def install(folder: Path, group: str, value: str) -> None:
-    """A package of a user's, as pip would leave it."""
-    (folder / "of_a_user.py").write_text(ONE_FILE)
-    information = folder / "of_a_user-1.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: of-a-user\nVersion: 1\n")
-    (information / "entry_points.txt").write_text(f"[{group}]\nmine = {value}\n")
-
-
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -63,20 +55,19 @@ def afresh() -> object:
 
 
 def test_a_users_own_planner_is_one_file_and_an_entry_point(installed: Path) -> None:
-    install(installed, planners.ENTRY_POINTS, "of_a_user:PLANNER")
+    install(installed, planners.ENTRY_POINTS, "of_a_user:PLANNER", ONE_FILE)
     assert "mine" in known()
     assert planner_of("mine").plan(small.line()).planner == "mine"
 
 
 def test_an_entry_point_that_is_no_planner_is_named(installed: Path) -> None:
-    install(installed, planners.ENTRY_POINTS, "of_a_user:ONE")
-    (installed / "of_a_user.py").write_text("ONE = 1\n")
+    install(installed, planners.ENTRY_POINTS, "of_a_user:ONE", "ONE = 1\n")
     with pytest.raises(BadInput, match=r"entry point mine of whimbrel\.planners is no Planner"):
         known()
 
 
 def test_a_planner_is_no_strategy(installed: Path) -> None:
-    install(installed, strategies.ENTRY_POINTS, "of_a_user:PLANNER")
+    install(installed, strategies.ENTRY_POINTS, "of_a_user:PLANNER", ONE_FILE)
     with pytest.raises(BadInput, match=r"whimbrel\.strategies is no Strategy"):
         strategies.known()
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from whimbrel.model.decision import Decision, DecisionState, Times
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.radio import HandoverRecord
-from whimbrel.plan.timing import interruption_s
+from whimbrel.plan.timing import Order, interruption_s
 
 
 def concluded(
@@ -81,10 +81,11 @@ def start_lag_s(decisions: Iterable[Decision]) -> float:
 
 def freeze_lags_s(decisions: Iterable[Decision]) -> dict[str, float]:
     """By how much later than it is told to each server freezes (earlier: below 0), and by "" any of them: the way of
-    the order, and what an agent does first. Of those that were not held up."""
+    the order, and what an agent does first. Of those that were not held up; and of no other order, whose freeze is the
+    moment at which the memory is across, if that is later."""
     lags: dict[str, list[float]] = {"": []}
     for one in decisions:
-        if one.began_migration_unix_s and one.migration_at_unix_s:
+        if one.order == Order.COORDINATED and one.began_migration_unix_s and one.migration_at_unix_s:
             late_s = one.began_migration_unix_s - one.migration_at_unix_s
             if abs(late_s) <= MOST_LAG_S:
                 for name in ("", one.from_server):
