@@ -226,6 +226,8 @@ def test_what_a_link_carried_is_the_median_of_its_migrations() -> None:
     carried = carried_bps([*ones, tiny, record(6, 1.0, bytes_sent=0, duration_ms=0)])
     assert carried[frozenset("ab")] == pytest.approx(90e6)
     assert carried[frozenset("ac")] == pytest.approx(5e6)
+    slow_start = record(7, 1.0, "b", "c", bytes_sent=1_200_000, duration_ms=1400)
+    assert carried_bps([slow_start]) == {}, "a small service would make a large one seem to take minutes"
     old = [record(n, 1.0) for n in range(20)]
     new = [record(n, 50.0) for n in range(10)]
     assert carried_bps(old + new)[frozenset("ab")] == pytest.approx(50e6), "links change: the last ones count"

@@ -281,8 +281,9 @@ def usual_strategy(records: Sequence[MigrationRecord], asked: str) -> str:
     return mode(came_to) if came_to else ""
 
 
-LEAST_ROUND_BYTES = float(1 << 20)
-"""Less than that fits into buffers, and says nothing of a link."""
+LEAST_ROUND_BYTES = float(8 << 20)
+"""Less than that fits into buffers, or is over before a connection over a long path has come to its speed (1.2 MB take
+1.4 s over 100 Mbit/s and 100 ms), and says nothing of a link."""
 LAST_MOVES = 10
 
 
