@@ -13,7 +13,7 @@ from whimbrel.model.errors import WhimbrelError
 
 NAMES = [
     "root", "kernel", "write tracking", "soft-dirty", "CRIU", "lazy restore", "runc", "skopeo", "umoci",
-    "nft", "network links", "link delay", "overlayfs", "control groups", "/dev/shm",
+    "rsync", "nft", "network links", "link delay", "overlayfs", "control groups", "/dev/shm",
     "Docker", "Podman", "LXC",
 ]  # fmt: skip
 

@@ -225,6 +225,7 @@ _CHECKS: tuple[tuple[str, Callable[[], Found], bool], ...] = (
     ("runc", _runc, False),
     ("skopeo", _program("skopeo", Status.FAIL, "images cannot be read"), False),
     ("umoci", _program("umoci", Status.FAIL, "images cannot be unpacked"), False),
+    ("rsync", _program("rsync", Status.WARN, "the strategies tmpfs and diskless need it"), False),
     ("nft", _program("nft", Status.WARN, "gateways with `nat` and the benchmark's baseline need it"), False),
     ("network links", _links, True),
     ("link delay", _link_delay, True),

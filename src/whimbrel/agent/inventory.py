@@ -55,6 +55,7 @@ def collect_capabilities() -> Capabilities:
         write_protect_tracking=missing_support() is None,
         soft_dirty=has_soft_dirty(),
         lazy_pages=Path("/proc/sys/vm/unprivileged_userfaultfd").exists(),
+        rsync=shutil.which("rsync") is not None,
     )
 
 

@@ -102,6 +102,8 @@ def means_of(source: Capabilities, run_dir: Path, reply: OfferReply) -> Means:
     return Means(
         tracking=source.write_protect_tracking,
         soft_dirty=source.soft_dirty,
+        rsync_here=source.rsync,
+        rsync_there=reply.capabilities.rsync,
         lazy=reply.capabilities.lazy_pages,
         stage_here_bytes=stage_room_bytes(run_dir),
         stage_there_bytes=reply.resources.stage_available_bytes,

@@ -32,7 +32,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What must agree between two nodes before a container can cross; and what strategies need: the source
-    `write_protect_tracking` or, for some, `soft_dirty` bits, the destination `lazy_pages` (see `plan.means`)."""
+    `write_protect_tracking` or, for some, `soft_dirty` bits, the destination `lazy_pages`, both `rsync` (see
+    `plan.means`)."""
 
     whimbrel: str
     machine: str
@@ -43,6 +44,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     write_protect_tracking: bool = False
     soft_dirty: bool = False
     lazy_pages: bool = False
+    rsync: bool = False
     shared: tuple[str, ...] = ()
     """Identities of the shared file systems that the node mounts, in working order."""
 

@@ -9,7 +9,9 @@ from whimbrel.model.units import format_bytes
 from whimbrel.plan.strategies import Carry, Strategy, known
 
 SHORTEST_FREEZE_FIRST = ("hybrid", "pre-copy", "diskless", "tmpfs", "delta", "post-copy", "stop-and-copy")
-"""Of those that can work the first of the same family is the nearest. `shared` is none: who has it asks for it."""
+"""Of those that can work the first of the same family is the nearest."""
+LAST_RESORT = "shared"
+"""Where none of those can: who has storage for it asks for it by name."""
 LAYERS_FACTOR = 1.25
 """What layers of images take of a service's memory: all of it, and pages written again in later rounds."""
 STAGED_HERE = frozenset({Carry.RSYNC})
@@ -21,7 +23,7 @@ class Means:
     """What two nodes have of what a strategy may need: `tracking` of writes (userfaultfd, `PAGEMAP_SCAN`) and
     `soft_dirty` bits at the source, userfaultfd for a `lazy` restore at the destination, and the room in the tmpfs in
     which images are staged, at both. `shared_problem`: why memory cannot cross over storage that both mount; empty when
-    it can."""
+    it can. `rsync_here`, `rsync_there`: whether they have that program."""
 
     tracking: bool
     soft_dirty: bool
@@ -29,6 +31,8 @@ class Means:
     stage_here_bytes: int
     stage_there_bytes: int
     shared_problem: str = ""
+    rsync_here: bool = True
+    rsync_there: bool = True
 
 
 def lacking(strategy: Strategy, means: Means, memory_bytes: int, *, here: str, there: str) -> str:
@@ -41,6 +45,9 @@ def lacking(strategy: Strategy, means: Means, memory_bytes: int, *, here: str, t
         return f"{here} cannot track writes by userfaultfd{also} (`whimbrel check` there says why)"
     if strategy.lazy and not means.lazy:
         return f"{there} cannot restore lazily, its kernel has no userfaultfd (`whimbrel check` there says more)"
+    for node, has_rsync in ((here, means.rsync_here), (there, means.rsync_there)):
+        if strategy.carry in STAGED_THERE and not has_rsync:
+            return f"there is no rsync on {node} (`whimbrel check` there says how to get it)"
     needed = int(memory_bytes * LAYERS_FACTOR)
     for node, free, stages in (
         (here, means.stage_here_bytes, STAGED_HERE),
@@ -56,12 +63,13 @@ def nearest(strategy: Strategy, means: Means, memory_bytes: int) -> Strategy | N
     streamed = strategy.carry is Carry.STREAM
     able = [
         other
-        for name in SHORTEST_FREEZE_FIRST
+        for name in (*SHORTEST_FREEZE_FIRST, LAST_RESORT)
         if name != strategy.name
         and (other := known().get(name)) is not None
         and not lacking(other, means, memory_bytes, here="", there="")
     ]
-    return next((other for other in able if (other.carry is Carry.STREAM) is streamed), able[0] if able else None)
+    alike = [other for other in able if (other.carry is Carry.STREAM) is streamed and other.name != LAST_RESORT]
+    return next(iter((*alike, *able)), None)
 
 
 def possible(
