@@ -124,7 +124,8 @@ def downtime_ms(seen: Observation, one: User, b: str, s: str) -> float:
         link = next(each for each in seen.links if {each.a, each.b} == {one.server, s})
         here, there = speeds[one.server], speeds[s]
         moved = here.checkpoint_fixed_ms + here.psi * one.sizes.checkpoint_bytes / servers[one.server].computing_power
-        moved += one.sizes.delta_bytes * 8 / link.bandwidth_bps * 1000
+        # the hold's round trip, then two beside which the delta crosses
+        moved += link.rtt_ms + max(2 * link.rtt_ms, one.sizes.delta_bytes * 8 / link.bandwidth_bps * 1000)
         moved += there.restore_fixed_ms + there.rho * one.sizes.checkpoint_bytes / servers[s].computing_power
     return max(moved, one.handover_ms if one.base_station and b != one.base_station else 0.0)
 

@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 
-from whimbrel.model.edge import Sizes, Speed
+from whimbrel.model.edge import Sizes
 from whimbrel.model.history import Form, Measured
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase, Round
 from whimbrel.plan.downtime import (
@@ -166,15 +166,26 @@ def test_the_parts_of_a_prediction() -> None:
     assert predicted.migration_ms == predicted.checkpoint_ms + predicted.transfer_ms + predicted.restore_ms
 
 
-def test_round_trips_count_while_nothing_was_learnt() -> None:
-    def migration_ms(rtt_ms: float, speed: Speed, delta_bytes: float = 0.0) -> float:
-        return predict(Sizes(delta_bytes=delta_bytes), speed, speed, source_power=1.0, destination_power=1.0,
+def test_round_trips_count_where_nothing_was_learnt() -> None:
+    def migration_ms(rtt_ms: float, delta_bytes: float = 0.0) -> float:
+        return predict(Sizes(delta_bytes=delta_bytes), UNKNOWN, UNKNOWN, source_power=1.0, destination_power=1.0,
                        bandwidth_bps=1e8, rtt_ms=rtt_ms).migration_ms  # fmt: skip
 
-    known = msgspec.structs.replace(UNKNOWN, server="a", restore_fixed_ms=400.0, samples=3)
-    assert migration_ms(100.0, UNKNOWN) == migration_ms(0.0, UNKNOWN) + 300
-    assert migration_ms(100.0, known) == migration_ms(0.0, known)
-    assert migration_ms(100.0, UNKNOWN, 5e6) == migration_ms(0.0, UNKNOWN, 5e6) + 100, "pages cross beside two of them"
+    assert migration_ms(100.0) == migration_ms(0.0) + 300
+    assert migration_ms(100.0, 5e6) == migration_ms(0.0, 5e6) + 100, "pages cross beside two of them"
+
+
+def test_what_is_learnt_over_one_path_holds_for_another() -> None:
+    """A freeze of 60 ms takes 360 over 100 ms, and 960 over the 300 ms to the cloud."""
+    near = Measured(
+        service="s", source="a", destination="b", sizes=Sizes(checkpoint_bytes=1e7, delta_bytes=1e3), bandwidth_bps=1e8,
+        checkpoint_ms=130.0, transfer_ms=0.0, restore_ms=230.0, rtt_ms=100.0,
+    )  # fmt: skip
+    left, came = learn([near] * 3, {"a": 1.0, "b": 1.0})[0]
+    for rtt_ms, wanted_ms in ((100.0, 360.0), (300.0, 960.0), (0.0, 60.0)):
+        predicted = predict(near.sizes, left, came, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8,
+                            rtt_ms=rtt_ms)  # fmt: skip
+        assert predicted.migration_ms == pytest.approx(wanted_ms, abs=0.2)
 
 
 def test_our_own_records_are_learnt_from() -> None:

@@ -20,7 +20,7 @@ class Form(StrEnum):
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One migration's times, as they were reported: nothing is checked here (`plan.downtime.sift` does).
-    `strategy` "": not known."""
+    `strategy` "": not known; `rtt_ms` between the two servers, 0 likewise."""
 
     service: str
     source: str
@@ -32,6 +32,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     restore_ms: float
     form: Form = Form.FREEZE
     strategy: str = ""
+    rtt_ms: float = 0.0
 
     @property
     def migration_ms(self) -> float:
@@ -41,12 +42,14 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """Eq. (5): T_pre-mig = checkpoint + the whole checkpoint's transfer; T_mig = checkpoint + delta's transfer +
-    restore. `samples`: from how many migrations of the two servers, the fewer of both."""
+    restore. `hidden_ms`: of the round trips, what passes beside the transfer. `samples`: from how many migrations of the
+    two servers, the fewer of both."""
 
     pre_migration_ms: float
     checkpoint_ms: float
     transfer_ms: float
     restore_ms: float
+    hidden_ms: float = 0.0
     samples: int = 0
 
     @property
@@ -56,7 +59,7 @@ class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def least_ms(self) -> float:
         """Where pages may follow the resume: T_mig without any that crosses in the freeze."""
-        return self.checkpoint_ms + self.restore_ms
+        return self.checkpoint_ms + self.restore_ms + self.hidden_ms
 
 
 class PredictionError(msgspec.Struct, frozen=True, kw_only=True):

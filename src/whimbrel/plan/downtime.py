@@ -44,7 +44,7 @@ UNKNOWN = Speed(
 """Before any migration: the fixed freeze that `plan.convergence` assumes."""
 FREEZE_ROUND_TRIPS = 3
 """And so many round trips: the hold, the way there and back, the agreement. Pages cross beside the first and the last.
-What is learnt has them in it."""
+They are the path's, not the server's: what is learnt of a server is without them."""
 
 
 def sift(history: Sequence[Measured]) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
@@ -56,6 +56,7 @@ def sift(history: Sequence[Measured]) -> tuple[tuple[Measured, ...], tuple[str, 
             ("checkpoint_ms", one.checkpoint_ms, 0.0, MOST_MS),
             ("transfer_ms", one.transfer_ms, 0.0, MOST_MS),
             ("restore_ms", one.restore_ms, 0.0, MOST_MS),
+            ("rtt_ms", one.rtt_ms, 0.0, MOST_MS),
             ("image_bytes", one.sizes.image_bytes, 0.0, MOST_BYTES),
             ("checkpoint_bytes", one.sizes.checkpoint_bytes, 0.0, MOST_BYTES),
             ("delta_bytes", one.sizes.delta_bytes, 0.0, MOST_BYTES),
@@ -125,9 +126,11 @@ class Point(NamedTuple):
 
 
 def _point(one: Measured, powers: Mapping[str, float], form: Form, *, restores: bool) -> Point:
+    rtt_ms = one.rtt_ms if form is Form.FREEZE else 0.0
     if restores:
-        return Point(_restored_bytes(one.sizes, form), powers[one.destination], one.restore_ms)
-    return Point(_checkpointed_bytes(one.sizes, form), powers[one.source], one.checkpoint_ms)
+        took_ms = max(0.0, one.restore_ms - _later_trips_ms(rtt_ms, one.transfer_ms))
+        return Point(_restored_bytes(one.sizes, form), powers[one.destination], took_ms)
+    return Point(_checkpointed_bytes(one.sizes, form), powers[one.source], max(0.0, one.checkpoint_ms - rtt_ms))
 
 
 def fit(found: Sequence[Point], *, fixed: bool) -> tuple[float, float] | None:
@@ -159,20 +162,31 @@ def predict(
     rtt_ms: float = 0.0,
     form: Form = Form.FREEZE,
 ) -> Predicted:
-    """T_pre-mig and T_mig of eq. (5), ms. `rtt_ms` between the two counts while nothing was learnt."""
+    """T_pre-mig and T_mig of eq. (5), ms. `rtt_ms` between the two: our own strategies take round trips, of which the
+    first counts with the checkpoint, the others with the restore."""
     checkpoint_ms = source.checkpoint_fixed_ms + source.psi * _checkpointed_bytes(sizes, form) / source_power
     restore_ms = destination.restore_fixed_ms + destination.rho * _restored_bytes(sizes, form) / destination_power
     transfer_ms = sizes.delta_bytes * 8e3 / bandwidth_bps
-    if msgspec.structs.replace(destination, server="") == UNKNOWN:
-        restore_ms += FREEZE_ROUND_TRIPS * rtt_ms - min(transfer_ms, (FREEZE_ROUND_TRIPS - 1) * rtt_ms)
+    hidden_ms = 0.0
+    if form is Form.FREEZE:
+        later_ms = _later_trips_ms(rtt_ms, transfer_ms)
+        checkpoint_ms += rtt_ms
+        restore_ms += later_ms
+        hidden_ms = _later_trips_ms(rtt_ms, 0.0) - later_ms
     return Predicted(
         # ours copies memory while the service runs, and needs no checkpoint for it
         pre_migration_ms=sizes.checkpoint_bytes * 8e3 / bandwidth_bps + (checkpoint_ms if form is Form.PAPER else 0.0),
         checkpoint_ms=checkpoint_ms,
         transfer_ms=transfer_ms,
         restore_ms=restore_ms,
+        hidden_ms=hidden_ms,
         samples=min(source.samples, destination.samples),
     )
+
+
+def _later_trips_ms(rtt_ms: float, transfer_ms: float) -> float:
+    """What of the round trips after the first the transfer beside them does not hide."""
+    return max(0.0, (FREEZE_ROUND_TRIPS - 1) * rtt_ms - transfer_ms)
 
 
 def prediction_error(
@@ -219,6 +233,7 @@ def _errors(history: Sequence[Measured], powers: Mapping[str, float], form: Form
             source_power=powers[one.source],
             destination_power=powers[one.destination],
             bandwidth_bps=one.bandwidth_bps,
+            rtt_ms=one.rtt_ms,
             form=form,
         )
         error = abs(predicted.migration_ms - one.migration_ms) / one.migration_ms
@@ -237,22 +252,26 @@ def _error(each: Sequence[_Each]) -> PredictionError:
     )
 
 
-def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_bps: float = 0.0) -> Measured | None:
+def measured_of(
+    record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_bps: float = 0.0, rtt_ms: float = 0.0
+) -> Measured | None:
     """What the model learns from one of our own migrations; None if it did not come to its end or had no freeze.
 
     T_mig is hold and freeze: from the hold on nobody hears the service. Pages cross beside hold, dump and restore, so
     the transfer is what eq. (5) takes it for, S_delta-lambda / B; the checkpoint is hold, stop and dump as far as that
-    leaves time for them; all else is the restore. `bandwidth_bps` 0: what the fastest round carried.
+    leaves time for them; all else is the restore, the round trips of `rtt_ms` included. A wait for a moment without
+    work is no part of it: a freeze that is timed does not wait. `bandwidth_bps`: what predictions take for the two
+    servers' link; 0: what the fastest round carried.
     """
     took_ms = {phase.name: phase.duration_ms for phase in record.phases}
     if record.outcome is not Outcome.DONE or record.freeze_ms <= 0:
         return None
-    away_ms = took_ms.get("freeze.hold", 0.0) + record.freeze_ms
+    waited_ms = took_ms.get("freeze.quiet", 0.0)
+    away_ms = max(0.0, took_ms.get("freeze.hold", 0.0) - waited_ms) + record.freeze_ms
     rates = [one.bytes_sent * 8e3 / one.duration_ms for one in record.rounds if one.duration_ms > 0]
     bandwidth_bps = bandwidth_bps or max(rates, default=0.0)
     delta_bytes = float(record.rounds[-1].bytes_sent if record.rounds else record.rss_bytes)
     transfer_ms = min(away_ms, delta_bytes * 8e3 / bandwidth_bps) if bandwidth_bps > 0 else 0.0
-    waited_ms = took_ms.get("freeze.quiet", 0.0)  # for a moment without work: no matter how much memory there is
     steps_ms = sum(took_ms.get(f"freeze.{part}", 0.0) for part in ("hold", "stop", "dump")) - waited_ms
     checkpoint_ms = min(away_ms - transfer_ms, steps_ms)
     return Measured(
@@ -269,6 +288,7 @@ def measured_of(record: MigrationRecord, *, image_bytes: float = 0.0, bandwidth_
         transfer_ms=transfer_ms,
         restore_ms=away_ms - checkpoint_ms - transfer_ms,
         strategy=record.strategy,
+        rtt_ms=rtt_ms,
     )
 
 
@@ -285,15 +305,18 @@ LEAST_ROUND_BYTES = float(8 << 20)
 """Less than that fits into buffers, or is over before a connection over a long path has come to its speed (1.2 MB take
 1.4 s over 100 Mbit/s and 100 ms), and says nothing of a link."""
 LAST_MOVES = 10
+SHARED = "shared"
 
 
 def carried_bps(records: Sequence[MigrationRecord]) -> dict[frozenset[str], float]:
     """B_ss' as it was: what rounds carried between two nodes, of both ways the median of the last migrations. `records`
-    oldest first. A pair without a round of any size is not named."""
+    oldest first. A pair without a round of any size is not named. The round of a freeze lasts from the hold to the
+    restore, whatever the link; and what crosses over storage goes another way."""
     found: dict[frozenset[str], list[float]] = {}
     for record in records:
-        rounds = [one for one in record.rounds if one.bytes_sent >= LEAST_ROUND_BYTES and one.duration_ms > 0]
-        if rounds and record.source != record.destination:
+        ahead = record.rounds[:-1] if record.freeze_ms > 0 else record.rounds
+        rounds = [one for one in ahead if one.bytes_sent >= LEAST_ROUND_BYTES and one.duration_ms > 0]
+        if rounds and record.source != record.destination and record.strategy != SHARED:
             rate_bps = sum(one.bytes_sent for one in rounds) * 8e3 / sum(one.duration_ms for one in rounds)
             if not wrong(rate_bps, 1.0, MOST_BPS):
                 found.setdefault(frozenset((record.source, record.destination)), []).append(rate_bps)

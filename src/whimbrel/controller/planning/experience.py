@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_high
 
+from whimbrel.controller.planning.monitor import links_of
 from whimbrel.controller.planning.outcome import USUAL_START_S, freeze_lags_s, start_lag_s
+from whimbrel.controller.views import NodeView
 from whimbrel.model.decision import Decision
-from whimbrel.model.edge import Speed
+from whimbrel.model.edge import Link, Speed
 from whimbrel.model.history import Measured, PredictionErrors
 from whimbrel.model.migration import MigrationRecord
 from whimbrel.plan.ahead import preparation_of
@@ -37,9 +39,9 @@ class Experience:
 
     def left_bytes(self, service: str) -> float | None:
         """What was left for the freeze the last times that this service moved; None for one that never did."""
-        sizes = [one.sizes.delta_bytes for record in self.records[-LAST_RECORDS:]
+        sizes = [one.sizes.delta_bytes for record in self.records
                  if record.service == service and (one := measured_of(record)) is not None]  # fmt: skip
-        return median_high(sizes) if sizes else None
+        return median_high(sizes[-LAST_RECORDS:]) if sizes else None
 
     def moved_bytes(self, service: str) -> float:
         """The most of its image and files that ever crossed."""
@@ -52,18 +54,33 @@ class Experience:
 
 
 def experience(
-    records: Sequence[MigrationRecord], decisions: Sequence[Decision], powers: Mapping[str, float], *, strategy: str
+    records: Sequence[MigrationRecord],
+    decisions: Sequence[Decision],
+    powers: Mapping[str, float],
+    nodes: Sequence[NodeView] = (),
+    *,
+    strategy: str,
 ) -> Experience:
-    """`records` and `decisions` oldest first; `strategy`: what is asked for."""
-    history = tuple(one for record in records if (one := measured_of(record)) is not None)
+    """`records` and `decisions` oldest first; `strategy`: what is asked for; `nodes` with the paths between them."""
+    carried = carried_bps(records)
+    links = {frozenset((link.a, link.b)): link for link in links_of(nodes, carried)}
+    history = tuple(one for record in records if (one := _measured(record, links)) is not None)
     speeds, complaints = learn(history, powers, strategy=usual_strategy(records, strategy))
     return Experience(
         records=tuple(records),
         history=history,
         powers=powers,
-        carried_bps=carried_bps(records),
+        carried_bps=carried,
         speeds=speeds,
         start_lag_s=start_lag_s(decisions),
         freeze_lags_s=freeze_lags_s(decisions),
         complaints=complaints,
     )
+
+
+def _measured(record: MigrationRecord, links: Mapping[frozenset[str], Link]) -> Measured | None:
+    """By the link as predictions take it: what is off in that is then learnt with the rest."""
+    link = links.get(frozenset((record.source, record.destination)))
+    return measured_of(record) if link is None else measured_of(
+        record, bandwidth_bps=link.bandwidth_bps, rtt_ms=link.rtt_ms
+    )  # fmt: skip

@@ -33,7 +33,6 @@ from whimbrel.controller.planning.monitor import (
     violates,
 )  # fmt: skip
 from whimbrel.controller.planning.moves import Moves, failed
-from whimbrel.controller.planning.outcome import KEPT
 from whimbrel.controller.planning.probes import Probes
 from whimbrel.controller.planning.settings import PlanningConfig, check_setting
 from whimbrel.controller.planning.taken import Sight, held, taken
@@ -251,9 +250,10 @@ class Planning:
             self._sight = Sight(tuple(views), listed.services, listed.unreachable, frozenset(ready))
             powers = {node.name: node.resources.computing_power for node in views
                       if node.resources is not None and has_power(node.resources)}  # fmt: skip
-            decisions = await asyncio.to_thread(self._book.decisions, KEPT)
+            up = [node for node in views if node.up]
+            decisions = await asyncio.to_thread(self._book.decisions, HISTORY)
             self._experience = await asyncio.to_thread(
-                experience, records[::-1], decisions[::-1], powers, strategy=self.setting.strategy
+                experience, records[::-1], decisions[::-1], powers, up, strategy=self.setting.strategy
             )
             self.moves.freeze_lags_s = self._experience.freeze_lags_s
             for text in self._experience.complaints:

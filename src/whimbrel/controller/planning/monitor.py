@@ -110,7 +110,7 @@ def region_of(
             except BadInput as error:  # one node's mistake; the others are planned with
                 unusable.append((node.name, str(error)))
     without = {name for name, _ in unusable}
-    links = _links([node for node in up if node.name not in without], carried)
+    links = links_of([node for node in up if node.name not in without], carried)
     reached = {end for link in links for end in (link.a, link.b)}
     gateways = [node.name for node in up if node.role is Role.GATEWAY and node.name in reached]
     return Region(
@@ -209,7 +209,7 @@ def _server(node: NodeView, usual_power: float, taken: Iterable[Amounts], held_b
     )
 
 
-def _links(nodes: Sequence[NodeView], carried: Mapping[frozenset[str], float]) -> tuple[Link, ...]:
+def links_of(nodes: Sequence[NodeView], carried: Mapping[frozenset[str], float]) -> tuple[Link, ...]:
     """Both ends measure a path; what either of them knows counts. A rate is what the configuration says, or less where
     migrations got less."""
     roles = {node.name: node.role for node in nodes}
