@@ -300,7 +300,8 @@ def test_a_move_and_a_new_user_get_no_more_than_there_is(tmp_path: Path, monkeyp
         assert came.read_text() == "x", "two are decided at once"
         hold.unlink()
         assert asked.result(60).state is SessionState.READY
-        over(client, user="ue-mover")
+        time.sleep(1.5)  # the mover has begun to move, or does not: who was first got the server
+        over(client, 0)
         used = sorted(one.node for one in client.services())
     assert len(used) == len(set(used)) == 2, f"each server has room for one: {used}"
 
@@ -493,6 +494,24 @@ def test_handover_and_freeze_wait_together_for_the_memory(
     assert decision.state is DecisionState.DONE, decision.error
     assert {call.id for call in agent.freezes} == {decision.migration}
     assert decision.began_handover_unix_s > planned.handover_at_unix_s
+
+
+def test_a_memory_that_is_across_sooner_than_was_thought_brings_both_forward(
+    live: LiveController, client: ControllerClient, user: str
+) -> None:
+    """Its way is thought to take minutes, longer than the handover can wait."""
+    with Phone(live, user) as phone:
+        client.discover(user, "app")
+        wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
+        for agent in live.region.agents.values():
+            agent.paths = tuple(replace(path, rate_bps=1e6 if "edge" in path.to else 1e9) for path in agent.paths)
+        wait_until(lambda: any(link.bandwidth_bps == 1e6 for link in client.observation().links), "that is known")
+        phone.forecast = forecast("gw-2", in_s=2.0, late_s=40.0)
+        (decision,) = over(client, user=user)
+    assert decision.state is DecisionState.DONE, decision.error
+    assert decision.predicted.pre_migration_ms > 100_000
+    assert decision.began_handover_unix_s - decision.made_unix_s < 20, "it has not waited as long as it can"
+    assert decision.migration_at_unix_s - decision.handover_at_unix_s < 0.5, "and the freeze comes with it"
 
 
 def test_a_migration_that_fails_is_tried_again_later_not_at_once(

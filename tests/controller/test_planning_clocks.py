@@ -120,7 +120,10 @@ async def test_a_decision_under_way_outlives_a_clock_that_is_set(
             made_unix_s=now_s, from_base_station="bs-1", base_station="bs-2", from_server="edge-1", server="edge-1",
             handover_at_unix_s=now_s + 0.3,
         )  # fmt: skip
-        await moves.begin(decision, strategy="auto", latest_handover_unix_s=now_s + 5)
+        await moves.begin(
+            decision, strategy="auto", wanted_handover_unix_s=decision.handover_at_unix_s,
+            latest_handover_unix_s=now_s + 5,
+        )  # fmt: skip
         task = moves.running["ue-1"].task
         assert task is not None
         set_clock(-HOUR_S)
@@ -153,7 +156,7 @@ async def test_a_handover_does_not_wait_for_a_migration_that_cannot_begin(told: 
         made_unix_s=now_s, from_base_station="bs-1", base_station="bs-2", from_server="edge-1", server="edge-2",
         pre_migration_at_unix_s=now_s, migration_at_unix_s=now_s + 0.2, handover_at_unix_s=now_s + 0.2,
     )  # fmt: skip
-    await moves.begin(decision, strategy="auto", latest_handover_unix_s=now_s + HOUR_S)
+    await moves.begin(decision, strategy="auto", wanted_handover_unix_s=now_s, latest_handover_unix_s=now_s + HOUR_S)
     task = moves.running["ue-1"].task
     assert task is not None
     while not port.answer("ue-1").orders:

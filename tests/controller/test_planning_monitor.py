@@ -367,19 +367,26 @@ def test_what_failed_was_not_measured() -> None:
 def test_lags_are_learnt_from_what_was() -> None:
     ones = [
         decision(
-            pre_migration_at_unix_s=100.0, began_pre_migration_unix_s=100.0 + lag,
-            migration_at_unix_s=110.0, began_migration_unix_s=110.0 + lag / 10,
+            pre_migration_at_unix_s=100.0, began_pre_migration_unix_s=100.0 + lag, handover_at_unix_s=110.0,
+            migration_at_unix_s=110.0, began_migration_unix_s=110.0 + lag / 10, freeze_ahead_ms=200.0,
         )
         for lag in (0.5, 0.7, 0.9)
     ]  # fmt: skip
-    held_up = decision(migration_at_unix_s=110.0, began_migration_unix_s=119.0)
+    held_up = replace(ones[0], began_migration_unix_s=119.0)
     assert start_lag_s(ones) == pytest.approx(0.7)
-    ahead = [replace(one, from_server="edge-9", freeze_ahead_ms=200.0) for one in ones]
-    assert freeze_lags_s([*ones, held_up])[""] == pytest.approx(0.07)
-    assert freeze_lags_s([*ones, *ahead])["edge-9"] == pytest.approx(0.27), "it was told 0.2 s before"
+    sooner = [replace(one, from_server="edge-9", freeze_ahead_ms=300.0) for one in ones]
+    assert freeze_lags_s([*ones, held_up])[""] == pytest.approx(0.27), "it was told 0.2 s before"
+    assert freeze_lags_s([*ones, *sooner])["edge-9"] == pytest.approx(0.37)
     assert freeze_lags_s([held_up]) == {}
-    late = replace(ones[0], order="uncoordinated", began_migration_unix_s=110.4)
-    assert freeze_lags_s([*ones, late, late, late])[""] == pytest.approx(0.07), "it froze when its memory was across"
+
+
+@pytest.mark.parametrize(
+    "other", [{"order": "uncoordinated"}, {"handover_at_unix_s": 0.0}, {"freeze_ahead_ms": 0.0}], ids=str
+)
+def test_who_froze_when_its_memory_was_across_tells_nothing_of_lags(other: dict[str, Any]) -> None:
+    """One under another order, one without a handover to be in time for, one that was not ready when it was told."""
+    values = {"handover_at_unix_s": 110.0, "migration_at_unix_s": 110.0, "began_migration_unix_s": 110.4}
+    assert freeze_lags_s([decision(**(values | {"freeze_ahead_ms": 200.0} | other))] * 3) == {}
 
 
 def test_the_agreed_delay() -> None:

@@ -42,8 +42,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 class Predicted(msgspec.Struct, frozen=True, kw_only=True):
     """Eq. (5): T_pre-mig = checkpoint + the whole checkpoint's transfer; T_mig = checkpoint + delta's transfer +
-    restore. `hidden_ms`: of the round trips, what passes beside the transfer. `samples`: from how many migrations of the
-    two servers, the fewer of both."""
+    restore. `hidden_ms`: of the round trips, what passes beside the transfer. `samples`: from how many migrations of
+    the two servers, the fewer of both."""
 
     pre_migration_ms: float
     checkpoint_ms: float

@@ -323,7 +323,12 @@ class Planning:
         )
         if wish.due is None:
             self._own_wish[user] = decision.id
-        await self.moves.begin(decision, strategy=self.setting.strategy, latest_handover_unix_s=now_s + wish.latest_s)
+        await self.moves.begin(
+            decision,
+            strategy=self.setting.strategy,
+            wanted_handover_unix_s=now_s + (wish.due.in_s if wish.due is not None else 0.0),
+            latest_handover_unix_s=now_s + wish.latest_s,
+        )
 
     async def _over(self, decision: Decision) -> None:
         """A decision was carried out, or was not."""
@@ -332,6 +337,7 @@ class Planning:
             self._failures[decision.user] = (count, time.monotonic() + min(MOST_RETRY_S, RETRY_S * 2 ** (count - 1)))
         elif decision.migrates:  # a handover alone says nothing of its service
             self._failures.pop(decision.user, None)
+            self.users.moved(decision.user)
         await self._safely("the monitor", self.look())
         self._own_wish.pop(decision.user, None)
         session = self.deployment.sessions.get(decision.user)

@@ -35,6 +35,8 @@ from whimbrel.plan.timing import MARGIN, Order
 WAIT_STEP_S = 0.1
 POSTPONED_S = 0.5
 """By so much a handover is put off whose memory is not across."""
+WORTH_S = 0.2
+"""By so much sooner, and not less, a handover is brought forward."""
 HANDOVER_TIMEOUT_S = 10.0
 FORGOTTEN_S = 3.0
 """A forecast that is gone for so long will not come true."""
@@ -47,10 +49,12 @@ Decided = Callable[[Decision], None]
 
 @dataclass
 class Move:
-    """One decision under way. `ready`: the freeze can be when it is wanted; `frozen`: it has begun."""
+    """One decision under way. The radio wants the handover at one time, and can wait until another. `ready`: the freeze
+    can be when it is wanted; `frozen`: it has begun."""
 
     decision: Decision
     strategy: str
+    wanted_handover_unix_s: float
     latest_handover_unix_s: float
     ready: bool = False
     frozen: bool = False
@@ -73,11 +77,14 @@ class Moves:
         self.listeners: list[Decided] = []
         self.freeze_lags_s: Mapping[str, float] = {}  # by how much later than told a server freezes; "": any
 
-    async def begin(self, decision: Decision, *, strategy: str, latest_handover_unix_s: float) -> None:
+    async def begin(
+        self, decision: Decision, *, strategy: str, wanted_handover_unix_s: float, latest_handover_unix_s: float
+    ) -> None:
         """Write it down and start. Raises Unreachable when the database is away: then nothing was begun."""
         if decision.user in self.running:
             raise Conflict(f"a decision for user {decision.user} is being carried out: wait for its end")
-        move = self.running[decision.user] = Move(decision, strategy, latest_handover_unix_s)
+        move = Move(decision, strategy, wanted_handover_unix_s, latest_handover_unix_s)
+        self.running[decision.user] = move
         try:
             await asyncio.to_thread(self._book.put_decision, decision)
         except BaseException:
@@ -96,7 +103,7 @@ class Moves:
         for decision in await asyncio.to_thread(self._book.unfinished):
             if decision.user in self.running:
                 continue
-            move = self.running[decision.user] = Move(decision, "", 0.0)
+            move = self.running[decision.user] = Move(decision, "", 0.0, 0.0)
             move.task = asyncio.create_task(self._settle(move), name=f"settle {decision.id}")
 
     async def close(self) -> None:
@@ -171,7 +178,8 @@ class Moves:
             freeze_at_unix_s=decision.migration_at_unix_s - lag_s + set_by_s,
             by=(decision.from_base_station, decision.base_station),
         )
-        move.decision = replace(move.decision, migration=record.id, freeze_ahead_ms=round(lag_s * 1e3, 3))
+        ahead_s = 0.0 if together else lag_s  # where both come together, the last word tells
+        move.decision = replace(move.decision, migration=record.id, freeze_ahead_ms=round(ahead_s * 1e3, 3))
         await asyncio.to_thread(self._book.put_decision, move.decision)
         async for event in await self._migrations.events(record.id):
             if event.progress is not None:
@@ -189,7 +197,8 @@ class Moves:
         told = self._users.handed_over(decision.id)
         try:
             self._order(move, at_s)
-            if decision.migrates and decision.migration_at_unix_s - NOTICE_S <= at_s:
+            together = decision.order == Order.COORDINATED
+            if decision.migrates and (together or decision.migration_at_unix_s - NOTICE_S <= at_s):
                 at_s = await self._with_the_migration(move, at_s)
             async with asyncio.timeout(max(0.0, move.clock.left_s(at_s)) + HANDOVER_TIMEOUT_S):
                 while not told.done():
@@ -206,22 +215,40 @@ class Moves:
             self._users.wait_no_more(decision.id)
 
     async def _with_the_migration(self, move: Move, at_s: float) -> float:
-        """The handover waits for a memory that is not across yet, as long as it may, and the freeze with it; returns
-        its time. The freeze is told last: its way to the agent is always the same then."""
+        """The handover waits for a memory that is not across yet, as long as it may, and the freeze with it; one that
+        is across sooner than was thought brings both forward. Returns the handover's time. The freeze is told last:
+        its way to the agent is always the same then."""
         clock = move.clock
-        after_s = move.decision.migration_at_unix_s - move.decision.handover_at_unix_s
+        after_s = _freeze_after_s(move.decision)
         while True:
-            await clock.until(at_s - NOTICE_S)
+            at_s = await self._until_due(move, at_s, after_s)
             last = move.ready or move.cancelled or clock.left_s(move.latest_handover_unix_s) <= NOTICE_S
             if not last:
                 at_s = clock.now_unix_s() + NOTICE_S + POSTPONED_S
-                move.decision = replace(move.decision, handover_at_unix_s=at_s, migration_at_unix_s=at_s + after_s)
-                self._order(move, at_s)
+                self._put_at(move, at_s, after_s)
             if move.decision.migration and not move.cancelled and not move.frozen:
                 with contextlib.suppress(WhimbrelError):  # then the agent keeps to what it was told before
                     await self._tell_freeze(move, at_s + after_s)
             if last:
                 return at_s
+
+    async def _until_due(self, move: Move, at_s: float, after_s: float) -> float:
+        """Until the last order for a handover at `at_s` must go out, or for a sooner one: of a memory that is across
+        when the radio wants it already. Returns the handover's time."""
+        clock = move.clock
+        wanted_s = move.wanted_handover_unix_s
+        while (left_s := clock.left_s(at_s - NOTICE_S)) > 0:
+            sooner_s = max(clock.now_unix_s() + NOTICE_S, wanted_s)
+            if move.ready and not move.cancelled and sooner_s < at_s - WORTH_S:
+                self._put_at(move, sooner_s, after_s)
+                at_s = sooner_s
+            else:
+                await asyncio.sleep(min(left_s, WAIT_STEP_S))
+        return at_s
+
+    def _put_at(self, move: Move, at_s: float, after_s: float) -> None:
+        move.decision = replace(move.decision, handover_at_unix_s=at_s, migration_at_unix_s=at_s + after_s)
+        self._order(move, at_s)
 
     async def _tell_freeze(self, move: Move, at_s: float) -> None:
         """Where nobody knows yet how late this server freezes, the way there and back of the order tells."""
@@ -232,7 +259,7 @@ class Moves:
         if told and not known:
             lag_s = (clock.now_unix_s() - began_s) / 2
             await self._migrations.freeze_in(migration, (clock.left_s(at_s) - lag_s) * 1e3)
-        if told:
+        if told and move.ready:  # else it freezes when its memory is across, and nobody learns from that
             move.decision = replace(move.decision, freeze_ahead_ms=round(lag_s * 1e3, 3))
 
     def _freeze_lag_s(self, decision: Decision) -> float:
@@ -318,6 +345,15 @@ class Moves:
 
 def failed(decision: Decision) -> bool:
     return decision.state is DecisionState.FAILED
+
+
+def _freeze_after_s(decision: Decision) -> float:
+    """From the handover's beginning: as it was decided; and no later than in its middle, where both are to come
+    together, though the memory was thought to take longer than the handover can wait."""
+    after_s = decision.migration_at_unix_s - decision.handover_at_unix_s
+    if decision.order != Order.COORDINATED:
+        return after_s
+    return min(after_s, (decision.predicted.handover_ms - decision.predicted.migration_ms) / 2e3)
 
 
 def _stay(decision: Decision) -> HandoverOrder:

@@ -81,11 +81,11 @@ def start_lag_s(decisions: Iterable[Decision]) -> float:
 
 def freeze_lags_s(decisions: Iterable[Decision]) -> dict[str, float]:
     """By how much later than it is told to each server freezes (earlier: below 0), and by "" any of them: the way of
-    the order, and what an agent does first. Of those that were not held up; and of no other order, whose freeze is the
-    moment at which the memory is across, if that is later."""
+    the order, and what an agent does first. Of those that were told when all was ready, and not held up: any other
+    freezes when its memory is across."""
     lags: dict[str, list[float]] = {"": []}
     for one in decisions:
-        if one.order == Order.COORDINATED and one.began_migration_unix_s and one.migration_at_unix_s:
+        if one.order == Order.COORDINATED and one.handover_at_unix_s and one.freeze_ahead_ms:
             late_s = one.began_migration_unix_s - one.migration_at_unix_s
             if abs(late_s) <= MOST_LAG_S:
                 for name in ("", one.from_server):

@@ -164,6 +164,12 @@ class Users:
                 self._complaints.tell(("vanished", name), "a user vanished: its service stays where it is", user=name)
         return found
 
+    def moved(self, user: str) -> None:
+        """Its service is on another server: what it took on the last one says nothing of this one."""
+        if (state := self._states.get(user)) is not None:
+            state.processing_ms.clear()
+            state.delays_ms.clear()
+
     def remove(self, user: str) -> None:
         self._states.pop(user, None)
         self._vanished.discard(user)
