@@ -420,12 +420,19 @@ def test_a_handover_of_the_planners_own_is_coordinated_too(
         wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
         phone.other_dbm = -40.0
         wait_until(lambda: "-40" in str(client.observation().users[0].signals), "another one is heard better")
+        agent = live.region.agents["edge-1"]
+        agent.ready = False
+        live.region.go.clear()
         client.set_planner(paused=False)
+        wait_until(lambda: client.decisions(user=user), "it is decided")
+        planned = client.decisions(user=user)[-1]
+        agent.ready = True
+        live.region.go.set()
         decision = over(client, user=user)[-1]
         assert decision.state is DecisionState.DONE, decision.error
         assert (decision.base_station, decision.server, decision.order) == ("gw-2", "edge-2", "coordinated")
         assert decision.predicted.pre_migration_ms > 4000, "longer than a forecast that is gone is waited for"
-        assert decision.handover_at_unix_s > decision.made_unix_s + decision.predicted.pre_migration_ms / 1e3
+        assert planned.handover_at_unix_s > planned.made_unix_s + planned.predicted.pre_migration_ms / 1e3
         times = decision.predicted
         assert times.interruption_ms == max(times.migration_ms, times.handover_ms), "not their sum"
 

@@ -14,13 +14,14 @@ from whimbrel.controller.planning.decide import NOTICE_S, Wish, begins_at_s, dec
 from whimbrel.controller.planning.due import LONG_PATIENCE_S, PATIENCE_S, due_of, patience_s
 from whimbrel.controller.planning.monitor import UNKNOWN_RATE_BPS, Person, observe, region_of, violates
 from whimbrel.controller.planning.outcome import concluded, freeze_lags_s, frozen, start_lag_s
+from whimbrel.controller.planning.users import Users
 from whimbrel.controller.views import NodeView
 from whimbrel.model.decision import Decision, DecisionState
 from whimbrel.model.edge import Amounts, BaseStation, Observation
 from whimbrel.model.migration import MigrationRecord, Outcome, Phase
 from whimbrel.model.node import PathStatus, Resources
 from whimbrel.model.placement import Assignment
-from whimbrel.model.radio import HandoverRecord, Hears, LinkState
+from whimbrel.model.radio import DelayFigures, HandoverRecord, Hears, LinkState
 from whimbrel.plan.planners import planner_of
 from whimbrel.plan.timing import Order
 
@@ -393,3 +394,17 @@ def test_the_agreed_delay() -> None:
     assert violates(50.1, 50.0)
     assert not violates(None, 50.0)
     assert not violates(1e9, 0.0), "nothing was agreed"
+
+
+def test_what_a_service_took_on_its_last_server_says_nothing_of_the_next() -> None:
+    users = Users()
+    delay = DelayFigures(requests=2, lost=0, mean_ms=50.0, p50_ms=50.0, max_ms=60.0, processing_ms=40.0)
+    users.take("ue-1", report(delay=delay))
+    state = users.get("ue-1")
+    assert state is not None
+    assert (list(state.processing_ms), list(state.delays_ms)) == ([40.0], [50.0])
+    users.moved("ue-1")
+    users.moved("nobody")
+    assert not state.processing_ms
+    assert not state.delays_ms
+    assert state.delay_ms == 50.0, "what is shown goes on until the next report"
