@@ -79,6 +79,7 @@ class Migration:
     verdict: Verdict = field(default_factory=Verdict)
     freeze_begun: bool = False
     _freeze_at_s: float = 0.0
+    _freeze_moved: asyncio.Event = field(default_factory=asyncio.Event)
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: bool = False
     _undoing: bool = False
@@ -121,7 +122,15 @@ class Migration:
         """The freeze is due in so long; False when it has begun."""
         if not self.freeze_begun:
             self._freeze_at_s = time.monotonic() + in_ms / 1e3
+            self._freeze_moved.set()
         return not self.freeze_begun
+
+    async def wait_for_freeze(self, most_ms: float) -> None:
+        """For so long, or until its time is moved: it may be sooner now."""
+        self._freeze_moved.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(most_ms / 1e3):
+                await self._freeze_moved.wait()
 
     def cancel(self) -> bool:
         """Ask for the end; False when it is too late. Whoever holds the gate at the commit wins."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from whimbrel.migrate.carriers.base import Carried
 from whimbrel.migrate.choosing import third_choice
 from whimbrel.migrate.job import Migration
@@ -56,7 +54,7 @@ async def _keep_fresh(job: Migration, parts: Parts, facts: list[RoundFacts], lim
     that, the last tells."""
     job.emit(Progress(migration=job.request.id, phase="rounds", detail="ready for the freeze", ready=True))
     while (left_ms := _time_left_ms(job, predicted_freeze_ms(facts, limits)) - facts[-1].duration_ms) > 0:
-        await asyncio.sleep(min(left_ms, REFRESH_MS) / 1e3)
+        await job.wait_for_freeze(min(left_ms, REFRESH_MS))
         facts.append(await _one_round(job, parts, len(facts) + 1))
 
 
@@ -76,7 +74,7 @@ async def until_handover(job: Migration, lead_ms: float) -> None:
     while (left_ms := _time_left_ms(job, lead_ms)) > 0:
         told = f"freeze in {left_ms / 1e3:.1f} s"
         job.emit(Progress(migration=job.request.id, phase="rounds", detail=told, ready=True))
-        await asyncio.sleep(min(left_ms, LOOK_MS) / 1e3)
+        await job.wait_for_freeze(min(left_ms, LOOK_MS))
     job.freeze_begun = True
 
 

@@ -35,6 +35,8 @@ from whimbrel.plan.timing import MARGIN, Order
 WAIT_STEP_S = 0.1
 POSTPONED_S = 0.5
 """By so much a handover is put off whose memory is not across."""
+REFRESH_S = 1.0
+"""So long a round may take that keeps the destination fresh, and that has just begun."""
 WORTH_S = 0.2
 """By so much sooner, and not less, a handover is brought forward."""
 HANDOVER_TIMEOUT_S = 10.0
@@ -178,8 +180,7 @@ class Moves:
             freeze_at_unix_s=decision.migration_at_unix_s - lag_s + set_by_s,
             by=(decision.from_base_station, decision.base_station),
         )
-        ahead_s = 0.0 if together else lag_s  # where both come together, the last word tells
-        move.decision = replace(move.decision, migration=record.id, freeze_ahead_ms=round(ahead_s * 1e3, 3))
+        move.decision = replace(move.decision, migration=record.id, freeze_ahead_ms=round(lag_s * 1e3, 3))
         await asyncio.to_thread(self._book.put_decision, move.decision)
         async for event in await self._migrations.events(record.id):
             if event.progress is not None:
@@ -238,10 +239,13 @@ class Moves:
         clock = move.clock
         wanted_s = move.wanted_handover_unix_s
         while (left_s := clock.left_s(at_s - NOTICE_S)) > 0:
-            sooner_s = max(clock.now_unix_s() + NOTICE_S, wanted_s)
+            sooner_s = max(clock.now_unix_s() + NOTICE_S + REFRESH_S, wanted_s)
             if move.ready and not move.cancelled and sooner_s < at_s - WORTH_S:
                 self._put_at(move, sooner_s, after_s)
                 at_s = sooner_s
+                if move.decision.migration and not move.frozen:  # at once, or it begins another round
+                    with contextlib.suppress(WhimbrelError):
+                        await self._tell_freeze(move, at_s + after_s)
             else:
                 await asyncio.sleep(min(left_s, WAIT_STEP_S))
         return at_s
@@ -259,7 +263,7 @@ class Moves:
         if told and not known:
             lag_s = (clock.now_unix_s() - began_s) / 2
             await self._migrations.freeze_in(migration, (clock.left_s(at_s) - lag_s) * 1e3)
-        if told and move.ready:  # else it freezes when its memory is across, and nobody learns from that
+        if told:
             move.decision = replace(move.decision, freeze_ahead_ms=round(lag_s * 1e3, 3))
 
     def _freeze_lag_s(self, decision: Decision) -> float:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from whimbrel.model.decision import Decision, DecisionState, Times
 from whimbrel.model.migration import MigrationRecord, Outcome
 from whimbrel.model.radio import HandoverRecord
-from whimbrel.plan.timing import Order, interruption_s
+from whimbrel.plan.timing import interruption_s
 
 
 def concluded(
@@ -81,13 +81,17 @@ def start_lag_s(decisions: Iterable[Decision]) -> float:
 
 def freeze_lags_s(decisions: Iterable[Decision]) -> dict[str, float]:
     """By how much later than it is told to each server freezes (earlier: below 0), and by "" any of them: the way of
-    the order, and what an agent does first. Of those that were told when all was ready, and not held up: any other
-    freezes when its memory is across."""
+    the order, and what an agent does first. Who waits for its memory freezes later than that, never sooner: so it is
+    the lower quartile."""
     lags: dict[str, list[float]] = {"": []}
     for one in decisions:
-        if one.order == Order.COORDINATED and one.handover_at_unix_s and one.freeze_ahead_ms:
+        if one.began_migration_unix_s and one.migration_at_unix_s:
             late_s = one.began_migration_unix_s - one.migration_at_unix_s
             if abs(late_s) <= MOST_LAG_S:
                 for name in ("", one.from_server):
                     lags.setdefault(name, []).append(late_s + one.freeze_ahead_ms / 1e3)
-    return {name: median(each[-KEPT:]) for name, each in lags.items() if each}
+    return {name: _lower_quartile(each[-KEPT:]) for name, each in lags.items() if each}
+
+
+def _lower_quartile(found: list[float]) -> float:
+    return sorted(found)[(len(found) - 1) // 4]
