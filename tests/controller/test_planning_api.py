@@ -122,6 +122,8 @@ def live(shared: LiveController) -> Iterator[LiveController]:
         client.offer(application(cpus=0.5))
         yield shared
         shared.region.go.set()
+        client.set_planner(paused=True)  # or it moves somebody once more
+        time.sleep(0.1)  # a plan that was just being made
         over(client, 0)
         for user in client.users():
             client.remove_user(user.user)
