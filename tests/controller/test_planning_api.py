@@ -378,11 +378,16 @@ def delta_bytes(client: ControllerClient) -> list[float]:
     return [user.sizes.delta_bytes for user in client.observation().users]
 
 
+def discover_probed(client: ControllerClient, user: str) -> None:
+    """The user has the application, and what its freeze would carry is probed."""
+    client.discover(user, "app")
+    wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
+
+
 # --- the loop -------------------------------------------------------------------------------------------------
 def test_a_forecast_handover_takes_the_service_along(live: LiveController, client: ControllerClient, user: str) -> None:
     with Phone(live, user) as phone:
-        client.discover(user, "app")
-        wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
+        discover_probed(client, user)
         log = live.log.read_text().splitlines()
         assert not any("could not be probed" in line and f"app-{user}" in line for line in log), "not before it runs"
         phone.forecast = forecast("gw-2", in_s=2.0)
@@ -489,8 +494,7 @@ def test_handover_and_freeze_wait_together_for_the_memory(
 ) -> None:
     """Its way is thought to be quick, and the memory is not across when the handover was to be."""
     with Phone(live, user) as phone:
-        client.discover(user, "app")
-        wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
+        discover_probed(client, user)
         agent = live.region.agents["edge-1"]
         live.region.go.clear()
         agent.ready = False
@@ -510,8 +514,7 @@ def test_a_memory_that_is_across_sooner_than_was_thought_brings_both_forward(
 ) -> None:
     """Its way is thought to take minutes, longer than the handover can wait."""
     with Phone(live, user) as phone:
-        client.discover(user, "app")
-        wait_until(lambda: delta_bytes(client) == [PROBED_DELTA_BYTES], "what its freeze would carry is probed")
+        discover_probed(client, user)
         for agent in live.region.agents.values():
             agent.paths = tuple(replace(path, rate_bps=1e6 if "edge" in path.to else 1e9) for path in agent.paths)
         wait_until(lambda: any(link.bandwidth_bps == 1e6 for link in client.observation().links), "that is known")

@@ -219,6 +219,9 @@ def test_what_crosses_beside_hold_and_restore_counts_once() -> None:
     one = measured_of(record)
     assert one is not None
     assert one.migration_ms == pytest.approx(700)
+    waited = [Phase(name=n, start_ms=0, duration_ms=100 + d if n == "freeze.hold" else d) for n, d in phases]
+    waited.append(Phase(name="freeze.quiet", start_ms=0, duration_ms=100))
+    assert measured_of(msgspec.structs.replace(record, phases=tuple(waited))) == one, "a timed freeze does not wait"
     powers = {"a": 1.0, "b": 1.0}
     left, came = learn([one], powers)[0]
     predicted = predict(one.sizes, left, came, source_power=1.0, destination_power=1.0, bandwidth_bps=1e8)
@@ -239,6 +242,9 @@ def test_what_a_link_carried_is_the_median_of_its_migrations() -> None:
     assert carried[frozenset("ac")] == pytest.approx(5e6)
     slow_start = record(7, 1.0, "b", "c", bytes_sent=1_200_000, duration_ms=1400)
     assert carried_bps([slow_start]) == {}, "a small service would make a large one seem to take minutes"
+    frozen = msgspec.structs.replace(record(8, 2.0, "b", "c"), freeze_ms=6000.0)
+    assert carried_bps([frozen]) == {}, "a freeze's round lasts from the hold to the restore"
+    assert carried_bps([msgspec.structs.replace(record(9, 2.0, "b", "c"), strategy="shared")]) == {}, "over storage"
     old = [record(n, 1.0) for n in range(20)]
     new = [record(n, 50.0) for n in range(10)]
     assert carried_bps(old + new)[frozenset("ab")] == pytest.approx(50e6), "links change: the last ones count"
